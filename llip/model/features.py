@@ -1,0 +1,51 @@
+"""What the towers give and the pair scores take: plain tuples of tensors that share the batch as their first axis.
+
+Axes: B images or captions · M heads · K tokens · E width of a head · D = M·E width of the compared space.
+
+| head | image side | text side |
+| --- | --- | --- |
+| class_token, register, mean, learned_query | Pooled | Pooled |
+| text_query (Llip) | Mixture | Query |
+| image_query | Query | Mixture |
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Pooled(NamedTuple):
+    """One vector a sample, not normalised."""
+
+    vector_BD: Tensor
+
+
+class Mixture(NamedTuple):
+    """Keys and values of the tokens that the other side's query mixes; the values before the output projection."""
+
+    key_BMKE: Tensor
+    value_BMKE: Tensor
+
+
+class Query(NamedTuple):
+    """What mixes the other side's tokens (raw: the temperature is not applied), and the target it is compared with."""
+
+    query_BME: Tensor
+    target_BD: Tensor
+
+
+ImageFeatures = Pooled | Mixture | Query
+TextFeatures = Pooled | Mixture | Query
+Features = TypeVar("Features", Pooled, Mixture, Query)
+
+
+def batch_slice(features: Features, rows: slice) -> Features:
+    """The same features of some of the samples."""
+    return type(features)(*(tensor[rows] for tensor in features))
+
+
+def concatenate(parts: Sequence[Features]) -> Features:
+    """The features of several batches as one."""
+    return type(parts[0])(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

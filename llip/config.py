@@ -1,6 +1,6 @@
 """Configuration of a model and of a training run: frozen, keyword-only dataclasses, checked on construction.
 
-A configuration is plain data. It goes to JSON with `to_dict` and comes back with `from_dict`, which refuses unknown keys.
+A configuration is plain data: `to_dict` makes it JSON, and `from_dict` reads it back and refuses unknown keys.
 """
 
 import dataclasses
@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Head = Literal["class_token", "register", "mean", "learned_query", "text_query", "image_query"]
-"""How the outputs of a tower become the feature that is compared (Llip, section 3, and the ablation of what its gain is made of).
+"""How the outputs of a tower become the feature that is compared (Llip, section 3, and the ablation of its gain).
 
-`class_token` one token, projected: CLIP and SigLIP · `register` K tokens, only the first is kept · `mean` uniform mixture of K tokens ·
-`learned_query` mixture by a learned query shared by all captions · `text_query` mixture by the caption: Llip ·
-`image_query` Llip mirrored: K tokens on the text side, mixed by the image.
+- `class_token`: one token, projected (CLIP and SigLIP)
+- `register`: K tokens, only the first is kept
+- `mean`: uniform mixture of K tokens
+- `learned_query`: mixture by a learned query that all captions share
+- `text_query`: mixture by the caption (Llip)
+- `image_query`: Llip mirrored, K tokens on the text side, mixed by the image
 """
 
 MIXTURE_HEADS: tuple[Head, ...] = ("mean", "learned_query", "text_query", "image_query")
@@ -213,7 +216,7 @@ class DataConfig:
     captions_per_image: int = 1
     """Captions of an image in one step; the loss is the mean over them."""
     lanes: int = 1024
-    """Streams that a global batch is drawn from equally (a power of two). World sizes that divide it give the same batches."""
+    """Streams (a power of two) that a global batch draws from equally: world sizes that divide it see the same batches."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area of the random crop, as a share of the image."""
     threads: int = 8
@@ -290,7 +293,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """A configuration from nested dictionaries. Raises ValueError for an unknown key, naming it and those that exist."""
+    """A configuration from nested dictionaries. Raises ValueError for an unknown key, naming those that exist."""
     where = where or kind.__name__
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -129,7 +129,7 @@ def llip(size: str, tokens: int) -> TrainingConfig:
     """Llip: K mixture tokens, mixed by each caption, sigmoid loss over all pairs.
 
     `python pipelines/pretrain.py --recipe llip_b32_k64 --pool s3://bucket/pool --workers 128`
-    The paper's ImageNet zero-shot accuracy: B/32 70.4 (K=64), B/16 75.3 (K=64), L/14 80.9 (K=32), H/14 82.7 (K=64), G/14 83.5 (K=64).
+    The paper's ImageNet zero-shot accuracy: L/14 80.9 with K=32; with K=64 B/32 70.4, B/16 75.3, H/14 82.7, bigG/14 83.5.
     """
     return mixture("text_query", size, tokens)
 
@@ -137,7 +137,7 @@ def llip(size: str, tokens: int) -> TrainingConfig:
 def mixture(kind: Head, size: str, tokens: int) -> TrainingConfig:
     """Llip and the models that its gain is made of.
 
-    The paper's ImageNet accuracy, B/32 with K=64: `register` 67.2, `mean` 68.6, `learned_query` 68.8, `text_query` 70.4.
+    The paper's ImageNet accuracy at B/32, K=64: `register` 67.2, `mean` 68.6, `learned_query` 68.8, `text_query` 70.4.
 
     `python pipelines/pretrain.py --recipe mean_b32_k64 --pool s3://bucket/pool --workers 128`
     `image_query`, tokens on the text side mixed by the image, is a question that the paper leaves open.

@@ -1,4 +1,7 @@
-"""Files and folders named by a URI: a local path or `s3://bucket/key`. Writes are atomic: a reader sees the old file, the new one, or none."""
+"""Files and folders named by a URI: a local path or `s3://bucket/key`.
+
+Writes are atomic: a reader sees the old file, the new one, or none.
+"""
 
 import json
 import os
@@ -37,7 +40,7 @@ def exists(uri: str) -> bool:
 
 
 def listing(uri: str, suffix: str = "") -> list[str]:
-    """Sorted URIs of the files under a folder, at any depth, whose name ends with `suffix`. Empty where there is no such folder."""
+    """Sorted URIs of the files at any depth under a folder whose names end with `suffix`; empty without the folder."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     found = sorted(p for p in fs.find(path) if p.endswith(suffix)) if fs.exists(path) else []

@@ -11,7 +11,10 @@ Settings = TypeVar("Settings")
 
 
 def run(settings: type[Settings], main: Callable[[Settings], object], description: str) -> None:
-    """Parse the command line into `settings` and call `main`. What the user can mend ends with exit code 2 and one line that says how."""
+    """Parse the command line into `settings` and call `main`.
+
+    What the user can mend ends with exit code 2 and one line that says how.
+    """
     try:
         main(tyro.cli(settings, description=description))
     except ValueError as error:

@@ -67,11 +67,9 @@ def read(folder: str, kind: str) -> Manifest:
 
 
 def is_done(folder: str, kind: str, config: dict[str, Any]) -> bool:
-    """Whether a stage has nothing left to do. Raises ValueError where the folder holds the result of other settings, naming them."""
+    """Whether a stage has nothing left to do. Raises ValueError, naming them, where the folder is of other settings."""
     if not storage.exists(storage.join(folder, NAME)):
         return False
     if changed := differences(read(folder, kind).config, config):
-        raise ValueError(
-            f"{folder} was made with other settings ({'; '.join(changed)}); choose another output folder or remove this one"
-        )
+        raise ValueError(f"{folder} was made with other settings ({'; '.join(changed)}): choose another or remove it")
     return True

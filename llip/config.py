@@ -216,7 +216,7 @@ class DataConfig:
     captions_per_image: int = 1
     """Captions of an image in one step; the loss is the mean over them."""
     lanes: int = 1024
-    """Streams (a power of two) that a global batch draws from equally: world sizes that divide it see the same batches."""
+    """Streams (a power of two) that a batch draws from equally; world sizes that divide it see the same batches."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area of the random crop, as a share of the image."""
     threads: int = 8

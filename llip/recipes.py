@@ -5,8 +5,8 @@ A new size is one more entry of SIZES; a new family is one more function, regist
 
 import difflib
 from collections.abc import Callable
-from functools import partial
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llip.config import (
     DataConfig,
@@ -129,7 +129,7 @@ def llip(size: str, tokens: int) -> TrainingConfig:
     """Llip: K mixture tokens, mixed by each caption, sigmoid loss over all pairs.
 
     `python pipelines/pretrain.py --recipe llip_b32_k64 --pool s3://bucket/pool --workers 128`
-    The paper's ImageNet zero-shot accuracy: L/14 80.9 with K=32; with K=64 B/32 70.4, B/16 75.3, H/14 82.7, bigG/14 83.5.
+    The paper's ImageNet accuracy: L/14 80.9 with K=32; with K=64 B/32 70.4, B/16 75.3, H/14 82.7, bigG/14 83.5.
     """
     return mixture("text_query", size, tokens)
 

@@ -3,7 +3,7 @@
 | task | columns | meaning |
 | --- | --- | --- |
 | classification | `image`, `label` | `label` indexes `classes`; a prompt is a template, its `{}` a class name |
-| retrieval | `image`, `captions`, `kinds` | all captions are true of the image; a text is a positive of images that list it |
+| retrieval | `image`, `captions`, `kinds` | all captions are true; a text is a positive of the images that list it |
 | context | `image`, `caption_a`, `caption_b` | two captions, each true of another part of the image |
 """
 

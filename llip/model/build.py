@@ -1,0 +1,92 @@
+"""The whole model: two towers, a head, a scale and a bias. `create_model` makes one from a recipe's name or a configuration.
+
+Axes: B images · T captions · D compared width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llip.config import ModelConfig, TrainingConfig
+from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
+from llip.model.mixing import Head, mix
+from llip.model.text import TextTransformer, trim
+from llip.model.transformer import Transformer
+from llip.model.vision import VisionTransformer
+from llip.recipes import recipe
+
+
+class ContrastiveModel(nn.Module):
+    """Llip, CLIP or SigLIP on one device: which one is a matter of its configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        kept = 1 if config.head.kind in ("class_token", "register", "image_query") else config.mixture_tokens
+        self.vision = VisionTransformer(config.vision, kept)
+        self.text = TextTransformer(config.text)
+        self.head = Head(config)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
+        """Logarithm of the factor of the cosines, a scalar."""
+        bias = config.init_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
+        """Added to the scaled cosines, a scalar; None for a model without a bias."""
+
+    def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
+        """Features of [B, 3, S, S] normalised pixels. Raises ValueError for another shape."""
+        return self.head.image_features(self.vision(pixels_BCHW))
+
+    def encode_text(self, token_ids_TL: Tensor) -> TextFeatures:
+        """Features of [T, L] int64 token ids, 0-padded to any L up to the context. Raises ValueError beyond it."""
+        return self.head.text_features(self.text(trim(token_ids_TL)))
+
+    def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
+        return self.encode_image(pixels_BCHW), self.encode_text(token_ids_TL)
+
+    def pair_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
+        """Cosine of every image with every caption, [B, T] in [-1, 1], before scale and bias."""
+        from llip.model import scoring
+
+        return scoring.pair_scores(
+            images, texts, out_proj_DD=self.head.out_proj, temperature=self.config.head.temperature
+        )
+
+    def contextual_features(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
+        """The mixed side's feature as each sample of the other side sees it, [B, T, D], of unit length (Llip, eq. 4).
+
+        Takes the memory of every pair: for analysis. A model that mixes nothing has the same feature for every caption.
+        """
+        temperature = self.config.head.temperature
+        match images, texts:
+            case Mixture(), Query():
+                feature_BTD = mix(images, texts.query_BME, temperature) @ self.head.out_proj
+            case Query(), Mixture():
+                feature_BTD = (mix(texts, images.query_BME, temperature) @ self.head.out_proj).transpose(0, 1)
+            case Pooled(), Pooled():
+                feature_BTD = images.vector_BD[:, None].expand(-1, len(texts.vector_BD), -1)
+            case _:
+                raise ValueError(f"{type(images).__name__} and {type(texts).__name__} do not belong to one model")
+        return F.normalize(feature_BTD, dim=-1)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self, maximum: float) -> None:
+        """Keep the scale in [1, maximum]."""
+        self.logit_scale.clamp_(0, math.log(maximum))
+
+    def set_activation_checkpointing(self, on: bool) -> None:
+        """Recompute the activations of every transformer block in the backward pass, or keep them."""
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.activation_checkpointing = on
+
+
+def create_model(source: str | ModelConfig | TrainingConfig) -> ContrastiveModel:
+    """A model with fresh weights (torch's global generator) from a recipe's name or a configuration.
+
+    Raises ValueError for an unknown recipe.
+    """
+    if isinstance(source, str):
+        source = recipe(source)
+    return ContrastiveModel(source.model if isinstance(source, TrainingConfig) else source)

@@ -1,0 +1,138 @@
+"""From the states of a tower to the features that are compared (Llip, section 3.2).
+
+Axes: B samples · K tokens · W width of the tower · D compared width · M heads · E = D / M width of a head.
+Matrices multiply from the right (`state @ matrix`) and have no bias.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from llip.config import HeadConfig, ModelConfig
+from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
+
+
+def _matrix(*shape: int) -> nn.Parameter:
+    """Columns of unit variance for inputs of unit variance: N(0, 1 / inputs)."""
+    return nn.Parameter(torch.randn(*shape) * shape[-2] ** -0.5)
+
+
+def _norm(width: int, head: HeadConfig) -> nn.Module:
+    """LayerNorm over the full width, before the split into heads (H/14 and G/14), or nothing."""
+    return nn.LayerNorm(width) if head.norm else nn.Identity()
+
+
+class PooledProjection(nn.Module):
+    """The first state, projected: CLIP's image or caption feature."""
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = _matrix(width, embed_dim)
+
+    def forward(self, states_BKW: Tensor) -> Pooled:
+        return Pooled(states_BKW[:, 0] @ self.proj)
+
+
+class QueryProjection(nn.Module):
+    """The first state as a query of M heads and as the target of the comparison."""
+
+    def __init__(self, width: int, embed_dim: int, head: HeadConfig) -> None:
+        super().__init__()
+        self.heads = head.heads
+        self.query_proj = _matrix(width, embed_dim)
+        self.query_norm = _norm(embed_dim, head)
+        self.target_proj = _matrix(width, embed_dim)
+
+    def forward(self, states_BKW: Tensor) -> Query:
+        state_BW = states_BKW[:, 0]
+        query_BD = self.query_norm(state_BW @ self.query_proj)
+        return Query(query_BD.unflatten(1, (self.heads, -1)), state_BW @ self.target_proj)
+
+
+class MixtureProjection(nn.Module):
+    """Keys and values of every token, each token with its own two matrices."""
+
+    def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
+        super().__init__()
+        self.heads = head.heads
+        self.key_proj = _matrix(tokens, width, embed_dim)
+        self.key_norm = _norm(embed_dim, head)
+        self.value_proj = _matrix(tokens, width, embed_dim)
+        self.value_norm = _norm(embed_dim, head)
+
+    def forward(self, states_BKW: Tensor) -> Mixture:
+        states_KBW = states_BKW.transpose(0, 1)
+        key_KBD = self.key_norm(states_KBW @ self.key_proj)
+        value_KBD = self.value_norm(states_KBW @ self.value_proj)
+        return Mixture(self._split(key_KBD), self._split(value_KBD))
+
+    def _split(self, x_KBD: Tensor) -> Tensor:
+        return x_KBD.unflatten(2, (self.heads, -1)).permute(1, 2, 0, 3)
+
+
+class MeanMixture(nn.Module):
+    """The uniform mixture of the values: the ablation without a query. Keys and heads would change nothing, so there are none."""
+
+    def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
+        super().__init__()
+        self.value_proj = _matrix(tokens, width, embed_dim)
+        self.value_norm = _norm(embed_dim, head)
+
+    def forward(self, states_BKW: Tensor) -> Tensor:
+        """[B, K, W] -> the mixture [B, D], before the output projection."""
+        return self.value_norm(states_BKW.transpose(0, 1) @ self.value_proj).mean(dim=0)
+
+
+class LearnedQueryMixture(nn.Module):
+    """The mixture by one learned query that all captions share: the ablation without a context."""
+
+    def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
+        super().__init__()
+        self.temperature = head.temperature
+        self.mixture = MixtureProjection(tokens, width, embed_dim, head)
+        self.query = nn.Parameter(torch.randn(head.heads, embed_dim // head.heads))
+
+    def forward(self, states_BKW: Tensor) -> Tensor:
+        """[B, K, W] -> the mixture [B, D], before the output projection."""
+        return mix(self.mixture(states_BKW), self.query[None], self.temperature)[:, 0]
+
+
+def mix(mixture: Mixture, query_TME: Tensor, temperature: float) -> Tensor:
+    """Every mixture seen with every query, literally (Llip, eq. 2 and 3): [B, T, D] before the output projection."""
+    logit_BTMK = torch.einsum("tme,bmke->btmk", query_TME, mixture.key_BMKE) / temperature
+    return torch.einsum("btmk,bmke->btme", logit_BTMK.softmax(dim=-1), mixture.value_BMKE).flatten(2)
+
+
+class Head(nn.Module):
+    """The projections of both towers, and W_O (`out_proj`), by the kind of head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        head, dim = config.head, config.embed_dim
+        vision, text, tokens = config.vision.width, config.text.width, config.mixture_tokens
+        self.kind = head.kind
+        self.image: nn.Module
+        self.text: nn.Module = PooledProjection(text, dim)
+        self.out_proj = _matrix(dim, dim) if head.kind not in ("class_token", "register") else None
+        """W_O [D, D]: a feature is `mixture @ out_proj`. None where nothing is mixed."""
+        match head.kind:
+            case "class_token" | "register":
+                self.image = PooledProjection(vision, dim)
+            case "mean":
+                self.image = MeanMixture(tokens, vision, dim, head)
+            case "learned_query":
+                self.image = LearnedQueryMixture(tokens, vision, dim, head)
+            case "text_query":
+                self.image = MixtureProjection(tokens, vision, dim, head)
+                self.text = QueryProjection(text, dim, head)
+            case "image_query":
+                self.image = QueryProjection(vision, dim, head)
+                self.text = MixtureProjection(tokens, text, dim, head)
+
+    def image_features(self, states_BKW: Tensor) -> ImageFeatures:
+        features = self.image(states_BKW)
+        if self.kind in ("mean", "learned_query"):  # one feature for all captions: W_O can be applied at once
+            return Pooled(features @ self.out_proj)
+        return features  # type: ignore[no-any-return]
+
+    def text_features(self, states_TKW: Tensor) -> TextFeatures:
+        return self.text(states_TKW)  # type: ignore[no-any-return]

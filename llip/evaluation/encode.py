@@ -1,0 +1,150 @@
+"""Features of many images and captions, in batches, and jobs done on the features of one batch of images.
+
+A *runner* reads the rows of a set in batches, encodes their images and does a job on each batch. `InProcess` does so
+here; `pipelines.evaluate` has one that does so on Ray actors. Both cut the same batches, so both give the same numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from llip.data.tokenizer import tokenize
+from llip.data.transforms import evaluation_transform, normalize
+from llip.model.build import ContrastiveModel
+from llip.model.features import (
+    Features,
+    ImageFeatures,
+    Mixture,
+    Pooled,
+    Query,
+    TextFeatures,
+    batch_slice,
+    concatenate,
+)
+
+Arrays = dict[str, NDArray]
+"""Named arrays that share the rows of a set as their first axis."""
+
+
+class BatchJob(Protocol):
+    """What is done with one batch of images: small enough to send to another process."""
+
+    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays: ...
+
+
+class Runner(Protocol):
+    """Does a job on every batch of a table whose column `image` holds encoded pictures; results in their order."""
+
+    def __call__(self, rows: pa.Table, job: BatchJob, description: str) -> Arrays: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class InProcess:
+    """The runner of one process: threads decode the next batch while the model works on this one."""
+
+    model: ContrastiveModel
+    batch_size: int = 64
+    threads: int = 2
+    progress: bool = True
+
+    def __call__(self, rows: pa.Table, job: BatchJob, description: str) -> Arrays:
+        parts = []
+        with (
+            ThreadPoolExecutor(self.threads) as pool,
+            tqdm(total=rows.num_rows, desc=description, unit="image", disable=not self.progress) as bar,
+        ):
+            for batch, pixels in decoded(rows, self.batch_size, self.model.config.vision.image_size, pool):
+                parts.append(job(self.model, encode_pixels(self.model, pixels), batch))
+                bar.update(batch.num_rows)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def encode_pixels(model: ContrastiveModel, pixels_BCHW: Tensor) -> ImageFeatures:
+    """Features of uint8 pixels, which travel to the model's device as they are."""
+    parameter = next(model.parameters())
+    return model.encode_image(normalize(pixels_BCHW.to(parameter.device), parameter.dtype))
+
+
+def decoded(
+    rows: pa.Table, batch_size: int, image_size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[pa.Table, Tensor]]:
+    """Batches with their pixels (uint8 [B, 3, side, side]); the pool is one batch ahead of the caller."""
+    starts = range(0, rows.num_rows, batch_size)
+
+    def submit(start: int) -> list[Future[Tensor]]:
+        blobs = rows["image"].slice(start, batch_size).to_pylist()
+        return [pool.submit(decode, blob, image_size, row) for row, blob in enumerate(blobs, start)]
+
+    ahead = submit(0)
+    for start in starts:
+        current, ahead = ahead, submit(start + batch_size)
+        yield rows.slice(start, batch_size), torch.stack([future.result() for future in current])
+
+
+def decode(blob: bytes, image_size: int, row: int) -> Tensor:
+    """Pixels of a picture, uint8 [3, side, side]. Raises ValueError, naming the row, for one that cannot be read."""
+    try:
+        return evaluation_transform(blob, image_size)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the image of row {row} cannot be decoded ({error})") from error
+
+
+def encode_texts(model: ContrastiveModel, texts: Sequence[str], batch_size: int = 256) -> TextFeatures:
+    """Features of captions, on the model's device.
+
+    Batches are made of captions of similar length, since the tower runs to the longest of a batch.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    parts = []
+    for start in range(0, len(order), batch_size):
+        token_ids = tokenize([texts[i] for i in order[start : start + batch_size]], model.config.text.context_length)
+        parts.append(model.encode_text(token_ids.to(device)))
+    inverse = torch.empty(len(order), dtype=torch.long)
+    inverse[torch.tensor(order)] = torch.arange(len(order))
+    return take(concatenate(parts), inverse.to(device))  # type: ignore[misc]
+
+
+def take(features: Features, index: Tensor) -> Features:
+    """The features of the samples at `index` (int64, on the features' device)."""
+    return cast(Features, type(features)(*(tensor[index] for tensor in features)))
+
+
+def to_arrays(features: ImageFeatures) -> Arrays:
+    """Features as arrays named by field, which tell their type."""
+    return {name: tensor.float().cpu().numpy() for name, tensor in features._asdict().items()}
+
+
+def from_arrays(arrays: Arrays, device: torch.device) -> ImageFeatures:
+    kind = next(kind for kind in (Pooled, Mixture, Query) if set(kind._fields) == set(arrays))
+    return kind(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+
+
+class KeepFeatures:
+    """The job that returns the features themselves."""
+
+    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays:
+        return to_arrays(images)
+
+
+def scores(model: ContrastiveModel, images: ImageFeatures, texts: TextFeatures, images_at_once: int = 64) -> Tensor:
+    """Cosines of every image and caption `[B, T]`, with few images at work at a time.
+
+    Raises ValueError where one is not a number.
+    """
+    blocks = [
+        model.pair_scores(batch_slice(images, slice(start, start + images_at_once)), texts)
+        for start in range(0, len(images[0]), images_at_once)
+    ]
+    score_BT = torch.cat(blocks).float()
+    if not torch.isfinite(score_BT).all():
+        raise ValueError("the model gives scores that are not finite: its weights are broken")
+    return score_BT

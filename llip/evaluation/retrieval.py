@@ -1,0 +1,262 @@
+"""Retrieval with several true captions an image and several true images a caption: exact, in chunks of captions.
+
+The gallery is the set's distinct captions and its images. A caption is true of the images that list it, and only of
+these. Metrics: `text_to_image_r1/5/10` and `image_to_text_r1/5/10` (share of queries with a true item among the first
+k), `text_to_image_map` over all captions and by kind, and `one_of_20/<kind>`: for each true caption of an image, is it
+the best among itself and 19 captions of its kind that are false of the image, drawn by seed (all that there are where a
+kind has fewer). Chance levels are exact, and average the chance of every single query.
+
+Axes: N images · T distinct captions · S captions of one chunk · J pairs of an image and a caption that it lists · X
+distractors.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llip.data.evaluation_set import EvaluationSet
+from llip.evaluation.encode import KeepFeatures, Runner, encode_texts, from_arrays, scores
+from llip.evaluation.metrics import Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
+from llip.model.build import ContrastiveModel
+from llip.model.features import ImageFeatures, TextFeatures, batch_slice
+
+RANKS = (1, 5, 10)
+CANDIDATES = 20
+BLOCK_SCORES = 1 << 25
+"""Scores held at once (128 MB): images times captions of a chunk."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The distinct captions of a set, and which image lists which, once each, ordered by caption."""
+
+    texts: list[str]
+    kinds: dict[str, NDArray[np.int64]]
+    """Captions that occur as a kind, ascending."""
+    image_J: NDArray[np.int64]
+    text_J: NDArray[np.int64]
+    decisions: list[tuple[int, int, str]]
+    """(image, caption, kind) as listed, without repeats."""
+
+    @classmethod
+    def of(cls, data: EvaluationSet) -> "Captions":
+        """Raises ValueError for an image without captions, or with another number of kinds."""
+        index: dict[str, int] = {}
+        listed: dict[tuple[int, int, str], None] = {}
+        rows = zip(data.table["captions"].to_pylist(), data.table["kinds"].to_pylist(), strict=True)
+        for image, (captions, kinds) in enumerate(rows):
+            if not captions or len(captions) != len(kinds):
+                raise ValueError(
+                    f"row {image}: {len(captions)} captions and {len(kinds)} kinds; "
+                    "an image needs at least one caption, and a kind for each"
+                )
+            for caption, kind in zip(captions, kinds, strict=True):
+                listed[image, index.setdefault(caption, len(index)), kind] = None
+        text_image = np.unique([(text, image) for image, text, _ in listed], axis=0)
+        return cls(
+            texts=list(index),
+            kinds={
+                kind: np.unique([text for _, text, other in listed if other == kind])
+                for kind in sorted({kind for _, _, kind in listed})
+            },
+            image_J=text_image[:, 1],
+            text_J=text_image[:, 0],
+            decisions=list(listed),
+        )
+
+    def positives(self, text: int) -> NDArray[np.int64]:
+        """The images of which a caption is true."""
+        return self.image_J[slice(*np.searchsorted(self.text_J, [text, text + 1]))]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """The metrics, and the first images of every caption for a report."""
+
+    metrics: dict[str, Metric]
+    captions: Captions
+    best_images_TX: NDArray[np.int64]
+    average_precision_T: NDArray[np.float64]
+
+
+def evaluate(model: ContrastiveModel, data: EvaluationSet, run: Runner, seed: int = 0) -> Retrieval:
+    """Encode a set and rank it both ways."""
+    captions = Captions.of(data)
+    arrays = run(data.table.select(["image"]), KeepFeatures(), f"{data.name}: images")
+    images = from_arrays(arrays, next(model.parameters()).device)
+    return rank(model, images, encode_texts(model, captions.texts), captions, seed)
+
+
+def rank(
+    model: ContrastiveModel, images: ImageFeatures, texts: TextFeatures, captions: Captions, seed: int = 0
+) -> Retrieval:
+    """All metrics in one pass over chunks of captions; memory does not grow with images times captions."""
+    count = len(images[0])
+    to_images, to_texts = TextToImage(captions, count), ImageToText(captions, count)
+    choices = OneOfMany(captions, count, seed)
+    for start, score_SN in score_blocks(model, images, texts):
+        to_images.add(start, score_SN)
+        to_texts.add(start, score_SN)
+        choices.add(start, score_SN)
+    return Retrieval(
+        to_images.metrics() | to_texts.metrics() | choices.metrics(),
+        captions,
+        np.concatenate(to_images.best_images),
+        np.array(to_images.average_precision),
+    )
+
+
+def score_blocks(model: ContrastiveModel, images: ImageFeatures, texts: TextFeatures) -> Iterator[tuple[int, Tensor]]:
+    """Chunks of captions with their scores against every image: the first caption's index, `[S, N]`."""
+    at_once = max(1, BLOCK_SCORES // len(images[0]))
+    for start in range(0, len(texts[0]), at_once):
+        yield start, scores(model, images, batch_slice(texts, slice(start, start + at_once))).T.contiguous()
+
+
+class TextToImage:
+    """Where the true images of each caption rank among all images."""
+
+    def __init__(self, captions: Captions, images: int) -> None:
+        self.captions, self.images = captions, images
+        self.groups: list[TieGroups] = []
+        self.average_precision: list[float] = []
+        self.best_images: list[NDArray[np.int64]] = []
+
+    def add(self, start: int, score_SN: Tensor) -> None:
+        self.best_images.append(score_SN.topk(min(5, self.images), dim=1).indices.cpu().numpy())
+        for text, score_N in enumerate(score_SN.cpu().numpy(), start):
+            groups = tie_groups(score_N, self.captions.positives(text))
+            self.average_precision.append(average_precision(groups))
+            self.groups.append(TieGroups(*(array[:1] for array in groups)))  # hits need the best positives only
+
+    def metrics(self) -> dict[str, Metric]:
+        best = TieGroups(*(np.concatenate(arrays) for arrays in zip(*self.groups, strict=True)))
+        positives_T = np.bincount(self.captions.text_J)
+        found = {
+            f"text_to_image_r{k}": Metric(
+                float(hit_at_k(best.above, best.positives_tied, best.tied - best.positives_tied, k).mean()),
+                float(hit_at_k(0, positives_T, self.images - positives_T, k).mean()),
+            )
+            for k in RANKS
+        }
+        of_count = {int(p): average_precision(all_tied(self.images, int(p))) for p in np.unique(positives_T)}
+        chance_T = np.array([of_count[p] for p in positives_T.tolist()])
+        value_T = np.array(self.average_precision)
+        found["text_to_image_map"] = Metric(float(value_T.mean()), float(chance_T.mean()))
+        for kind, texts in self.captions.kinds.items():
+            found[f"text_to_image_map/{kind}"] = Metric(float(value_T[texts].mean()), float(chance_T[texts].mean()))
+        return found
+
+
+class ImageToText:
+    """Whether a true caption of each image is among the first k: its best true and its ten best false scores so far.
+
+    With fewer false captions above it than k, the best true caption is a hit. Ties with it at the end of the ten need a
+    count of their own.
+    """
+
+    def __init__(self, captions: Captions, images: int) -> None:
+        self.captions, self.images = captions, images
+        self.positive_N = torch.full((images,), -torch.inf)
+        self.positives_tied_N = torch.zeros(images, dtype=torch.long)
+        self.negative_NX = torch.full((images, RANKS[-1]), -torch.inf)
+        self.last_tied_N = torch.zeros(images, dtype=torch.long)
+        """False captions that score as the last of `negative_NX`, those in it included."""
+
+    def add(self, start: int, score_SN: Tensor) -> None:
+        first, last = np.searchsorted(self.captions.text_J, [start, start + len(score_SN)])
+        text_J = torch.from_numpy(self.captions.text_J[first:last] - start)
+        image_J = torch.from_numpy(self.captions.image_J[first:last])
+        true_SN = torch.zeros(score_SN.shape, dtype=torch.bool, device=score_SN.device)
+        true_SN[text_J.to(score_SN.device), image_J.to(score_SN.device)] = True
+        self._add_positives(score_SN.masked_fill(~true_SN, -torch.inf))
+        self._add_negatives(score_SN.masked_fill(true_SN, -torch.inf))
+
+    def _add_positives(self, score_SN: Tensor) -> None:
+        best_N = score_SN.amax(dim=0)
+        tied_N = (score_SN == best_N).sum(dim=0).cpu()
+        best_N = best_N.cpu()
+        self.positives_tied_N = torch.where(best_N < self.positive_N, 0, tied_N) + torch.where(
+            best_N > self.positive_N, 0, self.positives_tied_N
+        )
+        self.positive_N = torch.maximum(best_N, self.positive_N)
+
+    def _add_negatives(self, score_SN: Tensor) -> None:
+        before_NX, last_before_N = self.negative_NX, self.negative_NX[:, -1]
+        chunk_NX = score_SN.topk(min(RANKS[-1], len(score_SN)), dim=0).values.T.cpu()
+        self.negative_NX = torch.cat([before_NX, chunk_NX], dim=1).topk(RANKS[-1], dim=1).values
+        last_N = self.negative_NX[:, -1]
+        in_chunk_N = (score_SN == last_N.to(score_SN.device)).sum(dim=0).cpu()
+        in_list_N = (before_NX == last_N[:, None]).sum(dim=1)
+        self.last_tied_N = torch.where(last_before_N == last_N, self.last_tied_N, in_list_N) + in_chunk_N
+
+    def metrics(self) -> dict[str, Metric]:
+        positive_N1 = self.positive_N[:, None]
+        above_N = (self.negative_NX > positive_N1).sum(dim=1)
+        tied_N = torch.where(
+            self.negative_NX[:, -1] == self.positive_N,
+            self.last_tied_N,
+            (self.negative_NX == positive_N1).sum(dim=1),
+        )
+        true_N = np.bincount(self.captions.image_J, minlength=self.images)
+        false_N = len(self.captions.texts) - true_N
+        return {
+            f"image_to_text_r{k}": Metric(
+                float(hit_at_k(above_N.numpy(), self.positives_tied_N.numpy(), tied_N.numpy(), k).mean()),
+                float(hit_at_k(0, true_N, false_N, k).mean()),
+            )
+            for k in RANKS
+        }
+
+
+class OneOfMany:
+    """One true caption of an image against false captions of the same kind."""
+
+    def __init__(self, captions: Captions, images: int, seed: int) -> None:
+        self.kind, image, self.candidate_DX = self._draw(captions, images, seed)
+        self.image_D1 = image[:, None]
+        self.score_DX = np.full(self.candidate_DX.shape, -np.inf, dtype=np.float32)
+
+    @staticmethod
+    def _draw(captions: Captions, images: int, seed: int) -> tuple[NDArray[np.str_], NDArray, NDArray]:
+        """Kind, image and candidates of all decisions: the true caption, then distractors, then -1 up to 20."""
+        rng = np.random.default_rng(seed)
+        true: list[set[int]] = [set() for _ in range(images)]
+        for image, text in zip(captions.image_J.tolist(), captions.text_J.tolist(), strict=True):
+            true[image].add(text)
+        kept, candidates = [], []
+        for image, text, kind in captions.decisions:
+            pool = captions.kinds[kind]
+            # a few more than needed, in random order, stay uniformly drawn once the true ones are dropped
+            enough = min(len(pool), CANDIDATES - 1 + len(true[image]))
+            drawn = pool[rng.choice(len(pool), enough, replace=False)].tolist()
+            distractors = [t for t in drawn if t not in true[image]][: CANDIDATES - 1]
+            if distractors:
+                kept.append((kind, image))
+                candidates.append([text, *distractors] + [-1] * (CANDIDATES - 1 - len(distractors)))
+        return (
+            np.array([kind for kind, _ in kept], dtype=np.str_),
+            np.array([image for _, image in kept], dtype=np.int64),
+            np.array(candidates, dtype=np.int64).reshape(-1, CANDIDATES),
+        )
+
+    def add(self, start: int, score_SN: Tensor) -> None:
+        block = score_SN.cpu().numpy()
+        decision, place = np.nonzero((self.candidate_DX >= start) & (self.candidate_DX < start + len(block)))
+        text = self.candidate_DX[decision, place] - start
+        self.score_DX[decision, place] = block[text, self.image_D1[decision, 0]]
+
+    def metrics(self) -> dict[str, Metric]:
+        true_D1, false_DX = self.score_DX[:, :1], self.score_DX[:, 1:]
+        right_D = hit_at_k((false_DX > true_D1).sum(axis=1), 1, (false_DX == true_D1).sum(axis=1), 1)
+        chance_D = 1 / (self.candidate_DX >= 0).sum(axis=1)
+        return {
+            f"one_of_{CANDIDATES}/{kind}": Metric(
+                float(right_D[self.kind == kind].mean()), float(chance_D[self.kind == kind].mean())
+            )
+            for kind in np.unique(self.kind).tolist()
+        }

@@ -1,0 +1,95 @@
+"""Zero-shot classification by Llip's protocol (section 4 and appendix): every image is scored with every class.
+
+Of a class, the target is the mean over the templates of the *normalised* text features, normalised again; the query is
+the mean of the *raw* queries. So there is one contextualisation for an image and a class, whatever the number of
+templates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from llip.data.evaluation_set import EvaluationSet
+from llip.evaluation.encode import Arrays, Runner, encode_texts, scores
+from llip.evaluation.metrics import Metric, hit_at_k
+from llip.model.build import ContrastiveModel
+from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures, concatenate
+
+PROMPTS_AT_ONCE = 8192
+"""Prompts whose features are held before they are averaged."""
+
+
+def class_features(model: ContrastiveModel, classes: Sequence[str], templates: Sequence[str]) -> TextFeatures:
+    """One text feature for each class, averaged over its prompts."""
+    at_once = max(1, PROMPTS_AT_ONCE // len(templates))
+    parts = []
+    for start in range(0, len(classes), at_once):
+        names = classes[start : start + at_once]
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        parts.append(average_templates(encode_texts(model, prompts), len(templates)))
+    return concatenate(parts)  # type: ignore[misc]
+
+
+def average_templates(prompts: TextFeatures, templates: int) -> TextFeatures:
+    """Features of classes from those of their prompts, class by class. Targets are averaged normalised, queries raw.
+
+    Tokens on the text side, to which no paper gives a protocol, are averaged raw like queries, token by token.
+    """
+
+    def mean(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (-1, templates)).mean(dim=1)
+
+    match prompts:
+        case Pooled(vector_BD):
+            return Pooled(normalize(mean(normalize(vector_BD, dim=-1)), dim=-1))
+        case Query(query_BME, target_BD):
+            return Query(mean(query_BME), normalize(mean(normalize(target_BD, dim=-1)), dim=-1))
+        case Mixture(key_BMKE, value_BMKE):
+            return Mixture(mean(key_BMKE), mean(value_BMKE))
+
+
+@dataclass(frozen=True)
+class Classify:
+    """The job on a batch: how many classes score above an image's label, how many tie with it, which is first."""
+
+    classes: TextFeatures
+    """Features of the classes, on the CPU: the job may run in another process."""
+
+    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays:
+        classes = type(self.classes)(*(tensor.to(images[0].device) for tensor in self.classes))
+        score_BC = scores(model, images, classes)
+        label_B1 = torch.tensor(rows["label"].to_pylist(), device=score_BC.device)[:, None]
+        of_label_B1 = score_BC.gather(1, label_B1)
+        return {
+            "above": (score_BC > of_label_B1).sum(dim=1).cpu().numpy(),
+            "tied": (score_BC == of_label_B1).sum(dim=1).cpu().numpy(),
+            "predicted": score_BC.argmax(dim=1).cpu().numpy(),
+        }
+
+
+def evaluate(model: ContrastiveModel, data: EvaluationSet, run: Runner) -> tuple[dict[str, Metric], Arrays]:
+    """Top-1, top-5 and mean per-class accuracy, and for each image `above`, `tied` and `predicted`."""
+    features = class_features(model, data.classes, data.templates)
+    job = Classify(type(features)(*(tensor.cpu() for tensor in features)))
+    outcome = run(data.table.select(["image", "label"]), job, f"{data.name}: zero-shot")
+    return accuracies(outcome["above"], outcome["tied"], data.table["label"].to_numpy(), len(data.classes)), outcome
+
+
+def accuracies(
+    above_N: NDArray[np.integer], tied_N: NDArray[np.integer], label_N: NDArray[np.integer], classes: int
+) -> dict[str, Metric]:
+    """Accuracies of N images from how their label ranks. The mean per class is over the classes that have images."""
+    top1_N, top5_N = (hit_at_k(above_N, 1, tied_N - 1, k) for k in (1, 5))
+    images_C = np.bincount(label_N, minlength=classes)
+    right_C = np.bincount(label_N, weights=top1_N, minlength=classes)
+    return {
+        "top1": Metric(float(top1_N.mean()), 1 / classes),
+        "top5": Metric(float(top5_N.mean()), min(5, classes) / classes),
+        "mean_per_class": Metric(float((right_C / np.maximum(images_C, 1))[images_C > 0].mean()), 1 / classes),
+    }

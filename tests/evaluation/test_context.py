@@ -1,0 +1,121 @@
+"""The context analysis against the literal contextual features, and the whole of `evaluate_model`."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from llip.data.evaluation_set import EvaluationSet
+from llip.data.tokenizer import tokenize
+from llip.evaluation import context, evaluate_model
+from llip.evaluation.encode import InProcess
+from llip.model.build import create_model
+
+
+def picture(seed, side=40):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_sets(images=10):
+    pictures = [picture(i) for i in range(images)]
+    captions = [[f"object {i % 4}", f"ground {i % 3}"] for i in range(images)]
+    return [
+        EvaluationSet(
+            name="things",
+            task="classification",
+            table=pa.table({"image": pictures, "label": [i % 4 for i in range(images)]}),
+            classes=("cat", "dog", "owl", "fox", "bear", "fish"),
+            templates=("a {}", "{} drawn"),
+        ),
+        EvaluationSet(
+            name="scenes",
+            task="retrieval",
+            table=pa.table({"image": pictures, "captions": captions, "kinds": [["object", "ground"]] * images}),
+        ),
+        EvaluationSet(
+            name="pairs",
+            task="context",
+            table=pa.table(
+                {
+                    "image": pictures,
+                    "caption_a": [f"a thing {i}" for i in range(images)],
+                    "caption_b": [f"on a table of {i % 3} legs" for i in range(images)],
+                }
+            ),
+        ),
+    ]
+
+
+def make_model(name):
+    torch.manual_seed(0)
+    return create_model(name)
+
+
+@torch.inference_mode()
+def test_context_cosines_are_those_of_the_literal_contextual_features():
+    data = make_sets()[2]
+    model = make_model("llip_tiny_k8").eval()
+    _, outcome = context.evaluate(model, data, InProcess(model=model, batch_size=4, progress=False))
+    images = InProcess(model=model, progress=False)(
+        data.table, lambda m, features, rows: {f: t.numpy() for f, t in features._asdict().items()}, "images"
+    )
+    right = 0
+    for i in range(10):
+        captions = [data.table[c][i].as_py() for c in ("caption_a", "caption_b")]
+        texts = model.encode_text(tokenize(captions, model.config.text.context_length))
+        image = type(model.encode_image(torch.zeros(1, 3, 48, 48)))(
+            *(torch.from_numpy(array[i : i + 1]) for array in images.values())
+        )
+        given_a, given_b = model.contextual_features(image, texts)[0]
+        target_a, target_b = texts.target_BD / texts.target_BD.norm(dim=-1, keepdim=True)
+        expected = [given_a @ target_a, given_b @ target_a, given_b @ target_b, given_a @ target_b]
+        for name, value in zip(("a_given_a", "a_given_b", "b_given_b", "b_given_a"), expected, strict=True):
+            assert outcome[name][i] == pytest.approx(value.item(), abs=1e-5)
+        right += int(expected[0] > expected[1]) + int(expected[2] > expected[3])
+    assert context.accuracy(outcome) == right / 20
+
+
+def test_a_tie_is_half_right():
+    names = ("a_given_a", "a_given_b", "b_given_b", "b_given_a")
+    outcome = dict(zip(names, np.array([[1, 0, 0.5, 0.5], [0, 0, 1, 0.4]]).T, strict=True))
+    assert context.accuracy(outcome) == (1 + 0.5 + 0.5 + 1) / 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "applies"), [("llip_tiny_k8", True), ("siglip_tiny", False), ("mean_tiny_k8", False)]
+)
+def test_evaluate_model_names_every_metric_and_restores_the_mode(recipe, applies):
+    model = make_model(recipe).train()
+    found = evaluate_model(model, make_sets(), batch_size=3, progress=False)
+    assert model.training
+    expected = {f"things/{m}" for m in ("top1", "top5", "mean_per_class")}
+    expected |= {f"scenes/{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
+    expected |= {f"scenes/text_to_image_map{kind}" for kind in ("", "/object", "/ground")}
+    expected |= {f"scenes/one_of_20/{kind}" for kind in ("object", "ground")}
+    assert set(found) == expected | ({"pairs/context_accuracy"} if applies else set())
+    assert all(0 <= m.value <= 1 and 0 < m.chance <= 1 for m in found.values())
+
+
+def test_the_batch_size_does_not_matter():
+    model = make_model("llip_tiny_k8")
+    one, another = (evaluate_model(model, make_sets(), batch_size=b, progress=False) for b in (1, 10))
+    assert {k: pytest.approx(v.value, abs=1e-6) for k, v in one.items()} == {k: v.value for k, v in another.items()}
+
+
+def test_a_picture_that_does_not_decode_is_refused_by_row():
+    data = make_sets()[0]
+    blobs = data.table["image"].to_pylist()
+    blobs[7] = b"no picture"
+    broken = EvaluationSet(
+        name="things",
+        task="classification",
+        table=data.table.set_column(0, "image", pa.array(blobs)),
+        classes=data.classes,
+    )
+    with pytest.raises(ValueError, match="evaluation set things: the image of row 7 "):
+        evaluate_model(make_model("siglip_tiny"), [broken], batch_size=3, progress=False)

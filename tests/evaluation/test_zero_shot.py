@@ -1,0 +1,99 @@
+"""Llip's zero-shot protocol against its literal form in float64, for every kind of feature."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from llip.data.tokenizer import tokenize
+from llip.evaluation import encode, zero_shot
+from llip.model.build import create_model
+from llip.model.features import Mixture, Pooled, Query
+
+CLASSES = ("cat", "large dog", "red bird of the north", "fish", "owl", "bear", "fox")
+TEMPLATES = ("a photo of a {}", "a drawing of a {} on a table", "{}")
+
+
+def make_model(name):
+    torch.manual_seed(0)
+    return create_model(name).eval().double()
+
+
+@pytest.mark.parametrize("name", ["siglip_tiny", "llip_tiny_k8", "image_query_tiny_k8"])
+@torch.inference_mode()
+def test_class_features_in_chunks_are_the_literal_averages(name, monkeypatch):
+    monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 7)  # two classes of three templates
+    model = make_model(name)
+    found = zero_shot.class_features(model, CLASSES, TEMPLATES)
+    for c, name_of_class in enumerate(CLASSES):
+        prompts = [template.format(name_of_class) for template in TEMPLATES]
+        features = model.encode_text(tokenize(prompts, model.config.text.context_length))
+        for field, tensor in features._asdict().items():
+            unit = field in ("target_BD", "vector_BD")
+            parts = tensor / tensor.norm(dim=-1, keepdim=True) if unit else tensor
+            mean = parts.mean(dim=0)
+            expected = mean / mean.norm() if unit else mean
+            torch.testing.assert_close(getattr(found, field)[c], expected, rtol=1e-9, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_llip_contextualises_once_for_each_image_and_class():
+    """The score of an image and a class: one mixture by the averaged raw query, written out."""
+    model = make_model("llip_tiny_k8")
+    images = model.encode_image(torch.randn(5, 3, 48, 48, dtype=torch.float64))
+    classes = zero_shot.class_features(model, CLASSES, TEMPLATES)
+    found = encode.scores(model, images, classes, images_at_once=2)
+    tau = model.config.head.temperature
+    for i in range(5):
+        for c in range(len(CLASSES)):
+            heads = []
+            for m in range(model.config.head.heads):
+                logits = images.key_BMKE[i, m] @ classes.query_BME[c, m] / tau
+                heads.append(torch.softmax(logits, 0) @ images.value_BMKE[i, m])
+            feature = torch.cat(heads) @ model.head.out_proj
+            expected = feature @ classes.target_BD[c] / feature.norm()
+            assert found[i, c].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_accuracies_are_the_textbook_ones():
+    rng = np.random.default_rng(0)
+    score_NC = rng.normal(size=(400, 12))
+    label_N = rng.choice(10, 400) + (rng.random(400) < 0.3)  # the last class has no image
+    of_label_N1 = score_NC[np.arange(400), label_N][:, None]
+    found = zero_shot.accuracies((score_NC > of_label_N1).sum(1), (score_NC == of_label_N1).sum(1), label_N, classes=12)
+    order = np.argsort(-score_NC, axis=1)
+    assert found["top1"].value == pytest.approx((order[:, 0] == label_N).mean())
+    assert found["top5"].value == pytest.approx((order[:, :5] == label_N[:, None]).any(1).mean())
+    recall = [(order[label_N == c, 0] == c).mean() for c in np.unique(label_N)]
+    assert found["mean_per_class"].value == pytest.approx(np.mean(recall))
+    assert [found[m].chance for m in ("top1", "top5", "mean_per_class")] == [1 / 12, 5 / 12, 1 / 12]
+
+
+class ConstantScorer:
+    def pair_scores(self, images, texts):
+        return torch.zeros(len(images[0]), len(texts[0]))
+
+
+def test_a_constant_scorer_gets_chance():
+    labels = pa.table({"label": [0, 3, 3, 2, 1, 0]})
+    job = zero_shot.Classify(Pooled(torch.zeros(9, 4)))
+    outcome = job(ConstantScorer(), Pooled(torch.zeros(6, 4)), labels)
+    for metric in zero_shot.accuracies(outcome["above"], outcome["tied"], labels["label"].to_numpy(), 9).values():
+        assert metric.value == pytest.approx(metric.chance, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Pooled, Mixture, Query])
+def test_features_travel_as_arrays(kind):
+    features = kind(*(torch.randn(4, 3) for _ in kind._fields))
+    back = encode.from_arrays(encode.to_arrays(features), torch.device("cpu"))
+    assert type(back) is kind and all(torch.equal(a, b) for a, b in zip(back, features, strict=True))
+
+
+@torch.inference_mode()
+def test_captions_encoded_by_length_come_back_in_order():
+    model = make_model("siglip_tiny").float()
+    texts = ["a long caption of many words about a dog", "cat", "a red fish", "cat", "b"]
+    found = encode.encode_texts(model, texts, batch_size=2)
+    for i, text in enumerate(texts):
+        alone = model.encode_text(tokenize([text], model.config.text.context_length))
+        torch.testing.assert_close(found.vector_BD[i], alone.vector_BD[0], rtol=1e-4, atol=1e-5)

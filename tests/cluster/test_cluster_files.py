@@ -1,4 +1,4 @@
-"""What can be known of the cluster's files without a cluster: Ray's own check of the launcher file, structure, shell syntax."""
+"""What can be known of the cluster's files without a cluster: Ray's check of the launcher file, structure, syntax."""
 
 import subprocess
 import tomllib

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from llip.data.evaluation_set import EvaluationSet
-from llip.evaluation.encode import Arrays, Runner, encode_texts, scores
+from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric
 from llip.model.build import ContrastiveModel
 from llip.model.features import ImageFeatures, Query, batch_slice
@@ -43,12 +43,15 @@ class CompareContexts:
         return dict(zip(("a_given_a", "a_given_b", "b_given_b", "b_given_a"), score_B4.T.cpu().numpy(), strict=True))
 
 
-def evaluate(model: ContrastiveModel, data: EvaluationSet, run: Runner) -> tuple[dict[str, Metric], Arrays]:
-    """Share of right decisions, and the four cosines of each image. Empty for a model to which it does not apply."""
-    if not applies(model):
-        return {}, {}
-    outcome = run(data.table.select(["image", "caption_a", "caption_b"]), CompareContexts(), f"{data.name}: context")
-    return {"context_accuracy": Metric(accuracy(outcome), 0.5)}, outcome
+class ContextAnalysis:
+    """The context analysis of one set."""
+
+    def __init__(self, model: ContrastiveModel, data: EvaluationSet) -> None:
+        self.task = ImageTask(data.name, data.table.select(["image", "caption_a", "caption_b"]), CompareContexts())
+
+    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Arrays]:
+        """Share of right decisions, and the four cosines of each image."""
+        return {"context_accuracy": Metric(accuracy(arrays), 0.5)}, arrays
 
 
 def accuracy(outcome: Arrays) -> float:

@@ -1,13 +1,15 @@
 """Features of many images and captions, in batches, and jobs done on the features of one batch of images.
 
-A *runner* reads the rows of a set in batches, encodes their images and does a job on each batch. `InProcess` does so
-here; `pipelines.evaluate` has one that does so on Ray actors. Both cut the same batches, so both give the same numbers.
+A *runner* reads the rows of its tasks in batches, encodes their images and does the task's job on each batch.
+`InProcess` does so here; `pipelines.evaluate` has one that does so on Ray actors. Both cut the same batches, so both
+give the same numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, cast
+from itertools import count
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -40,10 +42,19 @@ class BatchJob(Protocol):
     def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays: ...
 
 
-class Runner(Protocol):
-    """Does a job on every batch of a table whose column `image` holds encoded pictures; results in their order."""
+@dataclass(frozen=True)
+class ImageTask:
+    """A job for the images of a set."""
 
-    def __call__(self, rows: pa.Table, job: BatchJob, description: str) -> Arrays: ...
+    name: str
+    """Of the set, for progress bars and messages."""
+    rows: pa.Table
+    """With a column `image` of encoded pictures."""
+    job: BatchJob
+
+
+Runner = Callable[[Sequence[ImageTask]], list[Arrays]]
+"""Does tasks; the result of each is in the order of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +66,25 @@ class InProcess:
     threads: int = 2
     progress: bool = True
 
-    def __call__(self, rows: pa.Table, job: BatchJob, description: str) -> Arrays:
+    def __call__(self, tasks: Sequence[ImageTask]) -> list[Arrays]:
+        with ThreadPoolExecutor(self.threads) as pool:
+            return [self._do(task, pool) for task in tasks]
+
+    def _do(self, task: ImageTask, pool: ThreadPoolExecutor) -> Arrays:
         parts = []
-        with (
-            ThreadPoolExecutor(self.threads) as pool,
-            tqdm(total=rows.num_rows, desc=description, unit="image", disable=not self.progress) as bar,
-        ):
-            for batch, pixels in decoded(rows, self.batch_size, self.model.config.vision.image_size, pool):
-                parts.append(job(self.model, encode_pixels(self.model, pixels), batch))
+        with tqdm(
+            total=task.rows.num_rows, desc=f"evaluate {task.name}", unit="image", disable=not self.progress
+        ) as bar:
+            size = self.model.config.vision.image_size
+            for batch, pixels in decoded(task.name, task.rows, self.batch_size, size, pool):
+                parts.append(task.job(self.model, encode_pixels(self.model, pixels), batch))
                 bar.update(batch.num_rows)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return join(parts)
+
+
+def join(parts: Sequence[Arrays]) -> Arrays:
+    """The results of consecutive batches as one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def encode_pixels(model: ContrastiveModel, pixels_BCHW: Tensor) -> ImageFeatures:
@@ -74,27 +94,30 @@ def encode_pixels(model: ContrastiveModel, pixels_BCHW: Tensor) -> ImageFeatures
 
 
 def decoded(
-    rows: pa.Table, batch_size: int, image_size: int, pool: ThreadPoolExecutor
+    name: str, rows: pa.Table, batch_size: int, image_size: int, pool: ThreadPoolExecutor, first_row: int = 0
 ) -> Iterator[tuple[pa.Table, Tensor]]:
-    """Batches with their pixels (uint8 [B, 3, side, side]); the pool is one batch ahead of the caller."""
-    starts = range(0, rows.num_rows, batch_size)
+    """Batches with their pixels (uint8 [B, 3, side, side]); the pool is one batch ahead of the caller.
+
+    The name of the set and the first of its rows that is in `rows` are for messages.
+    """
 
     def submit(start: int) -> list[Future[Tensor]]:
         blobs = rows["image"].slice(start, batch_size).to_pylist()
-        return [pool.submit(decode, blob, image_size, row) for row, blob in enumerate(blobs, start)]
+        places = (f"evaluation set {name}, row {row}" for row in count(first_row + start))
+        return [pool.submit(decode, blob, image_size, where) for blob, where in zip(blobs, places, strict=False)]
 
     ahead = submit(0)
-    for start in starts:
+    for start in range(0, rows.num_rows, batch_size):
         current, ahead = ahead, submit(start + batch_size)
         yield rows.slice(start, batch_size), torch.stack([future.result() for future in current])
 
 
-def decode(blob: bytes, image_size: int, row: int) -> Tensor:
-    """Pixels of a picture, uint8 [3, side, side]. Raises ValueError, naming the row, for one that cannot be read."""
+def decode(blob: bytes, image_size: int, where: str) -> Tensor:
+    """Pixels of a picture, uint8 [3, side, side]. Raises ValueError, saying where, for one that cannot be read."""
     try:
         return evaluation_transform(blob, image_size)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the image of row {row} cannot be decoded ({error})") from error
+        raise ValueError(f"{where}: the image cannot be decoded ({error})") from error
 
 
 def encode_texts(model: ContrastiveModel, texts: Sequence[str], batch_size: int = 256) -> TextFeatures:
@@ -110,12 +133,12 @@ def encode_texts(model: ContrastiveModel, texts: Sequence[str], batch_size: int 
         parts.append(model.encode_text(token_ids.to(device)))
     inverse = torch.empty(len(order), dtype=torch.long)
     inverse[torch.tensor(order)] = torch.arange(len(order))
-    return take(concatenate(parts), inverse.to(device))  # type: ignore[misc]
+    return take(concatenate(parts), inverse.to(device))
 
 
 def take(features: Features, index: Tensor) -> Features:
     """The features of the samples at `index` (int64, on the features' device)."""
-    return cast(Features, type(features)(*(tensor[index] for tensor in features)))
+    return type(features)(*(tensor[index] for tensor in features))
 
 
 def to_arrays(features: ImageFeatures) -> Arrays:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from llip.data.evaluation_set import EvaluationSet
-from llip.evaluation import context, retrieval, zero_shot
+from llip.evaluation import context
+from llip.evaluation.context import ContextAnalysis
 from llip.evaluation.encode import Arrays, InProcess, Runner
 from llip.evaluation.metrics import Metric
-from llip.evaluation.retrieval import Retrieval
+from llip.evaluation.retrieval import Retrieval, RetrievalTask
+from llip.evaluation.zero_shot import ZeroShot
 from llip.model.build import ContrastiveModel
 
 
@@ -40,29 +42,28 @@ def evaluate_model(
 
 @torch.inference_mode()
 def evaluate_sets(model: ContrastiveModel, sets: Sequence[EvaluationSet], run: Runner) -> list[Outcome]:
-    """What every set gave. Captions are encoded with `model`, where it lies; images where the runner does."""
+    """What every set gave, without those that do not apply to the model.
+
+    Captions are encoded and retrieval is ranked with `model`, on its device; images are encoded by the runner.
+    """
     training = model.training
     model.eval()
-    outcomes = []
     try:
-        for data in sets:
-            outcomes.append(_evaluate_set(model, data, run))
-    except ValueError as error:
-        raise ValueError(f"evaluation set {data.name}: {error}") from error
+        analyses = [(data, _analysis(model, data)) for data in sets if data.task != "context" or context.applies(model)]
+        results = run([analysis.task for _, analysis in analyses])
+        return [Outcome(d, *analysis.finish(r)) for (d, analysis), r in zip(analyses, results, strict=True)]
     finally:
         model.train(training)
-    return outcomes
 
 
-def _evaluate_set(model: ContrastiveModel, data: EvaluationSet, run: Runner) -> Outcome:
+def _analysis(model: ContrastiveModel, data: EvaluationSet) -> ZeroShot | RetrievalTask | ContextAnalysis:
     match data.task:
         case "classification":
-            return Outcome(data, *zero_shot.evaluate(model, data, run))
+            return ZeroShot(model, data)
         case "retrieval":
-            ranked = retrieval.evaluate(model, data, run)
-            return Outcome(data, ranked.metrics, ranked)
+            return RetrievalTask(model, data)
         case "context":
-            return Outcome(data, *context.evaluate(model, data, run))
+            return ContextAnalysis(model, data)
 
 
 def named(outcomes: Sequence[Outcome]) -> dict[str, Metric]:

@@ -8,7 +8,7 @@ the chance level given beside each metric.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,9 +69,8 @@ def tie_groups(scores_N: NDArray[np.floating], positives: NDArray[np.integer]) -
     )
 
 
-def _bins(value_G: NDArray, scores_N: NDArray, side: str) -> NDArray[np.int64]:
-    return np.bincount(np.searchsorted(value_G, scores_N, side=side), minlength=len(value_G) + 1)  # type:
-    ignore[call - overload]
+def _bins(value_G: NDArray, scores_N: NDArray, side: Literal["left", "right"]) -> NDArray[np.int64]:
+    return np.bincount(np.searchsorted(value_G, scores_N, side=side), minlength=len(value_G) + 1)
 
 
 def average_precision(groups: TieGroups) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llip.data.evaluation_set import EvaluationSet
-from llip.evaluation.encode import KeepFeatures, Runner, encode_texts, from_arrays, scores
+from llip.evaluation.encode import Arrays, ImageTask, KeepFeatures, encode_texts, from_arrays, scores
 from llip.evaluation.metrics import Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
 from llip.model.build import ContrastiveModel
 from llip.model.features import ImageFeatures, TextFeatures, batch_slice
@@ -51,7 +51,7 @@ class Captions:
         for image, (captions, kinds) in enumerate(rows):
             if not captions or len(captions) != len(kinds):
                 raise ValueError(
-                    f"row {image}: {len(captions)} captions and {len(kinds)} kinds; "
+                    f"evaluation set {data.name}, row {image}: {len(captions)} captions and {len(kinds)} kinds; "
                     "an image needs at least one caption, and a kind for each"
                 )
             for caption, kind in zip(captions, kinds, strict=True):
@@ -83,12 +83,20 @@ class Retrieval:
     average_precision_T: NDArray[np.float64]
 
 
-def evaluate(model: ContrastiveModel, data: EvaluationSet, run: Runner, seed: int = 0) -> Retrieval:
-    """Encode a set and rank it both ways."""
-    captions = Captions.of(data)
-    arrays = run(data.table.select(["image"]), KeepFeatures(), f"{data.name}: images")
-    images = from_arrays(arrays, next(model.parameters()).device)
-    return rank(model, images, encode_texts(model, captions.texts), captions, seed)
+class RetrievalTask:
+    """Retrieval in one set: its captions are encoded at once, and ranked when the features of its images are there."""
+
+    def __init__(self, model: ContrastiveModel, data: EvaluationSet, seed: int = 0) -> None:
+        self.model, self.seed = model, seed
+        self.captions = Captions.of(data)
+        self.texts = encode_texts(model, self.captions.texts)
+        self.task = ImageTask(data.name, data.table.select(["image"]), KeepFeatures())
+
+    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Retrieval]:
+        """All metrics, and the rankings."""
+        images = from_arrays(arrays, self.texts[0].device)
+        ranked = rank(self.model, images, self.texts, self.captions, self.seed)
+        return ranked.metrics, ranked
 
 
 def rank(

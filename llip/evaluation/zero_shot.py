@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llip.data.evaluation_set import EvaluationSet
-from llip.evaluation.encode import Arrays, Runner, encode_texts, scores
+from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric, hit_at_k
 from llip.model.build import ContrastiveModel
 from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures, concatenate
@@ -33,7 +33,7 @@ def class_features(model: ContrastiveModel, classes: Sequence[str], templates: S
         names = classes[start : start + at_once]
         prompts = [template.replace("{}", name) for name in names for template in templates]
         parts.append(average_templates(encode_texts(model, prompts), len(templates)))
-    return concatenate(parts)  # type: ignore[misc]
+    return concatenate(parts)
 
 
 def average_templates(prompts: TextFeatures, templates: int) -> TextFeatures:
@@ -73,12 +73,19 @@ class Classify:
         }
 
 
-def evaluate(model: ContrastiveModel, data: EvaluationSet, run: Runner) -> tuple[dict[str, Metric], Arrays]:
-    """Top-1, top-5 and mean per-class accuracy, and for each image `above`, `tied` and `predicted`."""
-    features = class_features(model, data.classes, data.templates)
-    job = Classify(type(features)(*(tensor.cpu() for tensor in features)))
-    outcome = run(data.table.select(["image", "label"]), job, f"{data.name}: zero-shot")
-    return accuracies(outcome["above"], outcome["tied"], data.table["label"].to_numpy(), len(data.classes)), outcome
+class ZeroShot:
+    """Zero-shot classification of one set."""
+
+    def __init__(self, model: ContrastiveModel, data: EvaluationSet) -> None:
+        self.data = data
+        features = class_features(model, data.classes, data.templates)
+        job = Classify(type(features)(*(tensor.cpu() for tensor in features)))
+        self.task = ImageTask(data.name, data.table.select(["image", "label"]), job)
+
+    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Arrays]:
+        """Top-1, top-5 and mean per-class accuracy, and the arrays of `Classify`."""
+        label_N = self.data.table["label"].to_numpy()
+        return accuracies(arrays["above"], arrays["tied"], label_N, len(self.data.classes)), arrays
 
 
 def accuracies(

@@ -38,7 +38,7 @@ class Query(NamedTuple):
 
 ImageFeatures = Pooled | Mixture | Query
 TextFeatures = Pooled | Mixture | Query
-Features = TypeVar("Features", Pooled, Mixture, Query)
+Features = TypeVar("Features", bound=Pooled | Mixture | Query)
 
 
 def batch_slice(features: Features, rows: slice) -> Features:

@@ -11,8 +11,9 @@ from PIL import Image
 from llip.data.evaluation_set import EvaluationSet
 from llip.data.tokenizer import tokenize
 from llip.evaluation import context, evaluate_model
-from llip.evaluation.encode import InProcess
+from llip.evaluation.encode import ImageTask, InProcess, KeepFeatures, from_arrays
 from llip.model.build import create_model
+from llip.model.features import batch_slice
 
 
 def picture(seed, side=40):
@@ -60,18 +61,16 @@ def make_model(name):
 def test_context_cosines_are_those_of_the_literal_contextual_features():
     data = make_sets()[2]
     model = make_model("llip_tiny_k8").eval()
-    _, outcome = context.evaluate(model, data, InProcess(model=model, batch_size=4, progress=False))
-    images = InProcess(model=model, progress=False)(
-        data.table, lambda m, features, rows: {f: t.numpy() for f, t in features._asdict().items()}, "images"
+    analysis = context.ContextAnalysis(model, data)
+    images, outcome = InProcess(model=model, batch_size=4, progress=False)(
+        [ImageTask("images", data.table, KeepFeatures()), analysis.task]
     )
+    images = from_arrays(images, torch.device("cpu"))
     right = 0
     for i in range(10):
         captions = [data.table[c][i].as_py() for c in ("caption_a", "caption_b")]
         texts = model.encode_text(tokenize(captions, model.config.text.context_length))
-        image = type(model.encode_image(torch.zeros(1, 3, 48, 48)))(
-            *(torch.from_numpy(array[i : i + 1]) for array in images.values())
-        )
-        given_a, given_b = model.contextual_features(image, texts)[0]
+        given_a, given_b = model.contextual_features(batch_slice(images, slice(i, i + 1)), texts)[0]
         target_a, target_b = texts.target_BD / texts.target_BD.norm(dim=-1, keepdim=True)
         expected = [given_a @ target_a, given_b @ target_a, given_b @ target_b, given_a @ target_b]
         for name, value in zip(("a_given_a", "a_given_b", "b_given_b", "b_given_a"), expected, strict=True):
@@ -117,5 +116,5 @@ def test_a_picture_that_does_not_decode_is_refused_by_row():
         table=data.table.set_column(0, "image", pa.array(blobs)),
         classes=data.classes,
     )
-    with pytest.raises(ValueError, match="evaluation set things: the image of row 7 "):
+    with pytest.raises(ValueError, match="evaluation set things, row 7: the image cannot be decoded"):
         evaluate_model(make_model("siglip_tiny"), [broken], batch_size=3, progress=False)

@@ -265,12 +265,16 @@ class TrainingConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    evaluate_every: int | None = None
+    """Steps between evaluations in training; None: none."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        every = self.evaluate_every
+        _check(every is None or every >= 1, "evaluate_every", every, "at least 1, or None")
         warmup, bias = self.optimizer.warmup_steps, self.model.init_logit_bias
         _check(warmup < self.steps, "optimizer.warmup_steps", warmup, f"below steps {self.steps}")
         if self.objective.loss == "sigmoid":

@@ -1,0 +1,36 @@
+"""AdamW, its parameter groups, and the learning rate as a function of the step: MetaCLIP's recipe, which Llip keeps."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from llip.config import OptimizerConfig
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Rate of update number `step`, from 0, of `steps`: a line up to the last warm-up update, then a cosine to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / (steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices. Norms, biases, scales and a lone class token [1, W] are not."""
+    return sum(size > 1 for size in parameter.shape) >= 2
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as one fused kernel; the loop sets the learning rate of every step."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if decays(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -1,0 +1,39 @@
+"""The folder of a run: `config.json` says what it trains and on which shards. A folder holds one run and is never mixed."""
+
+import hashlib
+
+from llip import storage
+from llip.config import TrainingConfig, differences, to_dict
+from llip.data import manifest
+
+NAME = "config.json"
+
+OPERATIONAL = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "data.threads", "data.prefetch")
+"""Settings that change nothing of what is learned: a run may go on with other ones."""
+
+
+def claim(folder: str, config: TrainingConfig, shards: str) -> None:
+    """Note in the folder what it trains. Raises ValueError where it trains something else, naming what differs."""
+    uri = storage.join(folder, NAME)
+    content = {"training": to_dict(config), "shards": shards, "data": fingerprint(shards)}
+    if storage.exists(uri):
+        known = storage.read_json(uri)
+        changed = [
+            line
+            for line in differences(known["training"], content["training"])
+            if line.split(":")[0] not in OPERATIONAL
+        ]
+        if known["data"] != content["data"]:
+            changed.append(f"shards: {known['shards']} → {shards}, which holds other samples")
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
+                "choose another --name, or remove the folder"
+            )
+    storage.write_json(uri, content)
+
+
+def fingerprint(shards: str) -> str:
+    """SHA-256 over the checksums of the shards: the same for the same samples, wherever they lie."""
+    checksums = [file.sha256 for file in manifest.read(shards, "shards").files]
+    return hashlib.sha256("\n".join(checksums).encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""Tracking of a run: always its own record, and MLflow where it answers."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llip import storage
+from llip.training.delivery import Delivery
+from llip.training.record import Record
+from llip.training.revision import git_revision
+
+logger = logging.getLogger(__name__)
+
+NAME = "tracking.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where a run is tracked."""
+
+    uri: str
+    """MLflow tracking URI: a server, or `sqlite:////absolute/path`."""
+    experiment: str
+    run_name: str
+    artifact_location: str | None = None
+    """Folder for the artifacts of an experiment that does not exist yet; None: the server decides."""
+    parent_run_id: str | None = None
+    """Run of a sweep that this run is a trial of."""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def default_store(output: str) -> tuple[str, str | None]:
+    """Tracking URI and artifact location where nobody names one.
+
+    MLFLOW_TRACKING_URI, else sqlite in the output folder or, where that is remote, in the working directory.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri, None
+    folder = storage.absolute(output if storage.is_local(output) else ".")
+    return f"sqlite:///{folder}/mlflow.db", f"{folder}/mlartifacts"
+
+
+def tracking_of(run_folder: str) -> Tracking | None:
+    """Where a run is tracked, for what comes later; None for a run that MLflow has not seen."""
+    known = _known(run_folder)
+    return Tracking(**known["tracking"]) if known else None
+
+
+def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
+    """An MlflowClient and the id of the run of a run folder; the first time it is made, and noted in the folder.
+
+    Processes that meet a fresh sqlite file at once break it: call this in the driver before workers start.
+    """
+    from mlflow import MlflowClient
+
+    if tracking.uri.startswith("sqlite:///"):
+        Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking.uri)
+    known = _known(run_folder)
+    if known and known["tracking"]["uri"] == tracking.uri:
+        client.update_run(known["run_id"], status="RUNNING")
+        return client, known["run_id"]
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment(tracking.experiment, artifact_location=tracking.artifact_location)
+    )
+    tags = {"mlflow.source.git.commit": git_revision(), "run_folder": run_folder} | tracking.tags
+    if tracking.parent_run_id:
+        tags["mlflow.parentRunId"] = tracking.parent_run_id
+    run_id = client.create_run(experiment_id, run_name=tracking.run_name, tags=tags).info.run_id
+    note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id}
+    storage.write_json(storage.join(run_folder, NAME), note)
+    return client, run_id
+
+
+class Tracker:
+    """The numbers of a run, to its record and to MLflow. `enabled=False`, for ranks other than 0, does nothing."""
+
+    def __init__(self, tracking: Tracking | None, run_folder: str, *, enabled: bool = True) -> None:
+        self._folder = run_folder
+        self._record = Record(run_folder) if enabled else None
+        self._delivery = (
+            Delivery(tracking.uri, lambda: open_run(tracking, run_folder)) if enabled and tracking is not None else None
+        )
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close("FINISHED" if kind is None else "FAILED")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the numbers of a step."""
+        if self._record:
+            self._record.append(step, values)
+        if self._delivery:
+            self._delivery.metrics(step, values)
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Log nested settings, flattened to names like `optimizer.learning_rate`."""
+        if self._delivery:
+            self._delivery.parameters(dict(_flat(values)))
+
+    def artifact(self, name: str, content: dict[str, Any]) -> None:
+        """Log a JSON file."""
+        if self._delivery:
+            self._delivery.artifact(name, content)
+
+    def rewind(self, step: int) -> None:
+        """Forget what is recorded of later steps: a resumed run does them again."""
+        if self._record:
+            self._record.rewind(step)
+
+    def flush(self) -> None:
+        """Write the record. MLflow gets its share in its own time."""
+        if self._record:
+            self._record.flush()
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Write the record and deliver the rest; what a server did not take is said once."""
+        self.flush()
+        if self._delivery and (undelivered := self._delivery.close(status)):
+            logger.warning("%s; all metrics are in %s", undelivered, storage.join(self._folder, "metrics.jsonl"))
+
+
+def _known(run_folder: str) -> dict[str, Any] | None:
+    uri = storage.join(run_folder, NAME)
+    return dict(storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{prefix}{name}.")
+        else:
+            lines.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
+    return lines

@@ -1,0 +1,201 @@
+"""What is said of a picture: templates by kind, and the canonical statements that evaluation compares.
+
+Every caption is true. It speaks of one aspect of the picture (kinds `object`, `position`, `category`, `ground`,
+`count`, `style`, `keywords`) or of more (`several`).
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from llip.data.corpus.config import CorpusConfig
+from llip.data.corpus.names import Concept
+from llip.data.corpus.scenes import Placement, Scene
+
+NUMBERS = ("zero", "one", "two", "three", "four")
+UNCOUNTED = {
+    *("badminton", "basketball", "bread", "broccoli", "butter", "dishware", "emotion", "food", "garlic", "ginger"),
+    *("golf", "hockey", "ice", "jeans", "mail", "money", "popcorn", "rice", "rugby", "salt", "seafood", "softball"),
+    *("spaghetti", "sushi", "tennis", "volleyball", "weather", "wood", "yarn"),
+}
+ROWS, COLUMNS = ("top", "bottom"), ("left", "right")
+
+OBJECT = (
+    "{a}",
+    "{name}",
+    "there is {a}",
+    "a picture of {a}",
+    "a drawing of {a}",
+    "{a} can be seen",
+    "an emoji of {a}",
+    "look at the {name}",
+)
+POSITION = (
+    "{a} at the {place}",
+    "{a} in the {place} corner",
+    "{a}, {place}",
+    "{place}: {a}",
+    "at the {place} there is {a}",
+    "the {name} is at the {place}",
+)
+SIDE = ("{a} at the {side}", "{a} in the {side} half", "the {name} is at the {side}")
+RELATION = {
+    "column": ("{a} left of {b}", "{a} to the left of {b}", "{b} right of {a}", "{b} to the right of {a}"),
+    "row": ("{a} above {b}", "{b} below {a}", "{a} over {b}", "{b} under {a}"),
+}
+CATEGORY = ("{c}", "a kind of {category}", "there is {c}", "a picture with {c}", "{c} can be seen")
+GROUP = ("something of the group {group}", "{group}", "a picture from {group}")
+GROUND = (
+    "{colored} background",
+    "on {color}",
+    "the background is {color}",
+    "a {texture} background",
+    "the background is {texture}",
+    "a {texture} {color} background",
+    "a {texture} {color} ground",
+)
+COUNT = ("{number} {things}", "{number} {things} in one picture", "a picture with {number} {things}")
+STYLE = ("{look}", "{look}, {name}", "{a}: {look}")
+ICON_STYLE = ("{look} in {ink}", "a {ink} {name}", "{name} in {ink}")
+
+
+def with_article(noun: str) -> str:
+    """`an apple`, `the flag of Chad`; plurals and what cannot be counted stay bare: `grapes`, `popcorn`."""
+    if noun.startswith("flag of "):
+        return f"the {noun}"
+    plural = noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
+    if plural or noun.split()[-1] in UNCOUNTED:
+        return noun
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def place(placement: Placement) -> str:
+    """`top left` and so on."""
+    assert placement.quarter is not None
+    row, column = placement.quarter
+    return f"{ROWS[row]} {COLUMNS[column]}"
+
+
+def _object(scene: Scene, random: Random) -> str:
+    concept = random.choice(scene.placements).concept
+    name = random.choice((concept.name, *concept.aliases)) if scene.is_single else concept.name
+    return random.choice(OBJECT).format(a=with_article(name), name=name)
+
+
+def _position(scene: Scene, random: Random) -> str:
+    """Where one thing is: named, or named by its category alone, or as seen from another."""
+    placement = random.choice(scene.placements)
+    draw = random.random()
+    others = [p for p in scene.placements if p is not placement]
+    if others and draw < 0.2:
+        return _relation(placement, random.choice(others), random)
+    assert placement.quarter is not None
+    name = placement.concept.name if draw < 0.7 else placement.concept.subgroups[0]
+    words = {"a": with_article(name), "name": name}
+    if random.random() < 0.2:
+        axis = random.randrange(2)
+        return random.choice(SIDE).format(side=(ROWS, COLUMNS)[axis][placement.quarter[axis]], **words)
+    return random.choice(POSITION).format(place=place(placement), **words)
+
+
+def _relation(one: Placement, other: Placement, random: Random) -> str:
+    assert one.quarter is not None and other.quarter is not None
+    axis = random.choice([i for i in range(2) if one.quarter[i] != other.quarter[i]])
+    first, second = sorted((one, other), key=lambda p: p.quarter[axis])  # type: ignore[index]
+    templates = RELATION[("row", "column")[axis]]
+    return random.choice(templates).format(a=with_article(first.concept.name), b=with_article(second.concept.name))
+
+
+def _category(scene: Scene, random: Random) -> str:
+    concept = random.choice(scene.placements).concept
+    if not concept.subgroups or random.random() < 0.35:
+        return random.choice(GROUP).format(group=random.choice(concept.groups))
+    category = random.choice(concept.subgroups)
+    return random.choice(CATEGORY).format(category=category, c=with_article(category))
+
+
+def _ground(scene: Scene, random: Random) -> str:
+    return random.choice(GROUND).format(color=scene.color, colored=with_article(scene.color), texture=scene.texture)
+
+
+def _count(scene: Scene, random: Random) -> str:
+    things = random.choice(("thing", "drawing", "object")) + "s" * (len(scene.placements) > 1)
+    return random.choice(COUNT).format(number=NUMBERS[len(scene.placements)], things=things)
+
+
+def _several(scene: Scene, random: Random) -> str:
+    """Two things, all things, or things and the ground."""
+    things = [with_article(p.concept.name) for p in random.sample(scene.placements, len(scene.placements))]
+    ground = f" on {with_article(scene.color)} background"
+    draw = random.random()
+    if len(things) == 1 or draw < 0.3:
+        return things[0] + ground
+    if draw < 0.6:
+        return f"{things[0]} and {things[1]}"
+    return f"{', '.join(things[:-1])} and {things[-1]}" + ground * (draw > 0.8)
+
+
+def _keywords(scene: Scene, random: Random) -> str:
+    concept = scene.placements[0].concept
+    words = random.sample(concept.keywords, min(len(concept.keywords), random.randint(1, 4)))
+    named = [concept.name] if not words or random.random() < 0.5 else []
+    return ", ".join(named + words)
+
+
+def _style(scene: Scene, random: Random) -> str:
+    placement = scene.placements[0]
+    name = placement.concept.name
+    templates = STYLE + ICON_STYLE if placement.drawing.is_icon else STYLE
+    return random.choice(templates).format(
+        look=random.choice(scene.source.looks), ink=placement.ink, name=name, a=with_article(name)
+    )
+
+
+SPEAKERS: dict[str, Callable[[Scene, Random], str]] = {
+    "object": _object,
+    "position": _position,
+    "category": _category,
+    "ground": _ground,
+    "count": _count,
+    "several": _several,
+    "keywords": _keywords,
+    "style": _style,
+}
+
+SINGLE_KINDS = {"object": 0.35, "keywords": 0.2, "category": 0.2, "style": 0.1, "ground": 0.05, "several": 0.1}
+"""Shares of the caption kinds of a single drawing."""
+
+
+def describe(scene: Scene, config: CorpusConfig, random: Random) -> list[tuple[str, str]]:
+    """Distinct captions of a picture with their kinds, at most `config.captions`."""
+    kinds = SINGLE_KINDS if scene.is_single else vars(config.kinds)
+    drawn = random.choices(list(kinds), weights=list(kinds.values()), k=config.captions)
+    captions: dict[str, str] = {}
+    for kind in drawn:
+        captions.setdefault(SPEAKERS[kind](scene, random), kind)
+    return list(captions.items())
+
+
+def object_statement(concept: Concept) -> str:
+    return with_article(concept.name)
+
+
+def statements(scene: Scene) -> list[tuple[str, str]]:
+    """Everything that is true of a picture in one phrasing a fact, with the kinds: equal strings are equal facts."""
+    facts: dict[str, str] = {}
+    for placement in scene.placements:
+        concept = placement.concept
+        facts[object_statement(concept)] = "object"
+        for category in concept.subgroups:
+            facts.setdefault(f"a kind of {category}", "category")
+        for group in concept.groups:
+            facts.setdefault(f"something of the group {group}", "category")
+        if scene.is_single:
+            for keyword in concept.keywords:
+                facts.setdefault(keyword, "keywords")
+        else:
+            facts[f"{with_article(concept.name)} at the {place(placement)}"] = "position"
+    facts[f"{with_article(scene.color)} background"] = "ground"
+    facts[f"a {scene.texture} background"] = "ground"
+    if not scene.is_single:
+        facts[f"{NUMBERS[len(scene.placements)]} things"] = "count"
+    return list(facts.items())

@@ -1,0 +1,147 @@
+"""The evaluation job: same numbers in one process and on actors, done once, and refusals before work starts."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+from evaluation_samples import make_sets
+
+from llip import create_model, recipe
+from llip.data import evaluation_set
+from llip.data.evaluation_set import EvaluationSet
+from llip.evaluation import evaluate_model
+from llip.interop import save_model
+from llip.training import checkpoint
+from llip.training.optimizer import build_optimizer
+from pipelines.evaluate import Evaluate, evaluate
+
+
+def write_sets(folder):
+    for data in make_sets():
+        evaluation_set.write(f"{folder}/{data.name}", data)
+    return str(folder)
+
+
+def write_checkpoint(run, step, seed=0):
+    """A checkpoint as training leaves it."""
+    torch.manual_seed(seed)
+    config = recipe("llip_tiny_k8")
+    model = create_model(config)
+    optimizer = build_optimizer(model, config.optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    checkpoint.save(str(run), step, model, optimizer, config)
+    return model
+
+
+@pytest.fixture
+def job(tmp_path):
+    write_checkpoint(tmp_path / "run", 800)
+    return Evaluate(checkpoint=str(tmp_path / "run"), evaluation=write_sets(tmp_path / "sets"), batch_size=4)
+
+
+def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(job, tmp_path, capsys):
+    model = write_checkpoint(tmp_path / "run", 1600, seed=1)
+    found = evaluate(job)
+    assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written["step"] == 1600
+    assert written["metrics"]["scenes/text_to_image_map"] == {
+        "value": found["scenes/text_to_image_map"].value,
+        "chance": found["scenes/text_to_image_map"].chance,
+    }
+    out = capsys.readouterr().out
+    assert all(name in out for name in found)
+
+
+def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path, capsys, monkeypatch):
+    first = evaluate(job)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.evaluate.evaluate_sets", None)
+        assert evaluate(job) == first
+    assert "is complete: nothing to do" in capsys.readouterr().out
+    write_checkpoint(tmp_path / "run", 1600, seed=1)
+    assert evaluate(job) != first
+    assert "evaluating again" in capsys.readouterr().out
+
+
+def test_chosen_sets_go_to_a_chosen_file_which_keeps_its_settings(job, tmp_path):
+    output = str(tmp_path / "elsewhere" / "things.json")
+    chosen = Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("things",), output=output)
+    assert set(evaluate(chosen)) == {"things/top1", "things/top5", "things/mean_per_class"}
+    with pytest.raises(ValueError, match=r"other settings \(sets: .*things.*\); choose another --output"):
+        evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, output=output))
+
+
+def test_actors_give_the_same_numbers(job, tmp_path, ray_session):
+    alone = evaluate(job)
+    spread = Evaluate(
+        checkpoint=job.checkpoint,
+        evaluation=job.evaluation,
+        output=str(tmp_path / "spread.json"),
+        workers=2,
+        batch_size=4,
+        device="cpu",
+    )
+    assert evaluate(spread) == alone
+
+
+def test_actors_name_the_row_of_a_broken_picture(tmp_path, ray_session):
+    data = make_sets()[0]
+    blobs = [*data.table["image"].to_pylist()[:9], b"no picture"]
+    broken = EvaluationSet(
+        name="things",
+        task="classification",
+        table=data.table.set_column(0, "image", pa.array(blobs)),
+        classes=data.classes,
+    )
+    evaluation_set.write(str(tmp_path / "sets" / "things"), broken)
+    save_model(create_model("siglip_tiny"), str(tmp_path / "model"))
+    job = Evaluate(checkpoint=str(tmp_path / "model"), evaluation=str(tmp_path / "sets"), workers=1, batch_size=4)
+    with pytest.raises(ValueError, match="evaluation set things, row 9: the image cannot be decoded"):
+        evaluate(job)
+    assert not (tmp_path / "model" / "metrics.json").exists()
+
+
+def test_a_model_outside_of_a_run_is_identified_by_its_weights(job, tmp_path):
+    folder = str(tmp_path / "model")
+    save_model(create_model("siglip_tiny"), folder)
+    alone = Evaluate(checkpoint=folder, evaluation=job.evaluation, sets=("things",))
+    evaluate(alone)
+    first = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    save_model(create_model("siglip_tiny"), folder)
+    evaluate(alone)
+    second = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert first["step"] is None and first["inputs"]["model"] != second["inputs"]["model"]
+
+
+def test_what_is_no_checkpoint_is_refused(job, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"--checkpoint .*empty is neither a run folder"):
+        evaluate(Evaluate(checkpoint=str(tmp_path / "empty"), evaluation=job.evaluation))
+
+
+def test_a_folder_without_sets_and_a_set_that_does_not_exist_are_refused(job, tmp_path):
+    with pytest.raises(ValueError, match="run holds no evaluation set"):
+        evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=str(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"--sets other: .* holds pairs, scenes, things"):
+        evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("other",)))
+
+
+def test_sets_without_labels_and_without_rows_are_refused_by_name(job, tmp_path):
+    folder = tmp_path / "sets" / "things"
+    table = make_sets()[0].table
+    pa.parquet.write_table(table.drop(["label"]), folder / "data-00000.parquet")
+    with pytest.raises(ValueError, match="evaluation set things: a classification set needs the column 'label'"):
+        evaluate(job)
+    pa.parquet.write_table(table.slice(0, 0), folder / "data-00000.parquet")
+    with pytest.raises(ValueError, match="evaluation set things: it has no rows"):
+        evaluate(job)
+
+
+@pytest.mark.parametrize(("field", "value"), [("workers", -1), ("batch_size", 0)])
+def test_settings_out_of_range_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} {value}"):
+        Evaluate(checkpoint="x", **{field: value})

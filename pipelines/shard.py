@@ -1,0 +1,162 @@
+"""Turn a curated pool into training shards: check and re-encode every image, shuffle all rows once, write files of equal row groups.
+
+    uv run pipelines/shard.py --curated s3://bucket/curated --output s3://bucket/shards
+
+The order is a pure function of (seed, ids). A run that was interrupted goes on where it stopped when it is started again.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llip import storage
+from llip.data import manifest
+from llip.data.manifest import FileEntry, Manifest
+from pipelines import command
+from pipelines.stages import shuffle
+from pipelines.stages.encode import Encoding, Format
+from pipelines.stages.shuffle import Curated
+from pipelines.stages.work import Stage, run
+
+GROUP_ROWS = 128
+"""Rows of a row group, where a pool is large enough to have many."""
+GROUPS = 64
+"""Row groups that a small pool is cut into, so that each of 8 lanes has several."""
+FILE_BYTES = 256 << 20
+"""Size of a shard, about."""
+FILES = 8
+"""Shards that a small pool is cut into, so that several workers can write and read."""
+BINS_PER_FILE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What shards are made from, and how."""
+
+    curated: str = "output/curated"
+    """Folder that curation left."""
+    output: str = "output/shards"
+    """Folder of the shards."""
+    max_side: int = 512
+    """Longest side of a stored image, pixels; larger ones are scaled down."""
+    format: Format = "keep"
+    """Stored as JPEG, WebP or PNG; keep: as it came."""
+    quality: int = 90
+    """Of JPEG and WebP where an image is encoded anew."""
+    max_pixels: int = 100_000_000
+    """Images with more are dropped without decoding them."""
+    rows_per_group: int | None = None
+    """Rows of a row group, what the loader reads at once: 128, and fewer for small pools."""
+    rows_per_file: int | None = None
+    """Rows of a shard, a multiple of `rows_per_group`: about 256 MB, and at least 8 shards."""
+    seed: int = 0
+    """Of the shuffle."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_side", "max_pixels", "rows_per_group", "rows_per_file"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality is {self.quality}; it has to be in 1 to 100")
+        if self.rows_per_file is not None and (self.rows_per_group is None or self.rows_per_file % self.rows_per_group):
+            raise ValueError(
+                f"--rows-per-file is {self.rows_per_file}; it has to be a multiple of --rows-per-group {self.rows_per_group}"
+            )
+
+
+def shard(settings: Shard) -> Manifest:
+    """Make shards; returns the manifest of the output. Does nothing where that is done already.
+
+    Raises ValueError where `curated` is no finished curated pool, where ids repeat, and for an output made with other settings.
+    """
+    output, folder = storage.absolute(settings.output), storage.absolute(settings.curated)
+    curated = manifest.read(folder, "curated")
+    config = {k: v for k, v in asdict(settings).items() if k != "output"} | {
+        "curated": folder,
+        "curated_digest": _digest(asdict(curated)),
+    }
+    if manifest.is_done(output, "shards", config):
+        print(f"{output} holds the shards already")
+        _clean(output)
+        return manifest.read(output, "shards")
+    command.start_ray()
+    files = [
+        Curated(index=i, file=storage.join(folder, f.name), rows=f.rows)
+        for i, f in enumerate(f for f in curated.files if f.rows)
+    ]
+    progress = storage.join(output, "progress", _digest(config))
+    bits = max(0, (BINS_PER_FILE * max(FILES, curated.bytes // FILE_BYTES) - 1).bit_length())
+    scattered = run(
+        Stage(name="encode", markers=progress),
+        files,
+        shuffle.scatter_unit,
+        sizes=[f.rows for f in files],
+        shared={"folder": output, "encoding": _encoding(settings), "seed": settings.seed, "bits": bits},
+    )
+    kept = sum(sum(r["rows"]) for r in scattered)
+    dropped = dict(sum((Counter(r["dropped"]) for r in scattered), Counter[str]()))
+    assert curated.rows == kept + sum(dropped.values()), f"{curated.rows} rows, but {kept} kept and {dropped} dropped"
+    if not kept:
+        raise ValueError(f"no image of {folder} is left: {dropped}")
+    group = settings.rows_per_group or max(1, min(GROUP_ROWS, kept // GROUPS))
+    sizes = _file_sizes(kept, group, settings.rows_per_file, sum(r["image_bytes"] for r in scattered))
+    written = run(
+        Stage(name="shuffle", markers=progress),
+        shuffle.plan(output, scattered, sizes),
+        shuffle.gather_shard,
+        sizes=sizes,
+        shared={"folder": output, "columns": _columns(files[0]), "row_group_size": group},
+    )
+    summary = {"rows": {"in": curated.rows, "kept": kept, "dropped": dropped}}
+    entries = tuple(FileEntry(**entry) for entry in written)
+    result = Manifest(kind="shards", files=entries, config=config, row_group_size=group, summary=summary)
+    manifest.write(output, result)
+    _clean(output)
+    print(
+        f"{output}: {kept} of {curated.rows} images in {len(entries)} shards, {result.bytes / 1e6:.1f} MB, {group} rows a row group"
+    )
+    return result
+
+
+def _encoding(settings: Shard) -> Encoding:
+    return Encoding(
+        max_side=settings.max_side, format=settings.format, quality=settings.quality, max_pixels=settings.max_pixels
+    )
+
+
+def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: int) -> list[int]:
+    """Rows of each shard: whole row groups, spread so that shards differ by one at most; only the very last group may be short."""
+    groups = -(-rows // group)
+    if rows_per_file is None:
+        files = min(groups, max(FILES, -(-total_bytes // FILE_BYTES)))
+    else:
+        files = -(-rows // rows_per_file)
+    counts = [groups // files + (i < groups % files) for i in range(files)]
+    sizes = [n * group for n in counts]
+    sizes[-1] -= groups * group - rows
+    return sizes
+
+
+def _columns(file: Curated) -> pa.Schema:
+    fs, path = storage.filesystem(file.file)
+    with fs.open(path, "rb") as handle:
+        return pq.read_schema(handle).remove_metadata()
+
+
+def _clean(output: str) -> None:
+    """Remove what only an unfinished run needs."""
+    for name in ("progress", "spill"):
+        storage.remove(storage.join(output, name))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    command.run(Shard, shard, "Turn a curated pool into training shards.")

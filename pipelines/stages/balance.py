@@ -1,0 +1,55 @@
+"""Balancing: frequent entries are thinned out, rare ones keep all of their texts (arXiv 2309.16671, section 3.3)."""
+
+import numpy as np
+import pyarrow as pa
+from numba import types
+
+from pipelines.stages.compiled import In, Out, jit
+from pipelines.stages.hashing import hash64, uniform
+
+
+@jit(types.void(In.int32, In.int32, In.float64, Out.float64))
+def _log_drop(entries, offsets, log_miss, out):
+    for t in range(len(offsets) - 1):
+        total = 0.0
+        for i in range(offsets[t], offsets[t + 1]):
+            total += log_miss[entries[i]]
+        out[t] = total
+
+
+def keep_probability(matches: pa.ListArray, counts: np.ndarray, t: int) -> np.ndarray:
+    """Probability that a text is kept, float64 [T]: `1 - Π_e (1 - t / max(count[e], t))` over the entries e it matches; 0 without a match.
+
+    matches: list<int32> [T], distinct entry ids of each text; counts: int64 [E], texts of the whole pool that match an entry.
+    """
+    if t < 1:
+        raise ValueError(f"t is {t}; it has to be at least 1")
+    with np.errstate(divide="ignore"):
+        above = np.maximum(counts - t, 0) / np.maximum(counts, t)  # 1 - p, without cancellation where p is near 1
+        share = t / np.maximum(counts, t)
+        log_miss = np.where(share < 0.5, np.log1p(-share), np.log(above))
+    log_drop = np.empty(len(matches))
+    offsets = np.ascontiguousarray(matches.offsets.to_numpy(), np.int32)
+    _log_drop(matches.values.to_numpy(), offsets, log_miss, log_drop)
+    return -np.expm1(log_drop)
+
+
+def draws(ids: pa.StringArray, rows: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) of texts, float64 [T]: a hash of (seed, ids[rows[t]], indices[t]), `indices` counting an image's texts."""
+    return uniform(hash64(ids, seed, rows, indices))
+
+
+def tail_share(counts: np.ndarray, t: int) -> float:
+    """Share of all matches that fall on entries with fewer than `t` texts."""
+    return float(counts[counts < t].sum() / max(1, counts.sum()))
+
+
+def threshold(counts: np.ndarray, share: float) -> int:
+    """The largest t whose tail holds at most `share` of all matches. Raises ValueError where nothing matches."""
+    values, times = np.unique(counts[counts > 0], return_counts=True)
+    if len(values) == 0:
+        raise ValueError(
+            "no caption of the pool matches any metadata entry: --metadata has to name entries that occur in its captions"
+        )
+    below = np.concatenate([[0], np.cumsum(values * times)[:-1]])  # matches on entries rarer than values[i]
+    return int(values[np.flatnonzero(below <= share * (values * times).sum())[-1]])

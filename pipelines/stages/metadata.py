@@ -1,0 +1,140 @@
+"""Metadata: the list of entries that captions are matched with, read from a file or built from the pool's own captions."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llip import storage
+from pipelines import schema
+from pipelines.stages import read
+from pipelines.stages.units import Unit
+
+MIN_COUNT = 2
+"""Occurrences of a word or pair that make it an entry, where nothing else is asked for."""
+MIN_PMI = 3.0
+"""Bits by which a pair has to be more frequent than its words are together by chance."""
+LIMIT = 500_000
+"""Entries at most: the size of the list of the method's authors."""
+WORD = r"^[\p{L}\p{N}].*[\p{L}\p{N}]$|^[\p{L}\p{N}]$"
+"""What may be an entry: begins and ends with a letter or a digit."""
+
+
+def load(uri: str) -> list[str]:
+    """Entries of a JSON list, of a text file with one entry a line, or of a Parquet file with one column of strings.
+
+    Raises ValueError naming the file, and the row, where it is none of these or an entry is no string, empty or a repetition.
+    """
+    if not storage.exists(uri):
+        raise ValueError(
+            f"{uri} does not exist; --metadata names a JSON list, a text file with one entry a line, or a one-column Parquet file"
+        )
+    content = storage.read_bytes(uri)
+    try:
+        entries = _parse(uri, content)
+    except (ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{uri} cannot be read as metadata: {error}") from error
+    if not entries:
+        raise ValueError(f"{uri} holds no entries")
+    seen: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, str) or not entry.strip():
+            raise ValueError(f"{uri}: entry {i} is {entry!r}; an entry is a string that is not empty")
+        if (first := seen.setdefault(entry, i)) != i:
+            raise ValueError(f"{uri}: entry {i} repeats entry {first}: {entry!r}")
+    return entries
+
+
+def _parse(uri: str, content: bytes) -> list[Any]:
+    if uri.endswith(".parquet"):
+        table = pq.read_table(pa.BufferReader(content))
+        if table.num_columns != 1:
+            raise ValueError(f"it has the columns {', '.join(table.column_names)}; one column of strings is needed")
+        return table.column(0).to_pylist()
+    if uri.endswith(".json"):
+        values = json.loads(content)
+        if not isinstance(values, list):
+            raise ValueError(f"it holds a {type(values).__name__}; a list of strings is needed")
+        return values
+    return content.decode().splitlines()
+
+
+def count_unit(unit: Unit, *, pool_format: str, folder: str) -> dict[str, Any]:
+    """Count the words and pairs of neighbouring words of a unit's captions into `folder`."""
+    parts = [
+        _grams(table[schema.CAPTIONS].combine_chunks().flatten())
+        for table in read.tables(pool_format, unit, (), images=False)
+    ]
+    merged = _merge(parts)
+    with storage.atomic_writer(_counts_name(folder, unit)) as file:
+        pq.write_table(merged, file, compression="zstd")
+    return {"words": pc.sum(pc.if_else(merged["pair"], 0, merged["count"])).as_py() or 0}
+
+
+def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int) -> list[str]:
+    """Entries by falling count: words, and pairs whose pointwise mutual information is at least MIN_PMI, seen `min_count` times or more.
+
+    PMI of a pair (a, b) is log2(p(a b) / (p(a) p(b))) with probabilities relative to the number of words (Church and Hanks, 1990).
+    A pure function of the pool's captions.
+    """
+    table = _merge([_read_counts(folder, unit) for unit in units])
+    texts, pairs, counts = (table[name].combine_chunks() for name in ("text", "pair", "count"))
+    single = dict(
+        zip(texts.filter(pc.invert(pairs)).to_pylist(), counts.filter(pc.invert(pairs)).to_pylist(), strict=True)
+    )
+    frequent = table.filter(pc.greater_equal(table["count"], min_count))
+    chosen: list[tuple[int, str]] = []
+    for text, pair, count in zip(*(frequent[name].to_pylist() for name in ("text", "pair", "count")), strict=True):
+        if pair:
+            left, _, right = text.partition(" ")
+            if np.log2(count * words / (single[left] * single[right])) < MIN_PMI:
+                continue
+        chosen.append((-count, text))
+    if not chosen:
+        raise ValueError(
+            f"no word occurs {min_count} times in the captions of the pool: lower --metadata-min-count or give --metadata"
+        )
+    return [text for _, text in sorted(chosen)[:LIMIT]]
+
+
+def _grams(texts: pa.StringArray) -> pa.Table:
+    """Words and pairs of words of texts with their counts. A pair never reaches over punctuation, since matching sees it as a token."""
+    spaced = pc.replace_substring_regex(pc.fill_null(texts, ""), r"([,.;:?!`])", r" \1 ")
+    lists = pc.split_pattern(pc.replace_substring_regex(spaced, r"[\t\n\r]", " "), " ")
+    tokens = lists.flatten()
+    parents = pc.list_parent_indices(lists)
+    is_word = pc.match_substring_regex(tokens, WORD)
+    neighbours = pc.and_(pc.equal(parents[1:], parents[:-1]), pc.and_(is_word[1:], is_word[:-1]))
+    pairs = pc.binary_join_element_wise(tokens[:-1].filter(neighbours), tokens[1:].filter(neighbours), " ")
+    return pa.concat_tables([_counted(tokens.filter(is_word), False), _counted(pairs, True)])
+
+
+def _counted(texts: pa.Array, pair: bool) -> pa.Table:
+    values = pc.value_counts(texts)
+    return pa.table(
+        {"text": values.field("values"), "pair": pa.repeat(pair, len(values)), "count": values.field("counts")}
+    )
+
+
+def _merge(parts: Sequence[pa.Table]) -> pa.Table:
+    grouped = pa.concat_tables(parts).group_by(["text", "pair"], use_threads=False).aggregate([("count", "sum")])
+    return grouped.rename_columns(["text", "pair", "count"])
+
+
+def _counts_name(folder: str, unit: Unit) -> str:
+    return storage.join(folder, f"words-{unit.index:06d}.parquet")
+
+
+def remove_counts(folder: str) -> None:
+    """Remove what `count_unit` left."""
+    for uri in storage.listing(folder, ".parquet"):
+        if uri.rsplit("/", 1)[-1].startswith("words-"):
+            storage.remove(uri)
+
+
+def _read_counts(folder: str, unit: Unit) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(_counts_name(folder, unit))))

@@ -1,0 +1,152 @@
+"""A global shuffle in two passes that is a pure function of (seed, ids).
+
+A row's key is a hash of the seed and its id; the order is the order of the keys. *Scatter*: every unit encodes its rows and writes them in that
+order, in bins of the key's upper bits. *Gather*: a shard is a range of ranks; it reads the bins that hold them, one contiguous range of bytes
+from each unit's file, sorts and cuts. So memory holds a unit or a shard, and neither units nor bins show in the result.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llip import storage
+from pipelines import schema
+from pipelines.stages import write
+from pipelines.stages.encode import Encoding, Unusable, encode
+from pipelines.stages.hashing import hash64
+
+KEY = "key"
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curated:
+    """A file of a curated pool."""
+
+    index: int
+    file: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A file to be gathered: rows `first … first + rows - 1` of the global order."""
+
+    index: int
+    rows: int
+    skip: int
+    """Rows of the bins that come before the shard's first."""
+    pieces: tuple[tuple[str, int, int], ...]
+    """(file, first byte, one past the last): what the shard's bins are in each unit's file."""
+
+
+def scatter_unit(unit: Curated, *, folder: str, encoding: Encoding, seed: int, bits: int) -> dict[str, Any]:
+    """Encode the images of a curated file and write its rows by bin. Returns rows and bytes of each bin and what was dropped."""
+    tables, dropped = [], Counter[str]()
+    fs, path = storage.filesystem(unit.file)
+    with fs.open(path, "rb") as handle:
+        for batch in pq.ParquetFile(handle).iter_batches(BATCH_ROWS):
+            tables.append(_encoded(pa.Table.from_batches([batch]), encoding, dropped))
+    table = pa.concat_tables(tables)
+    keys = hash64(table[schema.ID].combine_chunks(), seed)
+    order = np.argsort(keys, kind="stable")
+    rows = np.bincount(bin_of(keys, bits), minlength=1 << bits)
+    sizes = []
+    with storage.atomic_writer(storage.join(folder, spill_name(unit.index))) as file:
+        for begin, end in zip(np.cumsum(rows) - rows, np.cumsum(rows), strict=True):
+            piece = _piece(table, keys, order[begin:end])
+            file.write(piece)
+            sizes.append(len(piece))
+    return {"rows": rows.tolist(), "bytes": sizes, "dropped": dropped, "image_bytes": int(table.nbytes)}
+
+
+def bin_of(keys: np.ndarray, bits: int) -> np.ndarray:
+    return (keys >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(keys), np.int64)
+
+
+def spill_name(index: int) -> str:
+    return f"spill/{index:06d}.arrows"
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:06d}.parquet"
+
+
+def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[Shard]:
+    """Which bytes make up each shard. results: those of `scatter_unit`; sizes: rows of each shard, in order."""
+    rows = np.array([r["rows"] for r in results]).sum(axis=0)
+    bin_ends = np.cumsum(rows)
+    byte_ends = [np.concatenate([[0], np.cumsum(r["bytes"])]) for r in results]
+    shards = []
+    for index, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
+        first = int(np.searchsorted(bin_ends, end - size, side="right"))
+        last = int(np.searchsorted(bin_ends, end, side="left"))
+        pieces = tuple(
+            (storage.join(folder, spill_name(unit)), int(ends[first]), int(ends[last + 1]))
+            for unit, ends in enumerate(byte_ends)
+        )
+        skip = int(end - size - (bin_ends[first] - rows[first]))
+        shards.append(Shard(index=index, rows=size, skip=skip, pieces=pieces))
+    return shards
+
+
+def gather_shard(shard: Shard, *, folder: str, columns: pa.Schema, row_group_size: int) -> dict[str, Any]:
+    """Write a shard. Returns its file entry."""
+    table = pa.concat_tables([t for piece in shard.pieces for t in _pieces(*piece)])
+    table = table.sort_by([(KEY, "ascending"), (schema.ID, "ascending")])
+    _refuse_repeated_ids(table[schema.ID])
+    table = table.slice(shard.skip, shard.rows).select(columns.names)
+    assert table.num_rows == shard.rows, f"{table.num_rows} rows found for a shard of {shard.rows}"
+    with write.parquet_file(folder, shard_name(shard.index), columns) as file:
+        file.write(table, row_group_size)
+    return asdict(file.entry)
+
+
+def _encoded(table: pa.Table, encoding: Encoding, dropped: Counter[str]) -> pa.Table:
+    images, rows = [], []
+    for i, data in enumerate(table[schema.IMAGE]):
+        try:
+            images.append(encode(data.as_py(), encoding))
+            rows.append(i)
+        except Unusable as error:
+            dropped[str(error)] += 1
+    at = table.column_names.index(schema.IMAGE)
+    return table.take(pa.array(rows, pa.int64())).set_column(at, schema.IMAGE, pa.array(images, pa.binary()))
+
+
+def _piece(table: pa.Table, keys: np.ndarray, rows: np.ndarray) -> bytes:
+    if len(rows) == 0:
+        return b""
+    part = table.take(pa.array(rows)).append_column(KEY, pa.array(keys[rows])).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, part.schema) as stream:
+        stream.write_table(part)
+    return sink.getvalue().to_pybytes()
+
+
+def _pieces(file: str, begin: int, end: int) -> list[pa.Table]:
+    """The streams that lie one after another in a range of a spill file."""
+    if begin == end:
+        return []
+    fs, path = storage.filesystem(file)
+    reader = pa.BufferReader(fs.cat_file(path, start=begin, end=end))
+    tables = []
+    while reader.tell() < end - begin:
+        with pa.ipc.open_stream(reader) as stream:
+            tables.append(stream.read_all())
+    return tables
+
+
+def _refuse_repeated_ids(ids: pa.ChunkedArray) -> None:
+    values = ids.combine_chunks()
+    same = np.flatnonzero(pa.compute.equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False))
+    if len(same):
+        raise ValueError(
+            f"the id {values[int(same[0])].as_py()!r} names more than one row of the curated pool; ids have to be unique"
+            " (without a column 'id' the pool gets unique ones)"
+        )

@@ -1,6 +1,6 @@
 """Llip, CLIP and SigLIP: models, objectives, data, training and evaluation. Importable without Ray.
 
-`llip.create_model("llip_b32_k64")` · `llip.recipe("clip_b16")` · `llip.load_model("runs/first/checkpoints/step-00000800")`
+`llip.create_model("llip_b32_k64")` · `llip.recipe("clip_b16")` · `llip.load_model("output/model")`
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The whole model: two towers, a head, a scale and a bias. `create_model` makes one from a recipe's name or a configuration.
+"""The whole model: two towers, a head, a scale and a bias.
 
 Axes: B images · T captions · D compared width.
 """
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llip.config import ModelConfig, TrainingConfig
+from llip.model import scoring
 from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
 from llip.model.mixing import Head, mix
-from llip.model.text import TextTransformer, trim
+from llip.model.packing import pack
+from llip.model.text import TextTransformer
 from llip.model.transformer import Transformer
 from llip.model.vision import VisionTransformer
 from llip.recipes import recipe
@@ -39,16 +41,23 @@ class ContrastiveModel(nn.Module):
         return self.head.image_features(self.vision(pixels_BCHW))
 
     def encode_text(self, token_ids_TL: Tensor) -> TextFeatures:
-        """Features of [T, L] int64 token ids, 0-padded to any L up to the context. Raises ValueError beyond it."""
-        return self.head.text_features(self.text(trim(token_ids_TL)))
+        """Features of [T, L] token ids, 0-padded to any L up to the context. Raises ValueError beyond it.
+
+        They are packed on the CPU: ids that lie there already spare an accelerator a round trip.
+        """
+        length, context = token_ids_TL.shape[1], self.config.text.context_length
+        if length > context:
+            raise ValueError(f"captions have {length} tokens; this model takes at most {context}")
+        packed = pack(token_ids_TL, latents=self.text.latent_count, context_length=context)
+        return self.head.text_features(self.text(*packed.to(self.logit_scale.device)))
 
     def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
-        return self.encode_image(pixels_BCHW), self.encode_text(token_ids_TL)
+        """Features of a batch of images and of captions, which need not be as many."""
+        texts = self.encode_text(token_ids_TL)  # first, so that packing waits for nothing of this step
+        return self.encode_image(pixels_BCHW), texts
 
     def pair_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Cosine of every image with every caption, [B, T] in [-1, 1], before scale and bias."""
-        from llip.model import scoring
-
         return scoring.pair_scores(
             images, texts, out_proj_DD=self.head.out_proj, temperature=self.config.head.temperature
         )
@@ -61,9 +70,9 @@ class ContrastiveModel(nn.Module):
         temperature = self.config.head.temperature
         match images, texts:
             case Mixture(), Query():
-                feature_BTD = mix(images, texts.query_BME, temperature) @ self.head.out_proj
+                feature_BTD = self.head.project(mix(images, texts.query_BME, temperature))
             case Query(), Mixture():
-                feature_BTD = (mix(texts, images.query_BME, temperature) @ self.head.out_proj).transpose(0, 1)
+                feature_BTD = self.head.project(mix(texts, images.query_BME, temperature)).transpose(0, 1)
             case Pooled(), Pooled():
                 feature_BTD = images.vector_BD[:, None].expand(-1, len(texts.vector_BD), -1)
             case _:

@@ -70,7 +70,7 @@ class MixtureProjection(nn.Module):
 
 
 class MeanMixture(nn.Module):
-    """The uniform mixture of the values: the ablation without a query. Keys and heads would change nothing, so there are none."""
+    """The uniform mixture of the values: the ablation without a query. Keys would change nothing, so there are none."""
 
     def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
         super().__init__()
@@ -131,8 +131,13 @@ class Head(nn.Module):
     def image_features(self, states_BKW: Tensor) -> ImageFeatures:
         features = self.image(states_BKW)
         if self.kind in ("mean", "learned_query"):  # one feature for all captions: W_O can be applied at once
-            return Pooled(features @ self.out_proj)
-        return features  # type: ignore[no-any-return]
+            return Pooled(self.project(features))
+        return features
 
     def text_features(self, states_TKW: Tensor) -> TextFeatures:
-        return self.text(states_TKW)  # type: ignore[no-any-return]
+        return self.text(states_TKW)
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """z = c · W_O (Llip, eq. 3), over the last axis."""
+        assert self.out_proj is not None, f"a {self.kind} head mixes nothing"
+        return mixed @ self.out_proj

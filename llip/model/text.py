@@ -1,83 +1,61 @@
 """The caption tower: CLIP's causal text transformer.
 
-Axes: T captions · L positions of a caption · K kept states · W width.
+Axes: T captions · K kept states of a caption · R rows of captions · N positions of a row · S kept positions of a row ·
+L positions of the context · W width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llip.config import TextConfig
-from llip.model.transformer import Transformer
-
-
-def trim(token_ids_TL: Tensor) -> Tensor:
-    """The same captions without the padding that all of them share: nothing after an end-of-text token can change its state.
-
-    Captions that lie on an accelerator come back unchanged, because reading their length would stall its queue.
-    """
-    if token_ids_TL.device.type != "cpu":
-        return token_ids_TL
-    return token_ids_TL[:, : int(token_ids_TL.argmax(dim=1).max()) + 1]
+from llip.model.transformer import Transformer, initialise_by_depth
 
 
 class TextTransformer(nn.Module):
-    """Token ids in, the final state at the end-of-text token out, or those of K latents that read the caption.
+    """Captions in, the final state of each at its end-of-text token out, or those of K latents that read it.
 
-    With `tokens` K > 1 learned latents follow the end-of-text token: latent k attends to the whole caption and to the latents before it
-    (no caption token sees a latent), and the K states of the latents are kept. Latents are their own position embedding.
+    With `tokens` K > 1, K learned latents follow the end-of-text token: latent k attends to the whole caption and
+    to the latents up to itself, no word sees a latent, and the states of the latents are kept. A latent is its own
+    position embedding.
     """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.token_embedding = nn.Embedding(config.vocabulary, width)
-        self.position = nn.Parameter(torch.empty(config.context_length, width))
-        self.latents = nn.Parameter(torch.empty(config.tokens, width)) if config.tokens > 1 else None
-        self.transformer = Transformer(width, config.layers, config.heads, config.mlp_width)
-        self.norm_after = nn.LayerNorm(width)
+        self.latent_count = config.tokens if config.tokens > 1 else 0
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(torch.empty(config.context_length, config.width))
+        self.latents = nn.Parameter(torch.empty(self.latent_count, config.width)) if self.latent_count else None
+        self.transformer = Transformer(config.width, config.layers, config.heads, config.mlp_width)
+        self.norm_after = nn.LayerNorm(config.width)
         self._initialise()
 
     def _initialise(self) -> None:
-        """As OpenAI's CLIP: the residual branches shrink with the depth."""
+        """As OpenAI's CLIP."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position, std=0.01)
         if self.latents is not None:
             nn.init.normal_(self.latents, std=0.02)
-        width, layers = self.config.width, self.config.layers
-        for block in self.transformer.blocks:
-            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.normal_(block.mlp_up.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp_down.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.zeros_(block.attention.qkv.bias)
-            nn.init.zeros_(block.attention.out.bias)
+        initialise_by_depth(self.transformer)
 
-    def forward(self, token_ids_TL: Tensor) -> Tensor:
-        """[T, L] token ids, 0 after the end-of-text token (the highest id) -> [T, K, W]. Raises ValueError where L is above the context."""
-        length, context = token_ids_TL.shape[1], self.config.context_length
-        if length > context:
-            raise ValueError(f"captions have {length} tokens; this model takes at most {context}")
-        x_TLW = self.token_embedding(token_ids_TL) + self.position[:length]
-        end_T11 = token_ids_TL.argmax(dim=1)[:, None, None]
-        caption_T1L = torch.arange(length, device=token_ids_TL.device) <= end_T11
+    def forward(
+        self, token_RN: Tensor, position_RN: Tensor, caption_RN: Tensor, kept_RS: Tensor, state_TK: Tensor
+    ) -> Tensor:
+        """The fields of `PackedCaptions` -> [T, K, W]."""
+        mask_RNN = (caption_RN[:, :, None] == caption_RN[:, None, :]).tril()
+        mask_RSN = mask_RNN.gather(1, kept_RS[:, :, None].expand(-1, -1, mask_RNN.shape[2]))
+        states_RSW = self.transformer(
+            self._embed(token_RN, position_RN),
+            lambda x: x.gather(1, kept_RS[:, :, None].expand(-1, -1, x.shape[2])),
+            mask_B1NN=mask_RNN[:, None],
+            mask_B1QN=mask_RSN[:, None],
+        )
+        return self.norm_after(states_RSW.flatten(0, 1)[state_TK])
+
+    def _embed(self, token_RN: Tensor, position_RN: Tensor) -> Tensor:
+        words_RNW = self.token_embedding(token_RN)
         if self.latents is None:
-            states_TKW = self.transformer(
-                x_TLW,
-                lambda x: x.gather(1, end_T11.expand(-1, 1, x.shape[-1])),
-                causal=True,
-                mask_B1QN=caption_T1L[:, None],
-            )
-        else:
-            states_TKW = self._read(x_TLW, self.latents, caption_T1L)
-        return self.norm_after(states_TKW)
-
-    def _read(self, x_TLW: Tensor, latents_KW: Tensor, caption_T1L: Tensor) -> Tensor:
-        """The states of latents that stand behind the caption: the padding between the two is masked."""
-        (captions, length, _), latents = x_TLW.shape, len(latents_KW)
-        x_TNW = torch.cat([x_TLW, latents_KW.to(x_TLW.dtype).expand(captions, -1, -1)], dim=1)
-        everything = length + latents
-        causal_NN = torch.ones(everything, everything, dtype=torch.bool, device=x_TLW.device).tril()
-        visible_T1N = torch.cat([caption_T1L, caption_T1L.new_ones(captions, 1, latents)], dim=2)
-        mask_T1NN = (causal_NN & visible_T1N)[:, None]
-        return self.transformer(x_TNW, lambda x: x[:, length:], mask_B1NN=mask_T1NN, mask_B1QN=mask_T1NN[:, :, length:])
+            return words_RNW + F.embedding(position_RN, self.position)
+        is_word_RN1 = (position_RN < self.config.context_length)[:, :, None]
+        return words_RNW * is_word_RN1 + F.embedding(position_RN, torch.cat([self.position, self.latents]))

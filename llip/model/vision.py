@@ -1,61 +1,52 @@
 """The image tower: CLIP's vision transformer with K learnable tokens in place of the class token (Llip, section 3.1).
 
-Axes: B images · C colours · P patches · K tokens · N = K + P positions · W width.
+Axes: B images · C colours · H, W of pixels · P patches · K tokens · N = K + P positions · W width.
 """
 
 import torch
 from torch import Tensor, nn
 
 from llip.config import VisionConfig
-from llip.model.transformer import Transformer
+from llip.model.transformer import Transformer, initialise_uniformly
 
 
 class VisionTransformer(nn.Module):
-    """Pixels in, the final state of the kept positions out."""
+    """Pixels in, the final states of the kept positions out."""
 
     def __init__(self, config: VisionConfig, kept: int) -> None:
-        """`kept`: positions that are returned, tokens first: 1 for the first token alone, K for the tokens, K + P for all."""
+        """`kept` positions are returned: 1 for the first token, K for the tokens, K + P for tokens and patches."""
         super().__init__()
         self.config = config
         self.kept = kept
-        width = config.width
-        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
-        self.tokens = nn.Parameter(torch.empty(config.tokens, width))
-        self.position = nn.Parameter(torch.empty(config.tokens + config.patches, width))
-        self.norm_before = nn.LayerNorm(width)
-        self.transformer = Transformer(width, config.layers, width // config.head_width, config.mlp_width)
-        self.norm_after = nn.LayerNorm(width)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """As OpenAI's CLIP: Xavier for the attention input, PyTorch's own for the other matrices."""
-        nn.init.normal_(self.tokens, std=self.config.width**-0.5)
-        nn.init.normal_(self.position, std=self.config.width**-0.5)
-        for block in self.transformer.blocks:
-            nn.init.xavier_uniform_(block.attention.qkv.weight)
-            nn.init.zeros_(block.attention.qkv.bias)
-            nn.init.zeros_(block.attention.out.bias)
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
+        self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.position = nn.Parameter(torch.empty(config.tokens + config.patches, config.width))
+        self.norm_before = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config.width, config.layers, config.width // config.head_width, config.mlp_width)
+        self.norm_after = nn.LayerNorm(config.width)
+        nn.init.normal_(self.tokens, std=config.width**-0.5)
+        nn.init.normal_(self.position, std=config.width**-0.5)
+        initialise_uniformly(self.transformer)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """[B, 3, S, S] normalised pixels -> [B, kept, W]. Raises ValueError for another shape."""
         size = self.config.image_size
         if pixels_BCHW.shape[1:] != (3, size, size):
             raise ValueError(f"pixels have shape {list(pixels_BCHW.shape)}; this model takes [B, 3, {size}, {size}]")
-        x_BNW = self.norm_before(self._embed(pixels_BCHW))
-        return self.norm_after(self.transformer(x_BNW, lambda x: x[:, : self.kept]))
+        states_BNW = self.norm_before(self._embed(pixels_BCHW))
+        return self.norm_after(self.transformer(states_BNW, lambda x: x[:, : self.kept]))
 
     def _embed(self, pixels_BCHW: Tensor) -> Tensor:
-        patches_BPW = self.patch_embedding(pixels_BCHW).flatten(2).transpose(1, 2)
         token_position_KW, patch_position_PW = self.position.split((self.config.tokens, self.config.patches))
-        patches_BPW = patches_BPW + patch_position_PW
+        patches_BPW = self.patch_embedding(pixels_BCHW).flatten(2).transpose(1, 2) + patch_position_PW
         if self.training and self.config.patch_dropout:
             patches_BPW = self._drop(patches_BPW)
         tokens_BKW = (self.tokens + token_position_KW).expand(len(pixels_BCHW), -1, -1)
-        return torch.cat([tokens_BKW.to(patches_BPW.dtype), patches_BPW], dim=1)
+        return torch.cat([tokens_BKW, patches_BPW], dim=1)
 
     def _drop(self, patches_BPW: Tensor) -> Tensor:
-        """A random subset of the patches of each image (Li et al., FLIP). Their order carries no meaning."""
+        """A random subset of each image's patches, at least one (FLIP, arXiv 2212.00794). Their order means nothing."""
         batch, patches, width = patches_BPW.shape
         left = max(1, round(patches * (1 - self.config.patch_dropout)))
         chosen_BP = torch.rand(batch, patches, device=patches_BPW.device).topk(left, dim=1).indices
-        return patches_BPW.gather(1, chosen_BP.unsqueeze(-1).expand(-1, -1, width))
+        return patches_BPW.gather(1, chosen_BP[:, :, None].expand(-1, -1, width))

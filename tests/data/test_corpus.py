@@ -13,7 +13,7 @@ from PIL import Image
 
 from llip import storage
 from llip.data import corpus, evaluation_set, manifest
-from llip.data.corpus import captions, names, scenes, sources
+from llip.data.corpus import captions, contact_sheet, names, scenes, sources
 from llip.data.corpus.catalogue import Catalogue, catalogue
 from llip.data.corpus.pool import SCHEMA, captioned, rows
 
@@ -209,6 +209,22 @@ def test_metadata_is_sorted_distinct_and_matches_captions(tmp_path: Path, drawin
     assert matched > 0.9 * total
     corpus.write_metadata(str(tmp_path / "metadata.json"), CONFIG)
     assert storage.read_json(str(tmp_path / "metadata.json")) == entries
+
+
+def test_the_contact_sheet_shows_the_pictures_of_the_pool(tmp_path: Path, drawings: Catalogue) -> None:
+    corpus.write_contact_sheet(str(tmp_path / "sheet.png"), CONFIG)
+    corpus.write_contact_sheet(str(tmp_path / "other.png"), replace(CONFIG, seed=1))
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "other.png") as other:
+        assert sheet.size == other.size and sheet.width > 1000
+        left, top = contact_sheet.MARGIN, contact_sheet.MARGIN + contact_sheet.TITLE
+        box = (left + 20, top + 20, left + contact_sheet.PICTURE - 20, top + contact_sheet.PICTURE - 20)
+        assert sheet.crop(box).tobytes() != other.crop(box).tobytes()
+
+
+def test_every_source_has_a_licence_and_an_author() -> None:
+    table = corpus.license_table()
+    assert {row["source"] for row in table} == {"openmoji", "noto", "twemoji", "phosphor", "lucide"}
+    assert all(row["license"] and row["attribution"] and row["package"] for row in table)
 
 
 def test_unusable_settings_are_refused() -> None:

@@ -96,7 +96,7 @@ def _row(s: Summary) -> tuple[str, ...]:
 
 
 def plot(summaries: Sequence[Summary], metric: str) -> bytes:
-    """PNG: the metric against K with the spread over seeds, a line for each head count; other objectives as level lines.
+    """PNG: the metric against K with the spread over seeds, a line a head count; other objectives as level lines.
 
     Stopped points are hollow and off the lines: they saw fewer images.
     """
@@ -115,8 +115,9 @@ def plot(summaries: Sequence[Summary], metric: str) -> bytes:
         label = f"Llip, {heads} head{'s' if heads > 1 else ''}"
         ks, means, spreads = [s.point.k for s in done], [s.mean for s in done], [s.spread or 0.0 for s in done]
         axes.errorbar(ks, means, yerr=spreads, fmt="o-", color=f"C{color}", capsize=3, label=label)
-        hollow = {"linestyle": "", "marker": "o", "markerfacecolor": "none", "color": f"C{color}"}
-        axes.plot([s.point.k for s in stopped], [s.mean for s in stopped], **hollow)
+        axes.plot(
+            [s.point.k for s in stopped], [s.mean for s in stopped], "o", color=f"C{color}", markerfacecolor="none"
+        )
     for color, summary in enumerate((s for s in summaries if s.point.heads is None), start=len(counts)):
         name = {"clip": "CLIP", "siglip": "SigLIP"}[summary.point.objective]
         axes.axhline(summary.mean, color=f"C{color}", linestyle="--", label=name)
@@ -124,7 +125,7 @@ def plot(summaries: Sequence[Summary], metric: str) -> bytes:
             low, high = summary.mean - summary.spread, summary.mean + summary.spread
             axes.axhspan(low, high, color=f"C{color}", alpha=0.15)
     if any(not s.finished for s in mixed):
-        axes.plot([], [], linestyle="", marker="o", markerfacecolor="none", color="grey", label="stopped early")
+        axes.plot([], [], "o", color="grey", markerfacecolor="none", label="stopped early")
     axes.axhline(summaries[0].chance, color="grey", linestyle=":", label="chance")
     if mixed:
         axes.set_xscale("log", base=2)

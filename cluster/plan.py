@@ -1,0 +1,281 @@
+"""Capacity planner: what a recipe needs on a cluster, before anybody pays for one.
+
+    python cluster/plan.py --recipe llip_h14_k64 --gpus 256
+
+Parameters are counted on the model itself, FLOPs are those of its matrix products, memory is an estimate.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from llip.config import ModelConfig, TextConfig, TrainingConfig, VisionConfig
+from llip.model.build import ContrastiveModel, create_model
+from llip.recipes import recipe
+from pipelines import command
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """One GPU, from its maker's data sheet."""
+
+    bf16_flops: float
+    """Dense matrix FLOPs a second in bf16."""
+    memory: int
+    """Bytes."""
+
+
+ACCELERATORS = {
+    "a100-40gb": Accelerator(bf16_flops=312e12, memory=40 * GIB),
+    "a100-80gb": Accelerator(bf16_flops=312e12, memory=80 * GIB),
+    "h100-80gb": Accelerator(bf16_flops=989e12, memory=80 * GIB),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to plan."""
+
+    recipe: str
+    """Recipe to train, such as llip_h14_k64."""
+    gpus: int
+    """GPUs that train together, with equal shares of the batch."""
+    gpu: Literal["a100-40gb", "a100-80gb", "h100-80gb"] = "a100-80gb"
+    samples: int | None = None
+    """Images seen by the whole run; the recipe's number where not given."""
+    mfu: float = 0.35
+    """Model FLOPs utilisation: the share of the GPUs' peak that is reached; 0.37 for the paper's CLIP L/14."""
+    caption_tokens: int | None = None
+    """Tokens of a caption on average; the context length where not given."""
+    pool: int = 400_000_000
+    """Images in the shards."""
+    image_bytes: int = 30_000
+    """Bytes of an image in the shards (JPEG, short side 256)."""
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "samples", "caption_tokens", "pool", "image_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it has to be at least 1")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu is {self.mfu}; it has to be a share in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Learned numbers by part of the model."""
+
+    vision: int
+    text: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.text + self.head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU under data parallelism: every GPU holds the whole model."""
+
+    parameters: int
+    """fp32, and the bf16 copies that autocast keeps during a step."""
+    gradients: int
+    optimizer: int
+    """AdamW's two moments, fp32."""
+    activations: int
+    """What the backward pass of both towers needs."""
+    pairs: int
+    """Scoring one chunk of captions, and the gathered captions with their gradients."""
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """The plan's result."""
+
+    batch_size: int
+    batch_per_gpu: int
+    steps: int
+    parameters: Parameters
+    tower_flops: float
+    """Model FLOPs of a step in the towers and the head's projections, forward and backward."""
+    pair_flops: float
+    """Model FLOPs of a step in the pair scores, forward and backward."""
+    memory: Memory
+    seconds_per_step: float
+    days: float
+    shard_bytes: int
+    read_bytes_per_second: float
+    """Of all GPUs together, so that none waits."""
+    checkpoint_bytes: int
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch_size / self.seconds_per_step
+
+
+def plan(settings: Plan) -> Capacity:
+    """Capacity for a recipe. Raises ValueError for an unknown recipe and for GPUs that cannot share its lanes."""
+    config = recipe(settings.recipe)
+    data = config.data
+    if data.lanes % settings.gpus:
+        raise ValueError(f"gpus is {settings.gpus}; it has to divide the {data.lanes} lanes of {settings.recipe}")
+    gpu = ACCELERATORS[settings.gpu]
+    tokens = settings.caption_tokens or config.model.text.context_length
+    with torch.device("meta"):
+        model = create_model(config)
+    parameters = Parameters(vision=_size(model.vision), text=_size(model.text), head=_size(model.head))
+    image_flops, caption_flops = forward_flops(model, tokens)
+    captions = data.captions_per_image
+    tower_flops = 3.0 * data.batch_size * (image_flops + captions * caption_flops)
+    pair_flops = 3.0 * captions * data.batch_size**2 * pair_forward_flops(config.model)
+    seconds = (tower_flops + pair_flops) / (settings.gpus * gpu.bf16_flops * settings.mfu)
+    steps = math.ceil((settings.samples or config.samples) / data.batch_size)
+    return Capacity(
+        batch_size=data.batch_size,
+        batch_per_gpu=data.batch_size // settings.gpus,
+        steps=steps,
+        parameters=parameters,
+        tower_flops=tower_flops,
+        pair_flops=pair_flops,
+        memory=memory(config, parameters, data.batch_size // settings.gpus, tokens),
+        seconds_per_step=seconds,
+        days=steps * seconds / 86_400,
+        shard_bytes=settings.pool * settings.image_bytes,
+        read_bytes_per_second=data.batch_size * settings.image_bytes / seconds,
+        checkpoint_bytes=12 * parameters.total,
+    )
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def forward_flops(model: ContrastiveModel, caption_tokens: int) -> tuple[int, int]:
+    """Forward FLOPs of one image and of one caption, projections of the head included.
+
+    The last block computes only the positions that the head reads. A matrix of the head meets one state of each sample.
+    """
+    vision, text = model.config.vision, model.config.text
+    image = 2 * 3 * vision.patch_size**2 * vision.width * vision.patches
+    image += _tower_flops(vision, vision.tokens + vision.patches, kept=model.vision.kept)
+    latents = text.tokens if text.tokens > 1 else 0
+    caption = _tower_flops(text, caption_tokens + latents, kept=text.tokens)
+    return image + 2 * _size(model.head.image), caption + 2 * _size(model.head.text)
+
+
+def _tower_flops(config: VisionConfig | TextConfig, positions: int, kept: int) -> int:
+    width, mlp_width = config.width, config.mlp_width or 4 * config.width
+    matrices = 8 * width**2 + 4 * width * mlp_width
+    block = positions * (matrices + 4 * positions * width)
+    last = positions * 4 * width**2 + kept * (matrices - 4 * width**2 + 4 * positions * width)
+    return (config.layers - 1) * block + last
+
+
+def pair_forward_flops(model: ModelConfig) -> float:
+    """Forward FLOPs of one (image, caption) pair.
+
+    A cosine of two vectors of width d costs 2d. A mixture of K tokens by M heads costs 4Kd for weights and values, and
+    its norm the cheaper of the Gram form over tokens, (MK)²(1 + 1/M), and the form c·(W_Oᵀ W_O)·c, 2d².
+    """
+    d, k, m = model.embed_dim, model.mixture_tokens, model.head.heads
+    if model.head.kind not in ("text_query", "image_query"):
+        return 2.0 * d
+    return 4.0 * k * d + min((m * k) ** 2 * (1 + 1 / m), 2.0 * d**2)
+
+
+def memory(config: TrainingConfig, parameters: Parameters, batch_per_gpu: int, caption_tokens: int) -> Memory:
+    """Memory of one GPU for its share of a step."""
+    model, images = config.model, batch_per_gpu // config.objective.accumulation
+    bf16 = config.precision == "bf16"
+    block = partial(block_bytes, bf16=bf16, checkpointing=config.activation_checkpointing)
+    activations = images * (model.vision.tokens + model.vision.patches) * block(model.vision)
+    activations += images * config.data.captions_per_image * caption_tokens * block(model.text)
+    return Memory(
+        parameters=(6 if bf16 else 4) * parameters.total,
+        gradients=4 * parameters.total,
+        optimizer=8 * parameters.total,
+        activations=activations,
+        pairs=_pair_bytes(config, batch_per_gpu),
+    )
+
+
+def block_bytes(tower: VisionConfig | TextConfig, *, bf16: bool, checkpointing: bool) -> int:
+    """Bytes that the blocks of a tower keep for the backward pass, for one position.
+
+    A block keeps the residual stream twice (fp32, before each LayerNorm) and, in the precision of its matrices, the
+    input of the query, key and value projection, these three, the mixed values, the input of the MLP, and the hidden
+    layer before and after its activation. Checkpointing keeps the input of every block, and one block while it is
+    computed again.
+    """
+    item, width = 2 if bf16 else 4, tower.width
+    whole = 2 * 4 * width + item * (6 * width + 2 * (tower.mlp_width or 4 * width))
+    return 4 * width * tower.layers + whole if checkpointing else whole * tower.layers
+
+
+PAIR_TENSORS = 4
+"""Tensors of the size of the mixing weights that are alive at once: logits, weights, and the gradients of both."""
+
+
+def _pair_bytes(config: TrainingConfig, batch_per_gpu: int) -> int:
+    """fp32: weights of one chunk, and every caption of the step as query and target with their gradients."""
+    model, data = config.model, config.data
+    mixed = model.head.kind in ("text_query", "image_query")
+    width = model.head.heads * model.mixture_tokens if mixed else 1
+    chunk = PAIR_TENSORS * 4 * batch_per_gpu * min(config.objective.chunk, data.batch_size) * width
+    return chunk + 2 * 4 * (2 if mixed else 1) * model.embed_dim * data.batch_size * data.captions_per_image
+
+
+def table(settings: Plan, capacity: Capacity) -> str:
+    """The plan as aligned text."""
+    c, m, gpu = capacity, capacity.memory, ACCELERATORS[settings.gpu]
+    flops = c.tower_flops + c.pair_flops
+    fits = (
+        "fits"
+        if m.total < 0.9 * gpu.memory
+        else "does NOT fit: activation_checkpointing, objective.accumulation, more GPUs"
+    )
+    rows = [
+        ("recipe", f"{settings.recipe} on {settings.gpus} x {settings.gpu}"),
+        ("images seen", f"{c.steps * c.batch_size:,}"),
+        ("steps", f"{c.steps:,} of {c.batch_size:,} images, {c.batch_per_gpu:,} a GPU"),
+        (
+            "parameters",
+            f"{c.parameters.total / 1e6:,.1f} M: vision {c.parameters.vision / 1e6:,.1f}, "
+            f"text {c.parameters.text / 1e6:,.1f}, head {c.parameters.head / 1e6:,.1f}",
+        ),
+        ("model FLOPs a step", f"{flops:.3g}, pair scores {c.pair_flops / flops:.1%}"),
+        ("time a step", f"{c.seconds_per_step:.2f} s at {settings.mfu:.0%} MFU, {c.images_per_second:,.0f} images/s"),
+        ("time of the run", f"{c.days:,.1f} days, {c.days * 24 * settings.gpus:,.0f} GPU hours"),
+        ("memory a GPU", f"{m.total / GIB:.1f} of {gpu.memory / GIB:.0f} GiB, {fits}"),
+        ("  parameters", f"{m.parameters / GIB:.1f} GiB"),
+        ("  gradients", f"{m.gradients / GIB:.1f} GiB"),
+        ("  optimizer", f"{m.optimizer / GIB:.1f} GiB"),
+        ("  activations", f"{m.activations / GIB:.1f} GiB"),
+        ("  pair scores", f"{m.pairs / GIB:.1f} GiB"),
+        ("shards", f"{c.shard_bytes / 1e12:.1f} TB for {settings.pool:,} images"),
+        ("reading", f"{c.read_bytes_per_second / 1e9:.2f} GB/s in all"),
+        ("checkpoint", f"{c.checkpoint_bytes / 1e9:.1f} GB"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def main(settings: Plan) -> Capacity:
+    """Print the plan."""
+    capacity = plan(settings)
+    print(table(settings, capacity))
+    return capacity
+
+
+if __name__ == "__main__":
+    command.run(Plan, main, "What a recipe needs on a cluster: steps, FLOPs, time, memory a GPU, storage.")

@@ -1,0 +1,121 @@
+"""The capacity planner against numbers worked out by hand, PyTorch's FLOP counter, and what autograd really keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cluster.plan import GIB, Plan, block_bytes, forward_flops, pair_forward_flops, plan, table
+from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip.model.build import create_model
+from llip.recipes import recipe
+
+
+def test_steps_time_and_storage_of_clip_b32_by_hand() -> None:
+    capacity = plan(Plan(recipe="clip_b32", gpus=128, mfu=0.5, pool=1_000_000, image_bytes=20_000))
+    assert (capacity.steps, capacity.batch_per_gpu) == (390_624, 256)
+    # patch embedding, 11 blocks of 50 positions, a last block with one query, projection
+    vision = 49 * 6 * 1024 * 768 + 11 * 50 * (24 * 768**2 + 200 * 768)
+    vision += 50 * 4 * 768**2 + 20 * 768**2 + 200 * 768 + 2 * 768 * 512
+    text = 11 * 77 * (24 * 512**2 + 308 * 512) + 77 * 4 * 512**2 + 20 * 512**2 + 308 * 512 + 2 * 512 * 512
+    assert capacity.tower_flops == 3 * 32_768 * (vision + text)
+    assert capacity.pair_flops == 3 * 32_768**2 * 2 * 512
+    seconds = (capacity.tower_flops + capacity.pair_flops) / (128 * 312e12 * 0.5)
+    assert capacity.seconds_per_step == pytest.approx(seconds)
+    assert capacity.days == pytest.approx(390_624 * seconds / 86_400)
+    assert capacity.shard_bytes == 20_000_000_000
+    assert capacity.read_bytes_per_second == pytest.approx(32_768 * 20_000 / seconds)
+
+
+def test_parameters_are_those_of_the_paper() -> None:
+    llip, clip = (plan(Plan(recipe=name, gpus=128)).parameters for name in ("llip_b32_k32", "clip_b32"))
+    assert clip.total / 1e6 == pytest.approx(87.8 + 63.4, abs=0.2)
+    assert (llip.head - clip.head) / 1e6 == pytest.approx(25.7, abs=0.5)
+
+
+def test_samples_round_up_to_whole_steps() -> None:
+    assert plan(Plan(recipe="clip_b32", gpus=8, samples=32_769)).steps == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["clip_b16", "llip_l14_k32", "mean_b32_k64", "learned_query_b32_k64", "image_query_b32_k32"]
+)
+def test_image_flops_are_those_that_pytorch_counts(name: str) -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = create_model(name)
+        model.encode_image(torch.empty(1, 3, 224, 224))
+    image, _ = forward_flops(model, 77)
+    assert image == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "kflops"), [("llip_b32_k32", 140), ("llip_l14_k32", 173), ("llip_h14_k64", 559)])
+def test_pair_flops_take_the_cheaper_form_of_the_norm(name: str, kflops: float) -> None:
+    assert pair_forward_flops(recipe(name).model) / 1e3 == pytest.approx(kflops, rel=0.01)
+
+
+def test_a_pair_of_many_tokens_falls_back_to_the_form_over_the_width() -> None:
+    model = recipe("llip_b32_k128").model
+    assert pair_forward_flops(model) == 4 * 128 * 512 + 2 * 512**2
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_activations_are_near_what_autograd_keeps(bf16: bool) -> None:
+    tower = VisionConfig(image_size=64, patch_size=8, width=192, layers=8, head_width=32, mlp_width=512)
+    text = TextConfig(context_length=8, width=64, heads=2, layers=1)
+    model = create_model(ModelConfig(embed_dim=64, vision=tower, text=text, head=HeadConfig(kind="class_token"))).vision
+    images = 64
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", enabled=bf16):
+        output = model(torch.randn(images, 3, 64, 64))
+    assert output.requires_grad
+    per_position = sum(kept.values()) / (images * (tower.patches + 1))
+    assert block_bytes(tower, bf16=bf16, checkpointing=False) == pytest.approx(per_position, rel=0.12)
+
+
+def test_memory_by_hand_and_with_checkpointing() -> None:
+    capacity = plan(Plan(recipe="llip_h14_k64", gpus=256))
+    parameters = capacity.parameters.total
+    assert capacity.memory.parameters == 6 * parameters
+    assert (capacity.memory.gradients, capacity.memory.optimizer) == (4 * parameters, 8 * parameters)
+    image = (64 + 256) * (4 * 1280 * 32 + 8 * 1280 + 2 * (6 * 1280 + 2 * 5120))
+    caption = 77 * (4 * 1024 * 24 + 8 * 1024 + 2 * (6 * 1024 + 2 * 4096))
+    assert capacity.memory.activations == 128 * (image + caption)
+    assert capacity.memory.pairs == 4 * 4 * 128 * 1024 * 8 * 64 + 2 * 4 * 2 * 1024 * 32_768
+    assert capacity.checkpoint_bytes == 12 * parameters
+
+
+def test_short_captions_need_less() -> None:
+    long, short = (plan(Plan(recipe="llip_l14_k32", gpus=128, caption_tokens=t)) for t in (64, 20))
+    assert short.memory.activations < long.memory.activations
+    assert short.tower_flops < long.tower_flops
+
+
+def test_table_says_whether_it_fits() -> None:
+    small, large = (Plan(recipe="clip_l14", gpus=128, gpu=gpu) for gpu in ("a100-40gb", "a100-80gb"))
+    assert plan(small).memory.total == plan(large).memory.total < 80 * GIB
+    assert "does NOT fit" in table(small, plan(small))
+    assert ", fits" in table(large, plan(large))
+    assert "390,624 of 32,768 images, 256 a GPU" in table(large, plan(large))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gpus": 100}, "gpus is 100; it has to divide the 1024 lanes of clip_b32"),
+        ({"gpus": 0}, "gpus is 0; it has to be at least 1"),
+        ({"mfu": 1.5}, "mfu is 1.5"),
+        ({"recipe": "clip_b33"}, "did you mean"),
+    ],
+)
+def test_bad_settings_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(replace(Plan(recipe="clip_b32", gpus=128), **change))

@@ -1,7 +1,6 @@
 """Delivery to MLflow that never stops or slows training: a thread sends, and says at the end what was not taken."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +14,11 @@ METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100  # MLflow's limits
 class Delivery:
     """Holds metrics, parameters and JSON artifacts of a run in memory until the server has taken them."""
 
-    PAUSE, LONGEST_PAUSE, PATIENCE = 1.0, 60.0, 20.0
+    PAUSE, LONGEST_PAUSE, PATIENCE = 1.0, 60.0, 60.0
     """Seconds between deliveries, between tries of a dead server, and for the last delivery."""
 
     def __init__(self, uri: str, connect: Callable[[], tuple[Any, str]]) -> None:
         """`connect` gives an MlflowClient and the id of the run; the thread calls it until it succeeds."""
-        _wait_less()
         self._uri, self._connect = uri, connect
         self._client: Any = None
         self._run_id, self._status = "", "FINISHED"
@@ -111,13 +109,6 @@ class Delivery:
         if self._monitor:
             self._monitor.finish()
         self._client.set_terminated(self._run_id, self._status)
-
-
-def _wait_less() -> None:
-    """MLflow waits two minutes for an answer and tries eight times by default."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def _system_monitor(uri: str, run_id: str) -> Any:

@@ -3,6 +3,7 @@
 Axes: B images of this rank · C captions an image · H, W pixels · L tokens.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,9 +65,9 @@ def train(
 
     with (
         _loader(config, shards, world) as loader,
+        contextlib.closing(loader.iter_from(start)) as batches,
         progress(desc="train", total=config.samples, initial=rates.samples, unit="img") as bar,
     ):
-        batches = loader.iter_from(start)
         for step in range(start, config.steps + 1):  # one turn more than updates: the end is saved and evaluated too
             last = step == config.steps
             with rates.paused():

@@ -57,7 +57,7 @@ class Towers:
             world.group is not None
         ):  # W_O, scale and bias are used by the loss alone; DDP waits for their gradients as well
             self._forward = DistributedDataParallel(
-                self._forward, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+                self._forward, process_group=world.group, gradient_as_bucket_view=True
             )
 
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:

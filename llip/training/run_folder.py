@@ -1,4 +1,4 @@
-"""The folder of a run: `config.json` says what it trains and on which shards. A folder holds one run and is never mixed."""
+"""The folder of a run: its `config.json` says what it trains and on which shards. A folder holds one run."""
 
 import hashlib
 

@@ -17,6 +17,12 @@ from llip.training.revision import git_revision
 logger = logging.getLogger(__name__)
 
 NAME = "tracking.json"
+IMPATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""MLflow waits two minutes for an answer, and tries eight times, unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
 
     Processes that meet a fresh sqlite file at once break it: call this in the driver before workers start.
     """
+    for name, value in IMPATIENCE.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     if tracking.uri.startswith("sqlite:///"):

@@ -17,7 +17,8 @@ from llip.model.build import ContrastiveModel
 from llip.training import run_folder
 from llip.training.loop import NonFiniteError, Progress, train
 from llip.training.parallel import current_world
-from llip.training.tracking import Tracker, Tracking
+from llip.training.tracking import Tracker, Tracking, open_run
+from pipelines import command
 
 OnEvaluation = Callable[[int, dict[str, Metric]], None]
 
@@ -32,6 +33,8 @@ class Run:
     evaluation: str | None = None
     """Folder that holds evaluation sets, for evaluation in training; None: no evaluation."""
     tracking: Tracking | None = None
+    data_card: dict[str, Any] | None = None
+    """How the shards were curated, for the tracker."""
 
 
 def train_and_evaluate(
@@ -53,6 +56,8 @@ def train_and_evaluate(
     with Tracker(run.tracking, run.folder, enabled=first) as tracker:
         tracker.parameters(to_dict(run.config) | {"shards": run.shards, "world_size": world.size})
         tracker.artifact("config.json", to_dict(run.config))
+        if run.data_card:
+            tracker.artifact("data_card.json", run.data_card)
 
         def evaluate(step: int, model: ContrastiveModel) -> None:
             if first:
@@ -74,7 +79,7 @@ def train_and_evaluate(
 
 
 def fit(run: Run, *, workers: int, max_failures: int = 3, callbacks: Sequence[Any] = ()) -> dict[str, Metric]:
-    """`train_and_evaluate` under Ray Train: in this process (0 workers), or in as many, with a GPU each if there are any.
+    """`train_and_evaluate` under Ray Train: in this process (0 workers), or in as many, each with a GPU if there are.
 
     A worker that dies is started again, at most `max_failures` times, and goes on from the last checkpoint. Evaluations
     are reported to Ray Train, so that `callbacks` (Ray Tune's) see them. Raises what training raised: ValueError,
@@ -83,13 +88,16 @@ def fit(run: Run, *, workers: int, max_failures: int = 3, callbacks: Sequence[An
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
+        with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
+            open_run(run.tracking, run.folder)
     trainer = TorchTrainer(
         _train_on_worker if workers else _train_here,
         train_loop_config={"run": run},
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=workers > 0 and cluster_gpus() > 0,
-            resources_per_worker={"CPU": 0.5},  # a worker that took a whole one of few cores would leave none to others
+            use_gpu=workers > 0 and _cluster_gpus() > 0,
+            resources_per_worker={"CPU": 0.5},  # whole ones would leave no core to others on a small machine
         ),
         run_config=RunConfig(
             name="ray",
@@ -104,10 +112,17 @@ def fit(run: Run, *, workers: int, max_failures: int = 3, callbacks: Sequence[An
     return result  # type: ignore[no-any-return]
 
 
-def cluster_gpus() -> int:
-    """GPUs of the Ray cluster that this process belongs to."""
+def default_workers() -> int:
+    """A process for each GPU of the cluster that runs this job, or of this machine if it has several; else 0."""
+    if "RAY_ADDRESS" in os.environ:
+        return _cluster_gpus()
+    return torch.cuda.device_count() if torch.cuda.device_count() > 1 else 0
+
+
+def _cluster_gpus() -> int:
     import ray
 
+    command.start_ray()
     return int(ray.cluster_resources().get("GPU", 0))
 
 

@@ -1,0 +1,184 @@
+"""Pretrain a model, from a pool of images with captions to its numbers.
+
+    uv run pipelines/pretrain.py                                   # the built-in corpus, Llip, a few minutes
+    uv run pipelines/pretrain.py --objective siglip                # the same under another objective: data is made once
+    python pipelines/pretrain.py --recipe llip_b16_k64 --pool s3://bucket/pool --output s3://bucket/work --workers 128
+
+Run again, it goes on where it was: it resumes training from the last checkpoint, and leaves what is done.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llip import storage
+from llip.config import TrainingConfig
+from llip.evaluation import Metric
+from llip.training import checkpoint, run_folder
+from llip.training.tracking import Tracking, default_store
+from pipelines import chain, command
+from pipelines.settings import Objective, configure, run_name
+from pipelines.stages import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """What is trained, on what, and where. Options of the model and the optimizer replace the recipe's values."""
+
+    recipe: str = "llip_tiny_k8"
+    """Complete configuration to start from, such as clip_b32, siglip_l14 or llip_b16_k64; `tiny` ones suit a laptop."""
+    objective: Objective | None = None
+    """Objective in place of the recipe's, on the same towers. register, mean and learned_query are Llip's ablations."""
+    k: int | None = None
+    """Mixture tokens of an image."""
+    heads: int | None = None
+    """Heads of the mixture; they divide the embedding width."""
+    temperature: float | None = None
+    """Divides the mixing logits: higher mixes more evenly."""
+    steps: int | None = None
+    """Optimizer steps."""
+    batch_size: int | None = None
+    """Images of a step, over all workers."""
+    learning_rate: float | None = None
+    """Highest learning rate, after the warm-up."""
+    captions_per_image: int | None = None
+    """Captions of an image in one step."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16 runs the towers under autocast."""
+    seed: int | None = None
+    """Draws weights, order of samples, crops and captions."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations in training; without it the end alone is evaluated."""
+
+    pool: str | None = None
+    """Images with captions to curate and shard: a folder or an s3:// prefix. Without it, the built-in corpus."""
+    shards: str | None = None
+    """Finished shards to train on: nothing is curated."""
+    evaluation: str | None = None
+    """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
+    corpus_images: int | None = None
+    """Images of the built-in corpus (16,000)."""
+    output: str = "output"
+    """Folder of everything that is made: pool, curated, shards, runs and the tracking database."""
+    name: str | None = None
+    """Name of the run, and of its folder under runs; it says what is trained where not given."""
+    workers: int | None = None
+    """Processes that train together, or 0 for this one; one for each GPU of the cluster where not given."""
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and self.shards is not None:
+            raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
+        if self.corpus_images is not None and (self.pool or self.shards):
+            other = "--pool" if self.pool else "--shards"
+            raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"--workers is {self.workers}; it has to be at least 0")
+        if self.evaluate_every is not None and self.evaluation is None and (self.pool or self.shards):
+            raise ValueError("--evaluate-every needs --evaluation, a folder of evaluation sets")
+
+    def training(self) -> TrainingConfig:
+        """The recipe with the options applied. Raises ValueError where they contradict each other."""
+        return configure(
+            self.recipe,
+            objective=self.objective,
+            k=self.k,
+            heads=self.heads,
+            temperature=self.temperature,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            captions_per_image=self.captions_per_image,
+            precision=self.precision,
+            checkpoint_every=self.checkpoint_every,
+            evaluate_every=self.evaluate_every,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run left."""
+
+    folder: str
+    """URI of the run's folder."""
+    checkpoint: str
+    """URI of its last checkpoint."""
+    metrics: dict[str, Metric]
+    """By name, each beside its chance level; empty without evaluation sets."""
+
+
+def pretrain(settings: Pretrain) -> Outcome:
+    """Make the data, train and evaluate; whatever is finished is left as it is.
+
+    Raises ValueError, before any work, for options that contradict each other, and for a folder of other settings.
+    """
+    config = settings.training()
+    workers = _workers(settings, config)
+    output = storage.absolute(settings.output)
+    name = settings.name or run_name(settings.recipe, config)
+    folder = storage.join(output, "runs", name)
+
+    data = chain.prepare(
+        output,
+        pool=_absolute(settings.pool),
+        shards=_absolute(settings.shards),
+        evaluation=_absolute(settings.evaluation),
+        corpus_images=settings.corpus_images,
+    )
+    run_folder.claim(folder, config, data.shards)
+    newest = checkpoint.latest(folder)
+    uri, artifacts = default_store(output)
+    if newest and checkpoint.step_of(newest) == config.steps:
+        print(f"{folder} is trained already")
+    else:
+        if newest:
+            print(f"{folder}: going on after step {checkpoint.step_of(newest)} of {config.steps}")
+        train.fit(
+            train.Run(
+                config=config,
+                shards=data.shards,
+                folder=folder,
+                evaluation=data.evaluation if config.evaluate_every else None,
+                tracking=Tracking(uri=uri, experiment="llip", run_name=name, artifact_location=artifacts),
+                data_card=data.data_card,
+            ),
+            workers=workers,
+        )
+    outcome = Outcome(
+        folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
+    )
+    print(f"\ncheckpoint   {outcome.checkpoint}")
+    if uri.startswith("sqlite:"):
+        print(f"all runs     uv run mlflow ui --backend-store-uri {uri}")
+    return outcome
+
+
+def _absolute(uri: str | None) -> str | None:
+    return None if uri is None else storage.absolute(uri)
+
+
+def _workers(settings: Pretrain, config: TrainingConfig) -> int:
+    """Processes to train with. Raises ValueError where they cannot share the lanes equally."""
+    workers, lanes = settings.workers, config.data.lanes
+    if workers is None:
+        workers = train.default_workers()
+    if workers and lanes % workers:
+        fitting = [str(2**i) for i in range(lanes.bit_length()) if 2**i <= workers * 2]
+        raise ValueError(
+            f"--workers {workers} does not divide the {lanes} lanes of the data; take {', '.join(fitting)}"
+        )
+    return workers
+
+
+def _evaluate(folder: str, sets: str | None) -> dict[str, Metric]:
+    from pipelines.evaluate import Evaluate, evaluate
+
+    if sets is None:
+        print("no evaluation sets: --evaluation names a folder of them")
+        return {}
+    return evaluate(Evaluate(checkpoint=folder, evaluation=sets))
+
+
+if __name__ == "__main__":
+    command.run(Pretrain, pretrain, "Pretrain a contrastive image-text model, from a pool to its numbers.")

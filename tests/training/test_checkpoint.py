@@ -1,0 +1,123 @@
+"""Checkpoints: complete or not there."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import llip
+from llip.config import TrainingConfig
+from llip.model.build import ContrastiveModel
+from llip.training import checkpoint
+from llip.training.optimizer import build_optimizer
+
+
+def _trained(config: TrainingConfig, updates: int) -> tuple[ContrastiveModel, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = llip.create_model(config)
+    optimizer = build_optimizer(model, config.optimizer)
+    for _ in range(updates):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    return model, optimizer
+
+
+def test_model_and_optimizer_come_back_to_the_bit(small: TrainingConfig, tmp_path: Path) -> None:
+    model, optimizer = _trained(small, 2)
+    folder = checkpoint.save(str(tmp_path), 2, model, optimizer, small)
+    assert checkpoint.latest(str(tmp_path)) == folder and checkpoint.step_of(folder) == 2
+
+    torch.manual_seed(1)
+    other = llip.create_model(small)
+    again = build_optimizer(other, small.optimizer)
+    assert checkpoint.restore(folder, other, again) == 2
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert optimizer.state[a].keys() == again.state[b].keys()
+        assert all(torch.equal(optimizer.state[a][k], again.state[b][k]) for k in again.state[b]), name
+
+    loaded = llip.load_model(folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_checkpoint_holds_no_pickle_and_says_what_it_is(small: TrainingConfig, tmp_path: Path) -> None:
+    folder = Path(checkpoint.save(str(tmp_path), 4, *_trained(small, 1), small))
+    names = {"model.safetensors", "model.json", "optimizer.safetensors", "state.json"}
+    assert {p.name for p in folder.iterdir()} == names
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["step"], state["samples"]) == (4, 4 * small.data.batch_size)
+    assert state["files"].keys() == names - {"state.json"}
+    assert json.loads((folder.parent / "latest.json").read_text()) == {"step": 4, "folder": "step-00000004"}
+
+
+def test_the_newest_are_kept(small: TrainingConfig, tmp_path: Path) -> None:
+    model, optimizer = _trained(small, 1)
+    for step in (2, 4, 6, 8):
+        checkpoint.save(str(tmp_path), step, model, optimizer, replace(small, keep_checkpoints=3))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == [f"step-0000000{n}" for n in (4, 6, 8)]
+
+
+def test_an_old_checkpoint_is_removed_only_after_the_pointer_has_moved(
+    small: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = _trained(small, 1)
+    first = checkpoint.save(str(tmp_path), 2, model, optimizer, replace(small, keep_checkpoints=1))
+    write_json = checkpoint.storage.write_json
+
+    def full_disk(uri: str, value: object) -> None:
+        if uri.endswith("latest.json"):
+            raise OSError("No space left on device")
+        write_json(uri, value)
+
+    monkeypatch.setattr(checkpoint.storage, "write_json", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(str(tmp_path), 4, model, optimizer, replace(small, keep_checkpoints=1))
+    assert Path(first).exists()
+
+
+def _truncate(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+
+
+def _flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "optimizer.safetensors").read_bytes())
+    content[-7] ^= 1
+    (folder / "optimizer.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_truncate, "model.safetensors is not what was written"),
+        (_flip_a_bit, "optimizer.safetensors is not what was written"),
+        (lambda folder: (folder / "model.json").unlink(), "model.json is missing"),
+        (lambda folder: (folder / "state.json").unlink(), "state.json is missing: saving it was interrupted"),
+        (lambda folder: (folder / "state.json").write_text('{"step": '), "state.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage: Callable[[Path], None],
+    reason: str,
+    small: TrainingConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, optimizer = _trained(small, 1)
+    first = checkpoint.save(str(tmp_path), 2, model, optimizer, small)
+    second = checkpoint.save(str(tmp_path), 4, model, optimizer, small)
+    damage(Path(second))
+    with caplog.at_level(logging.WARNING, "llip"):
+        assert checkpoint.latest(str(tmp_path)) == first
+    assert [r.getMessage() for r in caplog.records] == [
+        f"checkpoint {second} is not usable ({reason}); trying the one before it"
+    ]
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.latest(str(tmp_path / "nothing")) is None

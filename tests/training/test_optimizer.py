@@ -1,0 +1,59 @@
+"""Schedule and parameter groups."""
+
+import math
+
+import pytest
+import torch
+
+import llip
+from llip.config import OptimizerConfig
+from llip.training.optimizer import build_optimizer, decays, learning_rate
+
+CONFIG = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
+
+
+def test_warm_up_is_a_line_that_ends_at_the_full_rate() -> None:
+    assert [learning_rate(step, 12, CONFIG) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_cosine_falls_to_zero_after_the_last_update() -> None:
+    rates = [learning_rate(step, 12, CONFIG) for step in range(4, 13)]
+    assert rates[4] == pytest.approx(1.0)
+    assert rates == pytest.approx([1 + math.cos(math.pi * i / 8) for i in range(9)])
+    assert rates[-1] == 0
+
+
+def test_no_warm_up_starts_at_the_full_rate() -> None:
+    assert learning_rate(0, 10, OptimizerConfig(learning_rate=1.0, warmup_steps=0)) == 1.0
+
+
+@pytest.mark.parametrize("name", ["clip_tiny", "siglip_tiny", "llip_tiny_k8", "learned_query_tiny_k8"])
+def test_only_matrices_decay(name: str) -> None:
+    model = llip.create_model(name)
+    plain = {n for n, p in model.named_parameters() if not decays(p)}
+    assert {"logit_scale", "vision.norm_after.weight", "vision.norm_after.bias"} <= plain
+    assert ("vision.tokens" in plain) == (model.config.vision.tokens == 1)  # CLIP's class token is a vector
+    assert all(
+        n.endswith(("bias", "norm_before.weight", "norm_after.weight", "scale", "tokens")) or "norm" in n for n in plain
+    )
+    assert not [n for n, p in model.named_parameters() if decays(p) and ("norm" in n or "bias" in n)]
+
+
+def test_groups_hold_every_parameter_once() -> None:
+    model = llip.create_model("llip_tiny_k8")
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.3))
+    first, second = optimizer.param_groups
+    assert (first["weight_decay"], second["weight_decay"]) == (0.3, 0.0)
+    assert {id(p) for p in first["params"] + second["params"]} == {id(p) for p in model.parameters()}
+    assert len(first["params"]) + len(second["params"]) == len(list(model.parameters()))
+
+
+def test_a_parameter_that_does_not_decay_keeps_its_value_without_gradient() -> None:
+    model = llip.create_model("siglip_tiny")
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    scale, matrix = model.logit_scale.item(), model.text.position.detach().clone()
+    optimizer.step()
+    assert model.logit_scale.item() == scale
+    torch.testing.assert_close(model.text.position.detach(), matrix * (1 - 0.1 * 0.5))

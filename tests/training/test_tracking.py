@@ -1,0 +1,138 @@
+"""The record, and MLflow: delivered, resumed, and dead."""
+
+import json
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from llip.training import record
+from llip.training.delivery import Delivery
+from llip.training.tracking import Tracker, Tracking, default_store, open_run, tracking_of
+
+
+def _sqlite(folder: Path) -> Tracking:
+    return Tracking(
+        uri=f"sqlite:///{folder}/mlflow.db",
+        experiment="test",
+        run_name="first",
+        artifact_location=f"{folder}/mlartifacts",
+        tags={"colour": "red"},
+    )
+
+
+def _closed_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_the_run(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    with Tracker(_sqlite(tmp_path), folder) as tracker:
+        tracker.parameters({"optimizer": {"learning_rate": 0.5, "betas": [0.9, 0.95]}, "name": "x"})
+        tracker.artifact("config.json", {"a": 1})
+        tracker.log(1, {"loss": 3.0})
+        tracker.log(2, {"loss": 2.0})
+    with Tracker(tracking_of(folder), folder) as tracker:
+        tracker.parameters({"optimizer": {"learning_rate": 0.7}, "new": 1})
+        tracker.log(3, {"loss": 1.5, "set/top1": 0.25})
+
+    client, run_id = open_run(_sqlite(tmp_path), folder)
+    run = client.get_run(run_id)
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 3.0), (2, 2.0), (3, 1.5)]
+    assert run.data.metrics["set/top1"] == 0.25
+    assert run.data.params == {
+        "optimizer.learning_rate": "0.5",
+        "optimizer.betas": "[0.9, 0.95]",
+        "name": "x",
+        "new": "1",
+    }
+    assert run.data.tags["colour"] == "red" and run.data.tags["mlflow.source.git.commit"]
+    stored = next((tmp_path / "mlartifacts").rglob("config.json"))
+    assert json.loads(stored.read_text()) == {"a": 1}
+    assert [line["loss"] for line in record.read(folder)] == [3.0, 2.0, 1.5]
+
+
+def test_an_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    with pytest.raises(RuntimeError), Tracker(_sqlite(tmp_path), folder) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        raise RuntimeError
+    from mlflow import MlflowClient
+
+    note = json.loads((tmp_path / "run" / "tracking.json").read_text())
+    assert MlflowClient(_sqlite(tmp_path).uri).get_run(note["run_id"]).info.status == "FAILED"
+
+
+def test_a_dead_server_costs_one_warning_and_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri, folder = f"http://127.0.0.1:{_closed_port()}", str(tmp_path / "run")
+    with (
+        caplog.at_level(logging.WARNING, "llip"),
+        Tracker(Tracking(uri=uri, experiment="test", run_name="x"), folder) as tracker,
+    ):
+        for step in range(5):
+            tracker.log(step, {"loss": 1.0, "gradient_norm": 2.0})
+        tracker.artifact("config.json", {})
+    report = caplog.records[-1].getMessage()
+    assert report == (
+        f"10 metrics, 1 artifacts were not delivered to {uri} (connection refused); "
+        f"all metrics are in {folder}/metrics.jsonl"
+    )
+    assert len(record.read(folder)) == 5
+    assert tracking_of(folder) is None
+
+
+def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.taken: list[float] = []
+
+        def log_batch(self, run_id: str, metrics: list) -> None:
+            self.taken += [m.value for m in metrics]
+
+        def set_terminated(self, run_id: str, status: str) -> None:
+            self.status = status
+
+    client, tries = Client(), []
+
+    def connect() -> tuple[Client, str]:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("down")
+        return client, "run"
+
+    monkeypatch.setattr(Delivery, "PAUSE", 0.01)
+    delivery = Delivery("http://nowhere", connect)
+    delivery.metrics(1, {"loss": 7.0})
+    while len(tries) < 3:
+        pass
+    delivery.metrics(2, {"loss": 8.0})
+    assert delivery.close("FINISHED") is None
+    assert client.taken == [7.0, 8.0] and client.status == "FINISHED"
+
+
+def test_a_resumed_run_forgets_the_record_of_steps_that_it_does_again(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    for upto, start in ((5, 0), (7, 3)):
+        with Tracker(None, folder) as tracker:
+            tracker.rewind(start)
+            for step in range(start + 1, upto + 1):
+                tracker.log(step, {"loss": float(10 * upto + step)})
+    assert [line["loss"] for line in record.read(folder)] == [51.0, 52.0, 53.0, 74.0, 75.0, 76.0, 77.0]
+
+
+def test_other_ranks_leave_nothing(tmp_path: Path) -> None:
+    with Tracker(_sqlite(tmp_path), str(tmp_path / "run"), enabled=False) as tracker:
+        tracker.log(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert default_store("out") == (f"sqlite:///{tmp_path}/out/mlflow.db", f"{tmp_path}/out/mlartifacts")
+    assert default_store("s3://bucket/out")[0] == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert default_store("out") == ("http://tracking:5000", None)

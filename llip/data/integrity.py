@@ -1,0 +1,54 @@
+"""Whether the files of a folder are those that its manifest lists."""
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from llip import storage
+from llip.data.manifest import FileEntry, Manifest
+
+_BLOCK = 1 << 20
+_THREADS = 8
+
+
+def check_sizes(folder: str, manifest: Manifest) -> None:
+    """One listing of the folder. Raises ValueError for a file that is missing or has another size."""
+    fs, path = storage.filesystem(folder)
+    fs.invalidate_cache()
+    found = {name: info["size"] for name, info in fs.find(path, detail=True).items()}
+    for entry in manifest.files:
+        size = found.get(storage.join(path, entry.name))
+        uri = storage.join(folder, entry.name)
+        if size is None:
+            raise ValueError(
+                f"{uri} is missing; the manifest of {folder} lists it. Restore it or write the folder again"
+            )
+        if size != entry.bytes:
+            raise ValueError(
+                f"{uri} has {size} bytes where the manifest says {entry.bytes}. Restore it or write the folder again"
+            )
+
+
+def check_checksums(folder: str, manifest: Manifest) -> None:
+    """Read every file. Raises ValueError for one whose SHA-256 is not that of the manifest."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for entry, digest in zip(manifest.files, _digests(pool, folder, manifest.files), strict=True):
+            if digest != entry.sha256:
+                uri = storage.join(folder, entry.name)
+                raise ValueError(
+                    f"{uri} is damaged: its SHA-256 is {digest} where the manifest says {entry.sha256}. "
+                    "Restore it or write the folder again"
+                )
+
+
+def _digests(pool: ThreadPoolExecutor, folder: str, files: Iterable[FileEntry]) -> Iterable[str]:
+    return pool.map(lambda entry: _sha256(storage.join(folder, entry.name)), files)
+
+
+def _sha256(uri: str) -> str:
+    fs, path = storage.filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""The order of samples: a pure function of (row groups, seed, step), the same for every number of ranks.
+
+Each epoch shuffles the row groups and shuffles the rows inside each. Laid end to end they are one stream, which is cut
+into `lanes` equal parts. A step takes the next `batch_size / lanes` samples of every lane. An epoch has `samples //
+batch_size` steps, so a batch never holds a sample twice; the fewer than `batch_size` samples at the end of the stream
+are left out, others in each epoch.
+
+Rank r of R reads the lanes r, r + R, …: the local batches of any R that divides `lanes` make up the same global batch.
+A lane border may lie inside a row group, which two lanes then read; so lanes may outnumber the row groups.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llip.data import draws
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Places of samples, all of one epoch, lane after lane."""
+
+    epoch: int
+    group: NDArray[np.int64]
+    """Row group, numbered through all files."""
+    row: NDArray[np.int64]
+    """Row inside the row group."""
+
+
+class SampleOrder:
+    """Which samples a step reads.
+
+    `group_rows` holds the rows of every row group. Raises ValueError where there are fewer samples than `batch_size`.
+    """
+
+    def __init__(self, group_rows: NDArray[np.int64], *, batch_size: int, lanes: int, seed: int) -> None:
+        samples = int(group_rows.sum())
+        if samples < batch_size:
+            raise ValueError(f"there are {samples} samples; data.batch_size {batch_size} has to be at most that")
+        self.group_rows = group_rows
+        self.seed = seed
+        self.samples_per_lane = batch_size // lanes
+        """Samples that a step takes of a lane."""
+        self.steps_per_epoch = samples // batch_size
+        self._epoch_stream = lru_cache(maxsize=2)(self._shuffle)  # reading ahead looks into the next epoch
+
+    def _shuffle(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The row groups in the order of an epoch, and where each ends in its stream."""
+        groups = draws.permutation(len(self.group_rows), self.seed, draws.ROW_GROUPS, epoch)
+        return groups, np.cumsum(self.group_rows[groups])
+
+    def samples(self, step: int, lanes: NDArray[np.int64]) -> Samples:
+        """The samples of some lanes at a step, `samples_per_lane` of each."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        groups, ends = self._epoch_stream(epoch)
+        starts = (lanes * self.steps_per_epoch + step) * self.samples_per_lane
+        places = (starts[:, None] + np.arange(self.samples_per_lane)).ravel()
+        index = np.searchsorted(ends, places, side="right")
+        group = groups[index]
+        shuffled = places - ends[index] + self.group_rows[group]
+        row = np.empty_like(shuffled)
+        for g in np.unique(group).tolist():
+            here = group == g
+            row[here] = draws.permutation(int(self.group_rows[g]), self.seed, draws.ROWS, epoch, g)[shuffled[here]]
+        return Samples(epoch, group, row)

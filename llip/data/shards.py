@@ -1,0 +1,107 @@
+"""Random access to the row groups of a shards folder, local or in an object store."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llip import storage
+from llip.data import integrity, manifest
+
+_COLUMNS = ["id", "image", "captions"]
+_CHECKSUMS_BELOW = 1 << 30
+_OPEN_FILES = 256
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that are read together."""
+
+    where: str
+    """File and row group, for error messages."""
+    first: int
+    """Number of its first row, counted through all files."""
+    ids: pa.StringArray
+    images: pa.BinaryArray
+    captions: pa.StringArray
+    """Captions of all rows, one after the other."""
+    caption_bounds: list[int]
+    """Where the captions of a row begin, and where those of the last end."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, row: int) -> memoryview:
+        """An encoded image, not copied."""
+        return memoryview(self.images[row].as_buffer())
+
+    def caption_count(self, row: int) -> int:
+        return self.caption_bounds[row + 1] - self.caption_bounds[row]
+
+    def caption(self, row: int, index: int) -> str:
+        return self.captions[self.caption_bounds[row] + index].as_py()
+
+
+class Shards:
+    """A finished shards folder.
+
+    Raises ValueError naming the file where one is missing, has another size than the manifest says, or is damaged.
+    Checksums of whole files are compared at once where the folder is below 1 GiB; larger folders rely on those of the
+    Parquet pages, which every read compares, and on `integrity.check_checksums`, which reads everything.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.manifest = manifest.read(folder, "shards")
+        size = self.manifest.row_group_size
+        if not size:
+            raise ValueError(f"the manifest of {folder} has no row_group_size; shards are written with one")
+        integrity.check_sizes(folder, self.manifest)
+        if self.manifest.bytes < _CHECKSUMS_BELOW:
+            integrity.check_checksums(folder, self.manifest)
+        rows = np.array([f.rows for f in self.manifest.files], dtype=np.int64)
+        groups = -(-rows // size)
+        self._file = np.repeat(np.arange(len(rows)), groups)
+        self._first_group = np.cumsum(groups) - groups
+        self.group_rows = np.full(len(self._file), size, dtype=np.int64)
+        """Rows of every row group, through all files."""
+        last = (self._first_group + groups - 1)[rows > 0]
+        self.group_rows[last] = (rows - (groups - 1) * size)[rows > 0]
+        self._first_row = np.cumsum(self.group_rows) - self.group_rows
+        self._open = lru_cache(maxsize=_OPEN_FILES)(self._open_file)
+
+    def _open_file(self, index: int) -> tuple[pq.ParquetFile, Lock]:
+        entry = self.manifest.files[index]
+        uri = storage.join(self.folder, entry.name)
+        fs, path = storage.filesystem(uri)
+        # Arrow fetches the ranges it needs; the file system's own read-ahead would fetch more.
+        source = pa.memory_map(path) if storage.is_local(uri) else fs.open(path, "rb", cache_type="none")
+        file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+        if missing := [c for c in _COLUMNS if c not in file.schema_arrow.names]:
+            raise ValueError(f"{uri} has no column {missing[0]!r}; shards have {', '.join(_COLUMNS)}")
+        expected = self.group_rows[self._file == index].tolist()
+        found = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        if found != expected:
+            raise ValueError(f"{uri} has row groups of {found} rows where the manifest says {expected}")
+        return file, Lock()
+
+    def read(self, group: int) -> RowGroup:
+        """Read one row group. Raises ValueError where its file is damaged."""
+        index = int(self._file[group])
+        inside = group - int(self._first_group[index])
+        where = f"{storage.join(self.folder, self.manifest.files[index].name)}, row group {inside}"
+        try:
+            file, lock = self._open(index)
+            with lock:
+                table = file.read_row_group(inside, columns=_COLUMNS, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{where} cannot be read: {error}") from error
+        ids, images, captions = (table.column(c).combine_chunks() for c in _COLUMNS)
+        return RowGroup(where, int(self._first_row[group]), ids, images, captions.values, captions.offsets.to_pylist())
+
+    def close(self) -> None:
+        """Close the files."""
+        self._open.cache_clear()

@@ -1,0 +1,87 @@
+"""Pixels for a vision tower: a random crop in training, the centre in evaluation, and normalisation on the device."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional
+
+from llip.data import draws
+from llip.data.decode import Encoded, decode
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the RGB channels in [0, 1], as OpenAI's CLIP has them."""
+
+_ATTEMPTS = 10
+_LOG_RATIO = math.log(3 / 4), math.log(4 / 3)
+
+Box = tuple[int, int, int, int]
+"""top, left, height, width in pixels."""
+
+
+def crop_draws(*keys: ArrayLike) -> list[list[float]]:
+    """The random numbers of a crop, for every combination of the keys."""
+    return draws.uniform(draws.CROP, *(_column(k) for k in keys), torch.arange(2 * _ATTEMPTS + 2).numpy()).tolist()
+
+
+def _column(key: ArrayLike) -> ArrayLike:
+    return key[:, None] if getattr(key, "ndim", 0) else key  # type: ignore[index,call-overload]
+
+
+def random_crop(height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]) -> Box:
+    """The crop of an Inception-style RandomResizedCrop: an area in `scale`, a ratio of sides in [3/4, 4/3].
+
+    `numbers` are 22 uniform draws: ten pairs for area and ratio, of which the first that fits is taken, and two for the
+    position. Where none fits, the centre is taken, cut to a permitted ratio.
+    """
+    low, high = _LOG_RATIO
+    for u, v in zip(numbers[0 : 2 * _ATTEMPTS : 2], numbers[1 : 2 * _ATTEMPTS : 2], strict=True):
+        area = height * width * (scale[0] + u * (scale[1] - scale[0]))
+        ratio = math.exp(low + v * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(numbers[-2] * (height - h + 1)), int(numbers[-1] * (width - w + 1)), h, w
+    w = max(1, min(width, round(height * math.exp(high))))
+    h = max(1, min(height, round(width / math.exp(low))))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Antialiased bicubic resizing of uint8 [3, H, W]."""
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    return functional.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
+
+
+def training_transform(data: Encoded, image_size: int, scale: tuple[float, float], numbers: Sequence[float]) -> Tensor:
+    """A random crop of an encoded image, uint8 [3, S, S] with S = `image_size`. Raises DecodeError."""
+    pixels = decode(data)
+    top, left, height, width = random_crop(pixels.shape[1], pixels.shape[2], scale, numbers)
+    return resize(pixels[:, top : top + height, left : left + width], image_size, image_size)
+
+
+def evaluation_transform(data: Encoded, image_size: int) -> Tensor:
+    """The centre of an encoded image after its shorter side is resized, uint8 [3, S, S]. Raises DecodeError."""
+    pixels = decode(data)
+    height, width = pixels.shape[1:]
+    short = min(height, width)
+    height, width = (int(image_size * side / short) for side in (height, width))
+    pixels = resize(pixels, height, width)
+    top, left = round((height - image_size) / 2), round((width - image_size) / 2)
+    return pixels[:, top : top + image_size, left : left + image_size]
+
+
+def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [B, 3, H, W] to zero mean and unit variance in `dtype`, on the device where the pixels lie."""
+    mean, std = _statistics(pixels.device)
+    return pixels.float().div_(255).sub_(mean).div_(std).to(dtype)
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, [3, 1, 1]; kept, since a copy to the device makes it wait."""
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)

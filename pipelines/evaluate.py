@@ -2,7 +2,7 @@
 
     uv run pipelines/evaluate.py --checkpoint output/runs/<name> --evaluation output/evaluation
 
-Leaves `metrics.json`, which is written last, and says what it was made from.
+Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from llip.data import evaluation_set
 from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import Metric
 from llip.evaluation.encode import InProcess, Runner
-from llip.evaluation.evaluate import evaluate_sets, named
-from llip.evaluation.report import table
+from llip.evaluation.evaluate import Outcome, evaluate_sets, named
+from llip.evaluation.report import Report, table
 from llip.interop import load_model
 from llip.model.build import ContrastiveModel
 from llip.training import checkpoint
@@ -42,7 +42,7 @@ class Evaluate:
     sets: tuple[str, ...] = ()
     """Names of the sets to use; all of them where none is named."""
     output: str | None = None
-    """The JSON file to write; metrics.json in the run or checkpoint folder where not given."""
+    """Folder for metrics.json and the report; the run or checkpoint folder where not given."""
     workers: int = 0
     """Ray actors that encode images; 0: this process alone."""
     batch_size: int = 64
@@ -99,12 +99,12 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     settings.
     """
     source = Source.find(settings.checkpoint)
-    output = storage.absolute(settings.output) if settings.output else storage.join(source.given, NAME)
+    output = storage.absolute(settings.output or settings.checkpoint).rstrip("/")
     folders = _folders(settings)
     request = {"checkpoint": source.given, "evaluation": storage.absolute(settings.evaluation), "sets": settings.sets}
     inputs = {"model": _model_digest(source), "sets": _sets_digest(folders)}
     if (finished := _finished(output, request, inputs)) is not None:
-        print(f"{output} is complete: nothing to do\n\n{table(finished)}")
+        print(f"{storage.join(output, NAME)} is complete: nothing to do\n\n{table(finished)}")
         return finished
     sets = _read(folders)
     model = load_model(source.folder)
@@ -120,9 +120,10 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "git_revision": git_revision(),
         "metrics": {name: {"value": m.value, "chance": m.chance} for name, m in metrics.items()},
     }
+    _write_report(output, source, model, outcomes)
     _track(source, metrics)
-    storage.write_json(output, result)
-    print(f"{table(metrics)}\n\n{output}")
+    storage.write_json(storage.join(output, NAME), result)
+    print(f"{table(metrics)}\n\n{storage.join(output, 'report.html')}")
     return metrics
 
 
@@ -169,15 +170,16 @@ def _sets_digest(folders: list[str]) -> str:
 
 def _finished(output: str, request: dict[str, Any], inputs: dict[str, str]) -> dict[str, Metric] | None:
     """The metrics that an earlier run left; None where there are none, or where its inputs have changed since."""
-    if not storage.exists(output):
+    uri = storage.join(output, NAME)
+    if not storage.exists(uri):
         return None
-    found = storage.read_json(output)
+    found = storage.read_json(uri)
     if changed := differences(found.get("request"), request):
         raise ValueError(
-            f"{output} was made with other settings ({'; '.join(changed)}); choose another --output or remove it"
+            f"{uri} was made with other settings ({'; '.join(changed)}); choose another --output or remove it"
         )
     if found["inputs"] != inputs:
-        print(f"{output} is of another state of its checkpoint or sets: evaluating again")
+        print(f"{uri} is of another state of its checkpoint or sets: evaluating again")
         return None
     return {name: Metric(**values) for name, values in found["metrics"].items()}
 
@@ -197,6 +199,21 @@ def _runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
     command.start_ray()
     gpu = settings.device == "cuda" or (settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     return OnActors(model=model, workers=settings.workers, batch_size=settings.batch_size, gpu=gpu)
+
+
+def _write_report(output: str, source: Source, model: ContrastiveModel, outcomes: list[Outcome]) -> None:
+    config = model.config
+    facts = {
+        "checkpoint": source.folder,
+        "head": config.head.kind,
+        "mixture tokens": str(config.mixture_tokens),
+        "heads": str(config.head.heads),
+        "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
+    }
+    facts |= {"step": f"{source.step:,}"} if source.step is not None else {}
+    report = Report(title=f"Evaluation of {source.given.rsplit('/', 1)[1]}", facts=facts, outcomes=outcomes)
+    storage.write_bytes(storage.join(output, "report.html"), report.html().encode())
+    storage.write_bytes(storage.join(output, "report.md"), report.markdown().encode())
 
 
 def _track(source: Source, metrics: dict[str, Metric]) -> None:

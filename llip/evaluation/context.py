@@ -7,12 +7,13 @@ A and B exchanged. A model whose image feature does not depend on the caption ha
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric
 from llip.model.build import ContrastiveModel
-from llip.model.features import ImageFeatures, Query, batch_slice
+from llip.model.features import ImageFeatures, Mixture, Query, batch_slice
 
 
 def applies(model: ContrastiveModel) -> bool:
@@ -20,27 +21,32 @@ def applies(model: ContrastiveModel) -> bool:
     return model.config.head.kind == "text_query"
 
 
+COSINES = ("a_given_a", "a_given_b", "b_given_b", "b_given_a")
+
+
 class CompareContexts:
-    """The job on a batch: cosines with caption A given A and given B, and with caption B given B and given A."""
+    """The job on a batch: cosines with caption A given A and given B, and with caption B given B and given A.
+
+    Besides, `weights` [B, 2, M, K]: the mixing weights of each image given A and given B.
+    """
 
     def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays:
         count = rows.num_rows
         texts = encode_texts(model, rows["caption_a"].to_pylist() + rows["caption_b"].to_pylist())
-        assert isinstance(texts, Query)
-        query_a, query_b = texts.query_BME.split(count)
-        target_a, target_b = texts.target_BD.split(count)
+        assert isinstance(images, Mixture) and isinstance(texts, Query)
+        query_B2ME = torch.stack(texts.query_BME.split(count), dim=1)
+        target_B2D = torch.stack(texts.target_BD.split(count), dim=1)
         # A query and a target of different captions make the feature given one caption compared with the other.
-        crossed = Query(
-            torch.stack([query_a, query_b, query_b, query_a], dim=1).flatten(0, 1),
-            torch.stack([target_a, target_a, target_b, target_b], dim=1).flatten(0, 1),
-        )
+        crossed = Query(query_B2ME[:, [0, 1, 1, 0]].flatten(0, 1), target_B2D[:, [0, 0, 1, 1]].flatten(0, 1))
         score_B4 = torch.cat(
             [
                 scores(model, batch_slice(images, slice(i, i + 1)), batch_slice(crossed, slice(4 * i, 4 * i + 4)))
                 for i in range(count)
             ]
         )
-        return dict(zip(("a_given_a", "a_given_b", "b_given_b", "b_given_a"), score_B4.T.cpu().numpy(), strict=True))
+        logit_B2MK = torch.einsum("bcme,bmke->bcmk", query_B2ME, images.key_BMKE) / model.config.head.temperature
+        cosines = dict(zip(COSINES, score_B4.T.cpu().numpy(), strict=True))
+        return cosines | {"weights": logit_B2MK.softmax(dim=-1).cpu().numpy()}
 
 
 class ContextAnalysis:
@@ -50,7 +56,7 @@ class ContextAnalysis:
         self.task = ImageTask(data.name, data.table.select(["image", "caption_a", "caption_b"]), CompareContexts())
 
     def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Arrays]:
-        """Share of right decisions, and the four cosines of each image."""
+        """Share of right decisions, and the arrays of `CompareContexts`."""
         return {"context_accuracy": Metric(accuracy(arrays), 0.5)}, arrays
 
 
@@ -58,3 +64,16 @@ def accuracy(outcome: Arrays) -> float:
     """Share of right decisions; a tie is half right."""
     margin = np.concatenate([outcome["a_given_a"] - outcome["a_given_b"], outcome["b_given_b"] - outcome["b_given_a"]])
     return float(((margin > 0) + 0.5 * (margin == 0)).mean())
+
+
+def entropy(weight_N2MK: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Entropy of each head's mixing weights, as a share of that of uniform ones: [M]; 0 where there is one token."""
+    weight = weight_N2MK.astype(np.float64)
+    nats_N2M = -(weight * np.log(np.maximum(weight, 1e-30))).sum(axis=-1)
+    return np.asarray(nats_N2M.mean(axis=(0, 1)) / np.log(max(2, weight.shape[-1])))
+
+
+def shift(weight_N2MK: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mixing weight that moves to other tokens when the caption changes, per head: [M], total variation in [0, 1]."""
+    given_a, given_b = weight_N2MK[:, 0], weight_N2MK[:, 1]
+    return np.asarray((np.abs(given_a - given_b).sum(axis=-1) / 2).mean(axis=0), dtype=np.float64)

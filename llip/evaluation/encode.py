@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from llip.data.decode import DecodeError
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import evaluation_transform, normalize
 from llip.model.build import ContrastiveModel
@@ -116,8 +117,8 @@ def decode(blob: bytes, image_size: int, where: str) -> Tensor:
     """Pixels of a picture, uint8 [3, side, side]. Raises ValueError, saying where, for one that cannot be read."""
     try:
         return evaluation_transform(blob, image_size)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{where}: the image cannot be decoded ({error})") from error
+    except DecodeError as error:
+        raise ValueError(f"{where}: the image cannot be used ({error})") from error
 
 
 def encode_texts(model: ContrastiveModel, texts: Sequence[str], batch_size: int = 256) -> TextFeatures:

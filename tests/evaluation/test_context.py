@@ -78,5 +78,5 @@ def test_a_picture_that_does_not_decode_is_refused_by_row():
         table=data.table.set_column(0, "image", pa.array(blobs)),
         classes=data.classes,
     )
-    with pytest.raises(ValueError, match="evaluation set things, row 7: the image cannot be decoded"):
+    with pytest.raises(ValueError, match="evaluation set things, row 7: the image cannot be used"):
         evaluate_model(make_model("siglip_tiny"), [broken], batch_size=3, progress=False)

@@ -67,8 +67,8 @@ def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path,
     assert "evaluating again" in capsys.readouterr().out
 
 
-def test_chosen_sets_go_to_a_chosen_file_which_keeps_its_settings(job, tmp_path):
-    output = str(tmp_path / "elsewhere" / "things.json")
+def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job, tmp_path):
+    output = str(tmp_path / "elsewhere")
     chosen = Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("things",), output=output)
     assert set(evaluate(chosen)) == {"things/top1", "things/top5", "things/mean_per_class"}
     with pytest.raises(ValueError, match=r"other settings \(sets: .*things.*\); choose another --output"):
@@ -80,7 +80,7 @@ def test_actors_give_the_same_numbers(job, tmp_path, ray_session):
     spread = Evaluate(
         checkpoint=job.checkpoint,
         evaluation=job.evaluation,
-        output=str(tmp_path / "spread.json"),
+        output=str(tmp_path / "spread"),
         workers=2,
         batch_size=4,
         device="cpu",
@@ -100,7 +100,7 @@ def test_actors_name_the_row_of_a_broken_picture(tmp_path, ray_session):
     evaluation_set.write(str(tmp_path / "sets" / "things"), broken)
     save_model(create_model("siglip_tiny"), str(tmp_path / "model"))
     job = Evaluate(checkpoint=str(tmp_path / "model"), evaluation=str(tmp_path / "sets"), workers=1, batch_size=4)
-    with pytest.raises(ValueError, match="evaluation set things, row 9: the image cannot be decoded"):
+    with pytest.raises(ValueError, match="evaluation set things, row 9: the image cannot be used"):
         evaluate(job)
     assert not (tmp_path / "model" / "metrics.json").exists()
 

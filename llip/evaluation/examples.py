@@ -1,0 +1,81 @@
+"""Examples of a report, drawn by seed and not chosen, as HTML with the pictures inside."""
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from llip.evaluation.encode import Arrays
+from llip.evaluation.evaluate import Outcome
+from llip.evaluation.retrieval import Retrieval
+
+PER_KIND = 2
+IMAGES = 24
+CONTEXTS = 6
+LARGEST_SIDE = 160
+
+
+def of(outcome: Outcome, seed: int = 0) -> str:
+    """Examples of a set, as HTML."""
+    rng = np.random.default_rng(seed)
+    if isinstance(outcome.details, Retrieval):
+        return "".join(_rankings(outcome, outcome.details, rng))
+    if outcome.data.task == "classification":
+        return f'<div class="grid">{"".join(_predictions(outcome, outcome.details, rng))}</div>'
+    return f'<div class="contexts">{"".join(_contexts(outcome, outcome.details, rng))}</div>'
+
+
+def _rankings(outcome: Outcome, ranked: Retrieval, rng: np.random.Generator) -> Iterator[str]:
+    """Of every kind of caption a few, with the images that score highest."""
+    for kind, texts in ranked.captions.kinds.items():
+        yield f"<h4>{html.escape(kind)}</h4>"
+        for text in sorted(rng.choice(texts, min(PER_KIND, len(texts)), replace=False).tolist()):
+            true = ranked.captions.positives(text)
+            pictures = (_picture(outcome, image, image in true) for image in ranked.best_images_TX[text].tolist())
+            note = f"average precision {ranked.average_precision_T[text]:.2f}, true of {len(true)} images"
+            query = f"{html.escape(ranked.captions.texts[text])}<small>{note}</small>"
+            yield f'<div class="ranking"><div class="query">{query}</div>{"".join(pictures)}</div>'
+
+
+def _predictions(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
+    """Some images with the class that scores highest, and the true one where that is another."""
+    classes, label = outcome.data.classes, outcome.data.table["label"].to_pylist()
+    for image in _some(len(label), IMAGES, rng):
+        predicted, right = int(arrays["predicted"][image]), bool(arrays["above"][image] == 0)
+        true = "" if right else f"<small>{html.escape(classes[label[image]])}</small>"
+        caption = f"<figcaption>{html.escape(classes[predicted])}{true}</figcaption>"
+        yield f"<figure>{_picture(outcome, image, right)}{caption}</figure>"
+
+
+def _contexts(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
+    """Some images with two captions and the four cosines; in a row, that on the diagonal should be the larger."""
+    table = outcome.data.table
+    for image in _some(table.num_rows, CONTEXTS, rng):
+        names = [html.escape(table[column][image].as_py()) for column in ("caption_a", "caption_b")]
+        a, a_other, b, b_other = (float(arrays[n][image]) for n in ("a_given_a", "a_given_b", "b_given_b", "b_given_a"))
+        rows = ((names[0], _cell(a, a > a_other), _cell(a_other)), (names[1], _cell(b_other), _cell(b, b > b_other)))
+        body = "".join(f"<tr><td>{name}</td>{first}{second}</tr>" for name, first, second in rows)
+        head = "<tr><th>caption</th><th>image given A</th><th>image given B</th></tr>"
+        yield f'<div class="context">{_picture(outcome, image)}<table>{head}{body}</table></div>'
+
+
+def _cell(value: float, right: bool | None = None) -> str:
+    mark = "" if right is None else ' class="right"' if right else ' class="wrong"'
+    return f"<td{mark}>{value:.3f}</td>"
+
+
+def _some(count: int, wanted: int, rng: np.random.Generator) -> Sequence[int]:
+    return sorted(rng.choice(count, min(count, wanted), replace=False).tolist())
+
+
+def _picture(outcome: Outcome, image: int, right: bool | None = None) -> str:
+    """The picture itself, made smaller where it is large."""
+    picture = Image.open(io.BytesIO(outcome.data.table["image"][image].as_py()))
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "WEBP", quality=85)
+    mark = "" if right is None else ' class="right"' if right else ' class="wrong"'
+    return f'<img{mark} alt="" src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

@@ -1,0 +1,107 @@
+"""Figures of a report, as SVG that stands alone. Colours: ink for what was measured, grey for chance."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from llip.evaluation.metrics import Metric
+
+COLOURS = ("#1f5fa8", "#e07b39", "#3d9a6c", "#8e5ea2", "#c14953", "#7a6a4f")
+GREY, INK = "#b8bdc5", "#22262c"
+
+
+def bars_by_kind(values: Mapping[str, Mapping[str, Metric]], label: str) -> Figure:
+    """Grouped bars with chance as a grey tick: `values[series][kind]`."""
+    kinds = sorted({kind for series in values.values() for kind in series})
+    figure, axes = _figure(width=1.6 + 0.55 * len(kinds) * max(1, len(values)) ** 0.7 + 1.5, height=2.9)
+    width = 0.8 / len(values)
+    for index, (series, metrics) in enumerate(values.items()):
+        place = np.array([kinds.index(kind) for kind in metrics]) - 0.4 + width * (index + 0.5)
+        axes.bar(place, [m.value for m in metrics.values()], width * 0.92, label=series, color=COLOURS[index % 6])
+        chance = [m.chance for m in metrics.values()]
+        axes.hlines(chance, place - width / 2, place + width / 2, color=INK, linewidth=1.4)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel(label)
+    axes.plot([], [], color=INK, linewidth=1.4, label="chance")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def mixing(weight_MK: NDArray[np.floating], entropy_M: NDArray[np.floating], shift_M: NDArray[np.floating]) -> Figure:
+    """Mean mixing weight by head and token, beside each head's entropy and the weight that the caption moves."""
+    heads, tokens = weight_MK.shape
+    figure = Figure(figsize=(8.6, 1.5 + 0.28 * heads), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    shown = left.imshow(weight_MK, cmap="Blues", vmin=0, aspect="auto")
+    left.set_xlabel("mixture token")
+    left.set_ylabel("head")
+    left.set_xticks(range(0, tokens, max(1, tokens // 16)))
+    left.set_yticks(range(heads))
+    figure.colorbar(shown, ax=left, label="mean weight", pad=0.02)
+    place = np.arange(heads)
+    right.barh(place - 0.2, entropy_M, 0.36, color=COLOURS[0], label="entropy (1: uniform)")
+    right.barh(place + 0.2, shift_M, 0.36, color=COLOURS[1], label="moved by the caption")
+    right.set_yticks(place)
+    right.set_ylim(heads - 0.5, -0.5)
+    right.set_xlim(0, 1)
+    _plain(right)
+    right.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    return figure
+
+
+def margins(margin_N: NDArray[np.floating]) -> Figure:
+    """How much closer the feature given a caption is to it than the feature given the other caption."""
+    figure, axes = _figure(width=5.2, height=2.4)
+    limit = float(np.abs(margin_N).max()) or 1.0
+    edges = np.linspace(-limit, limit, 41).tolist()
+    axes.hist(margin_N[margin_N <= 0], edges, color=COLOURS[4], label="wrong")
+    axes.hist(margin_N[margin_N > 0], edges, color=COLOURS[2], label="right")
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_xlabel("ẑ(i|own)·t̂ − ẑ(i|other)·t̂")
+    axes.set_ylabel("decisions")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], chance: Sequence[float]) -> Figure:
+    """Horizontal bars of several runs, metric by metric, with a tick at each chance level: `values[run][metric]`."""
+    rows, runs = len(names), len(values)
+    figure, axes = _figure(width=8.6, height=1.0 + rows * (0.12 + 0.16 * runs))
+    height = 0.84 / runs
+    for index, (run, numbers) in enumerate(values.items()):
+        place = np.arange(rows) - 0.42 + height * (index + 0.5)
+        axes.barh(place, numbers, height * 0.9, color=COLOURS[index % len(COLOURS)], label=run)
+    axes.vlines(chance, np.arange(rows) - 0.45, np.arange(rows) + 0.45, color=INK, linewidth=1.4, label="chance")
+    axes.set_yticks(range(rows), names, fontsize=8)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(4, runs + 1))
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element to put into a page."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "llip"}):  # else the same figure has other ids each time
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(color=GREY, labelsize=8)

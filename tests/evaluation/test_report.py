@@ -1,0 +1,106 @@
+"""The report: complete, self-contained, and its pages look as they should in a browser (slow)."""
+
+import re
+import shutil
+import subprocess
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+import torch
+from evaluation_samples import make_sets
+
+from llip.evaluation import context, figures
+from llip.evaluation.encode import InProcess
+from llip.evaluation.evaluate import evaluate_sets, named
+from llip.evaluation.metrics import Metric
+from llip.evaluation.report import Report, table
+from llip.model.build import create_model
+
+
+def make_report(recipe):
+    torch.manual_seed(0)
+    model = create_model(recipe)
+    outcomes = evaluate_sets(model, make_sets(), InProcess(model=model, progress=False))
+    return Report(title="A <b>run</b>", facts={"step": "800"}, outcomes=outcomes)
+
+
+@pytest.fixture(scope="module")
+def llip_report():
+    return make_report("llip_tiny_k8")
+
+
+def test_the_page_needs_no_other_file_and_shows_every_metric(llip_report):
+    page = llip_report.html()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "A &lt;b&gt;run&lt;/b&gt;" in page and "<b>run" not in page
+    for name, metric in named(llip_report.outcomes).items():
+        assert f"<td>{name.split('/', 1)[1]}</td>" in page
+        assert f">{metric.value:.3f}</td>" in page
+    assert page.count("<svg") == 4  # two by kind, margins, mixing
+    assert page.count("data:image/webp") == 10 + 6 + 4 * 5  # predictions, contexts, two captions of two kinds
+
+
+def test_the_page_is_the_same_each_time(llip_report):
+    assert llip_report.html() == llip_report.html()
+
+
+def test_a_model_without_contexts_has_no_section_of_them():
+    page = make_report("siglip_tiny").html()
+    assert "What the caption changes" not in page and page.count("<svg") == 2
+
+
+def test_markdown_has_a_row_for_each_metric(llip_report):
+    lines = llip_report.markdown().splitlines()
+    for name, metric in named(llip_report.outcomes).items():
+        assert f"| {name} | {metric.value:.3f} | {metric.chance:.3f} |" in lines
+    assert "- step: 800" in lines
+
+
+def test_the_table_parts_sets():
+    text = table({"a/top1": Metric(0.5, 0.25), "a/top5": Metric(1, 1), "b/top1": Metric(0, 0.1)})
+    assert text.splitlines() == [
+        "metric   value  chance",
+        "",
+        "a/top1   0.500   0.250",
+        "a/top5   1.000   1.000",
+        "",
+        "b/top1   0.000   0.100",
+    ]
+
+
+def test_entropy_and_shift_of_mixing_weights():
+    one_token, uniform = np.eye(4)[0], np.full(4, 0.25)
+    weights = np.stack([np.stack([one_token, uniform]), np.stack([np.eye(4)[1], uniform])])[None]  # [1, 2, M=2, K=4]
+    np.testing.assert_allclose(context.entropy(weights), [0, 1], atol=1e-12)
+    np.testing.assert_allclose(context.shift(weights), [1, 0], atol=1e-12)
+    assert context.entropy(np.ones((1, 2, 3, 1))).tolist() == [0, 0, 0]
+
+
+def test_figures_are_well_formed():
+    values = {"scenes": {"object": Metric(0.5, 0.1), "count": Metric(0.2, 0.2)}, "other": {"object": Metric(0.9, 0.1)}}
+    bars = figures.svg(figures.bars_by_kind(values, "mAP"))
+    xml.dom.minidom.parseString(bars)
+    assert bars == figures.svg(figures.bars_by_kind(values, "mAP"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_a_browser_shows_the_page_within_its_width(llip_report, tmp_path):
+    """What a reader would see: no horizontal scroll bar, every picture loaded. The page tells it by its title."""
+    probe = (
+        "<script>addEventListener('load', () => {const images = [...document.images];"
+        "document.title = [document.documentElement.scrollWidth <= innerWidth,"
+        "images.every(i => i.naturalWidth > 0), images.length].join(' ')})</script>"
+    )
+    page = tmp_path / "report.html"
+    page.write_text(llip_report.html().replace("</body>", probe + "</body>"))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    found = subprocess.run(
+        ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert re.search("<title>(.*)</title>", found.stdout)[1] == "true true 36"

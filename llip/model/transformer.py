@@ -31,20 +31,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BNW: Tensor, mask_B1NN: Tensor | None) -> Tensor:
-        query_BNW, key_BNW, value_BNW = self.qkv(x_BNW).chunk(3, dim=-1)
-        return self._attend(query_BNW, key_BNW, value_BNW, mask_B1NN)
-
-    def forward_kept(self, x_BNW: Tensor, kept_BQW: Tensor, mask_B1QN: Tensor | None) -> Tensor:
-        """The output at the kept positions only: the others serve as keys and values."""
-        width = x_BNW.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        query_BQW = F.linear(kept_BQW, weight[:width], bias[:width])
-        key_BNW, value_BNW = F.linear(x_BNW, weight[width:], bias[width:]).chunk(2, dim=-1)
-        return self._attend(query_BQW, key_BNW, value_BNW, mask_B1QN)
-
-    def _attend(self, query_BQW: Tensor, key_BNW: Tensor, value_BNW: Tensor, mask_B1QN: Tensor | None) -> Tensor:
-        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query_BQW, key_BNW, value_BNW))
+    def forward(self, x_BNW: Tensor, kept_BQW: Tensor | None, mask_B1QN: Tensor | None) -> Tensor:
+        """The output at every position, or at the kept ones only: the others then serve as keys and values alone."""
+        if kept_BQW is None:
+            query, key, value = self.qkv(x_BNW).chunk(3, dim=-1)
+        else:
+            width, weight, bias = x_BNW.shape[-1], self.qkv.weight, self.qkv.bias
+            query = F.linear(kept_BQW, weight[:width], bias[:width])
+            key, value = F.linear(x_BNW, weight[width:], bias[width:]).chunk(2, dim=-1)
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         mixed_BHQE = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1QN)
         return self.out(mixed_BHQE.transpose(1, 2).flatten(2))
 
@@ -60,16 +55,13 @@ class Block(nn.Module):
         self.mlp_up = nn.Linear(width, mlp_width)
         self.mlp_down = nn.Linear(mlp_width, width)
 
-    def forward(self, x_BNW: Tensor, mask_B1NN: Tensor | None) -> Tensor:
-        return self._mlp(x_BNW + self.attention(self.attention_norm(x_BNW), mask_B1NN))
-
-    def forward_kept(self, x_BNW: Tensor, keep: Select, mask_B1QN: Tensor | None) -> Tensor:
-        """The block's output at the kept positions only, [B, Q, W]."""
+    def forward(self, x_BNW: Tensor, mask_B1QN: Tensor | None, keep: Select | None = None) -> Tensor:
+        """[B, N, W] -> [B, N, W], or [B, Q, W] at the kept positions only."""
         normed_BNW = self.attention_norm(x_BNW)
-        return self._mlp(keep(x_BNW) + self.attention.forward_kept(normed_BNW, keep(normed_BNW), mask_B1QN))
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return x + self.mlp_down(quick_gelu(self.mlp_up(self.mlp_norm(x))))
+        kept_BQW = None if keep is None else keep(normed_BNW)
+        x_BQW = x_BNW if keep is None else keep(x_BNW)
+        x_BQW = x_BQW + self.attention(normed_BNW, kept_BQW, mask_B1QN)
+        return x_BQW + self.mlp_down(quick_gelu(self.mlp_up(self.mlp_norm(x_BQW))))
 
 
 class Transformer(nn.Module):
@@ -93,12 +85,12 @@ class Transformer(nn.Module):
         *body, last = self.blocks
         for block in body:
             x_BNW = self._run(block, x_BNW, mask_B1NN)
-        return self._run(last.forward_kept, x_BNW, keep, mask_B1QN)
+        return self._run(last, x_BNW, mask_B1QN, keep)
 
-    def _run(self, function: Any, *args: Any) -> Tensor:
+    def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
 
 
 def initialise_uniformly(transformer: Transformer) -> None:

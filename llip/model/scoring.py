@@ -1,13 +1,27 @@
-"""Pair scores: the cosine of every image with every caption, whatever the head.
+"""Pair scores: the cosine of every image with every caption, whatever the head (Llip, section 3.2).
 
-Axes: B images · T captions · M heads · K tokens · E width of a head · D = M·E.
+One side is the rows of the matrix, the other its columns. Mixtures are rows and the queries that mix them are columns,
+so a model mixed by its images has its captions as rows. `prepare` does once a sample what no pair changes; `tiles` and
+`mixture_tiles` hold the arithmetic of the pairs.
+
+Axes: B rows · T columns · M heads · K tokens · E width of a head · D = M·E · X = M·K + 1 ·
+W width of a column's message.
 """
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
+from llip.model.mixture_tiles import GramRows, GramTiles, MetricRows, MetricTiles
+from llip.model.tiles import CosineRows, CosineTiles, Tiles
 
 
 def pair_scores(
@@ -18,24 +32,180 @@ def pair_scores(
     temperature: float,
     chunk: int = 1024,
 ) -> Tensor:
-    """Cosines `[B, T]` of every image with every caption, before scale and bias (Llip, section 3.2).
+    """Cosines [B, T] of every image with every caption, before scale and bias, in fp32 (fp64 for fp64 features).
 
     `out_proj_DD` (W_O, applied as `z = c @ W_O`) and `temperature` belong to mixtures; pooled features need neither.
+    At most `chunk` columns are scored at once. Gradients are those of a second pass over the pairs; nothing of their
+    number but the scores is kept.
     """
-    match images, texts:
-        case Pooled(image_BD), Pooled(text_TD):
-            return F.normalize(image_BD, dim=-1) @ F.normalize(text_TD, dim=-1).T
-        case Mixture(), Query():
-            assert out_proj_DD is not None
-            blocks = zip(texts.query_BME.split(chunk), texts.target_BD.split(chunk), strict=True)
-            return torch.cat([_mixture_scores(images, Query(q, t), out_proj_DD, temperature) for q, t in blocks], dim=1)
-        case Query(), Mixture():
-            return pair_scores(texts, images, out_proj_DD=out_proj_DD, temperature=temperature, chunk=chunk).T
-        case _:
-            raise ValueError(f"{type(images).__name__} images cannot be compared with {type(texts).__name__} captions")
+    swapped = isinstance(images, Query)
+    rows, columns = (texts, images) if swapped else (images, texts)
+    prepared = prepare(rows, columns, out_proj_DD=out_proj_DD, temperature=temperature, total=len(columns[0]))
+    score_BT = _PairScores.apply(prepared.tiles, chunk, prepared.message_TW, *prepared.rows)
+    return score_BT.T if swapped else score_BT
 
 
-def _mixture_scores(mixture: Mixture, query: Query, out_proj_DD: Tensor, temperature: float) -> Tensor:
-    weight_BTMK = torch.softmax(torch.einsum("bmke,tme->btmk", mixture.key_BMKE, query.query_BME) / temperature, dim=-1)
-    mixed_BTD = torch.einsum("btmk,bmke->btme", weight_BTMK, mixture.value_BMKE).flatten(2) @ out_proj_DD
-    return torch.einsum("btd,td->bt", F.normalize(mixed_BTD, dim=-1), F.normalize(query.target_BD, dim=-1))
+MakeTiles = Callable[..., Tiles]
+
+
+class Prepared(NamedTuple):
+    """Both sides of a matrix of scores, under autograd, and what scores its tiles."""
+
+    rows: CosineRows | GramRows | MetricRows
+    message_TW: Tensor
+    """What a column has to bring along: its unit vector (W = D), or its query and its projected target (W = 2D)."""
+    tiles: MakeTiles
+    """Takes row operands and `gradients=True | False`."""
+    precision: torch.dtype
+    """Of the operands of products, and enough for a message that travels."""
+
+
+def prepare(
+    rows: ImageFeatures | TextFeatures,
+    columns: ImageFeatures | TextFeatures,
+    *,
+    out_proj_DD: Tensor | None,
+    temperature: float,
+    total: int,
+    split_gram: bool = False,
+) -> Prepared:
+    """What is done once for a row or a column. `total` columns will meet each row, wherever they are."""
+    precision = rows[0].dtype
+    with torch.autocast(rows[0].device.type, enabled=False):
+        match rows, columns:
+            case Pooled(row_BD), Pooled(column_TD):
+                return Prepared(
+                    CosineRows(F.normalize(_wide(row_BD), dim=-1)),
+                    F.normalize(_wide(column_TD), dim=-1),
+                    partial(CosineTiles, precision=precision),
+                    precision,
+                )
+            case Mixture(), Query():
+                assert out_proj_DD is not None, "mixtures need the output projection"
+                return _prepare_mixture(rows, columns, _wide(out_proj_DD), temperature, total, split_gram)
+            case _:
+                raise ValueError(f"{type(rows).__name__} cannot be compared with {type(columns).__name__}")
+
+
+def _prepare_mixture(
+    mixture: Mixture, query: Query, out_proj_DD: Tensor, temperature: float, total: int, split_gram: bool
+) -> Prepared:
+    precision = mixture.value_BMKE.dtype
+    _, heads, tokens, width = mixture.value_BMKE.shape
+    key_BMKE, value_BMKE = _wide(mixture.key_BMKE), _wide(mixture.value_BMKE)
+    mean_BME = value_BMKE.mean(dim=2)
+    centred_BMKE, mean_BD = value_BMKE - mean_BME[:, :, None], mean_BME.flatten(1)
+    metric_DD = out_proj_DD @ out_proj_DD.T
+    target_TD = F.normalize(_wide(query.target_BD), dim=-1) @ out_proj_DD.T
+    message_TW = torch.cat([_wide(query.query_BME).flatten(1), target_TD], dim=1)
+    if gram_is_cheaper(tokens=tokens, heads=heads, dim=heads * width, columns=total):
+        rows: GramRows | MetricRows = GramRows(key_BMKE, centred_BMKE, mean_BD, gram(centred_BMKE, mean_BD, metric_DD))
+        tiles: MakeTiles = partial(GramTiles, temperature=temperature, precision=precision, split=split_gram)
+    else:
+        rows = MetricRows(key_BMKE, centred_BMKE, mean_BD, metric_DD)
+        tiles = partial(MetricTiles, temperature=temperature, precision=precision)
+    return Prepared(rows, message_TW, tiles, precision)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least fp32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def gram_is_cheaper(*, tokens: int, heads: int, dim: int, columns: int) -> bool:
+    """Whether the Gram matrix of a row pays: it is smaller than `W_O W_Oᵀ` and enough columns share its making.
+
+    In multiply-adds: a pair takes `(MK)²` through the Gram matrix and `D²` through `W_O W_Oᵀ`; a row's Gram matrix
+    takes `K D² + MK · K D`.
+    """
+    size = heads * tokens
+    return columns * (dim**2 - size**2) > tokens * dim * (dim + size)
+
+
+GRAM_ELEMENTS = 1 << 22
+"""Projected values [rows, M·K, D] that exist at once."""
+
+
+def gram(centred_BMKE: Tensor, mean_BD: Tensor, metric_DD: Tensor) -> Tensor:
+    """Gram matrices [B, X, X] of the projected centred values (head by head, token by token) and the projected mean.
+
+    The projected values, MK times a feature, are made for some rows at a time and again in the backward pass.
+    """
+    _, heads, tokens, _ = centred_BMKE.shape
+    rows = max(1, GRAM_ELEMENTS // (heads * tokens * len(metric_DD)))
+    blocks = [
+        checkpoint(_gram, centred, mean, metric_DD, use_reentrant=False, preserve_rng_state=False)
+        for centred, mean in zip(centred_BMKE.split(rows), mean_BD.split(rows), strict=True)
+    ]
+    return torch.cat(blocks)
+
+
+def _gram(centred_BMKE: Tensor, mean_BD: Tensor, metric_DD: Tensor) -> Tensor:
+    heads, width = centred_BMKE.shape[1], centred_BMKE.shape[3]
+    # Products with W_O W_Oᵀ instead of projections: a centred value has E entries, its projection D.
+    image_BMKD = centred_BMKE @ metric_DD.view(heads, width, -1)
+    inner_BXMK = torch.einsum("bxme,bmke->bxmk", image_BMKD.flatten(1, 2).unflatten(-1, (heads, width)), centred_BMKE)
+    mean_image_BD = mean_BD @ metric_DD
+    edge_BMK1 = centred_BMKE @ mean_image_BD.unflatten(1, (heads, width))[..., None]
+    edge_BX1 = edge_BMK1.flatten(1, 2)
+    corner_B11 = (mean_image_BD * mean_BD).sum(dim=1)[:, None, None]
+    upper_BXX = torch.cat([inner_BXMK.flatten(2), edge_BX1], dim=2)
+    return torch.cat([upper_BXX, torch.cat([edge_BX1.transpose(1, 2), corner_B11], dim=2)], dim=1)
+
+
+TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Numbers in one buffer of a tile: the buffers stay in the cache of one core, or fill a GPU."""
+
+
+class Tile(NamedTuple):
+    rows: slice
+    columns: slice
+
+
+def sweep(tiles: Tiles, rows: int, columns: int, chunk: int, groups: tuple[int, int] = (1, 1)) -> Iterator[Tile]:
+    """The tiles of a matrix, row by row of tiles; rows are opened before and closed after their tiles.
+
+    No tile crosses the border of a group, where rows and columns fall into so many of equal size.
+    """
+    row_size, column_size = rows // groups[0], columns // groups[1]
+    pairs = max(1, TILE_ELEMENTS[tiles.held.device.type] // tiles.elements)
+    wide = min(column_size, chunk, max(64, math.isqrt(8 * pairs)))
+    high = min(row_size, max(1, pairs // wide))
+    for row_span in _spans(rows, row_size, high):
+        tiles.open(row_span)
+        for column_span in _spans(columns, column_size, wide):
+            yield Tile(row_span, column_span)
+        tiles.close()
+
+
+def _spans(total: int, group: int, size: int) -> Iterator[slice]:
+    for first in range(0, total, group):
+        for start in range(first, first + group, size):
+            yield slice(start, min(start + size, first + group))
+
+
+class _PairScores(torch.autograd.Function):
+    """Scores by tiles; the backward pass scores each tile again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, make_tiles: Callable[..., Tiles], chunk: int, message_TW: Tensor, *operands: Tensor
+    ) -> Tensor:
+        ctx.make_tiles, ctx.chunk = make_tiles, chunk
+        ctx.save_for_backward(message_TW, *operands)
+        tiles = make_tiles(operands, gradients=False)
+        score_BT = message_TW.new_empty(len(operands[0]), len(message_TW))
+        for rows, columns in sweep(tiles, len(score_BT), len(message_TW), chunk):
+            score_BT[rows, columns] = tiles.scores(message_TW[columns])
+        return score_BT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BT: Tensor) -> tuple[Any, ...]:
+        message_TW, *operands = ctx.saved_tensors
+        tiles = ctx.make_tiles(operands, gradients=True)
+        message_gradient_TW = torch.zeros_like(message_TW)
+        for rows, columns in sweep(tiles, len(gradient_BT), len(message_TW), ctx.chunk):
+            tiles.scores(message_TW[columns])
+            tiles.backward(gradient_BT[rows, columns], message_gradient_TW[columns])
+        return None, None, message_gradient_TW, *tiles.gradients

@@ -15,8 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llip.config import ObjectiveConfig
-from llip.model.features import concatenate
+from llip.model.features import Features, concatenate
 from llip.objective.losses import LossOutput, loss_of_features, score_parameters
+
+LEARNED = ("out_proj_DD", "logit_scale", "logit_bias")
+"""What takes part in the loss without passing through `forward`."""
 
 Forward = Callable[[Tensor, Tensor], tuple[Any, Any]]
 
@@ -49,40 +52,42 @@ def backward(
         output.loss.backward()
         return LossOutput(output.loss.detach(), output.guard_hits)
 
-    device = parts[0][0].device
-    states, cached = [], []
+    states, leaves = [], []
     with torch.no_grad():
         for part in parts:
-            states.append(_random_state(device))
-            cached.append(forward(*part))
-    leaves = [tuple(type(side)(*(t.detach().requires_grad_() for t in side)) for side in part) for part in cached]
-    own = parameters._replace(
-        **{
-            name: tensor.detach().requires_grad_(tensor.requires_grad)
-            for name, tensor in parameters._asdict().items()
-            if isinstance(tensor, Tensor)
-        }
+            states.append(_RandomState(part[0].device))
+            leaves.append([_leaves(features) for features in forward(*part)])
+    learned = {name: getattr(parameters, name) for name in LEARNED}
+    learned = {name: tensor for name, tensor in learned.items() if tensor is not None and tensor.requires_grad}
+    own = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
+    output = loss(
+        concatenate([images for images, _ in leaves]),
+        _concatenate_captions([texts for _, texts in leaves], captions_per_image),
+        parameters._replace(**own),
     )
-    images = concatenate([part_images for part_images, _ in leaves])
-    texts = _concatenate_captions([part_texts for _, part_texts in leaves], captions_per_image)
-    output = loss(images, texts, own)
     output.loss.backward()
 
-    for index, (part, state, leaf) in enumerate(zip(parts, states, leaves, strict=True)):
-        last = index == len(parts) - 1
-        _restore_random_state(device, state)
-        with contextlib.nullcontext() if last or not hasattr(forward, "no_sync") else forward.no_sync():
-            outputs = [tensor for side in forward(*part) for tensor in side]
-            gradients = [tensor.grad for side in leaf for tensor in side]
-            pairs = list(zip(outputs, gradients, strict=True))
-            if last:
-                pairs += [
-                    (tensor, copy.grad)
-                    for tensor, copy in zip(parameters, own, strict=True)
-                    if isinstance(tensor, Tensor) and tensor.requires_grad
-                ]
-            torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+    last = len(parts) - 1
+    for index, part in enumerate(parts):
+        states[index].restore()
+        with contextlib.nullcontext() if index == last or not hasattr(forward, "no_sync") else forward.no_sync():
+            outputs = [tensor for features in forward(*part) for tensor in features]
+            gradients = [leaf.grad for features in leaves[index] for leaf in features]
+            if index == last:
+                outputs += learned.values()
+                gradients += [tensor.grad for tensor in own.values()]
+            _backward(outputs, gradients)
     return LossOutput(output.loss.detach(), output.guard_hits)
+
+
+def _leaves(features: Features) -> Features:
+    return type(features)(*(tensor.detach().requires_grad_() for tensor in features))
+
+
+def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
+    """From the outputs that depend on something learned: a locked tower's do not."""
+    pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output.requires_grad]
+    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _concatenate_captions(parts: list[Any], captions: int) -> Any:
@@ -95,12 +100,15 @@ def _concatenate_captions(parts: list[Any], captions: int) -> Any:
     )
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+class _RandomState:
+    """The generators that `forward` draws from: what the second pass drops has to be what the first one dropped."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-def _restore_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    """The dropped patches of the second pass have to be those of the first."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)

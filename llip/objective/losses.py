@@ -1,9 +1,12 @@
-"""The contrastive losses over the global batch: softmax (CLIP) and sigmoid (SigLIP, Llip).
+"""The contrastive losses over the global batch: sigmoid (SigLIP, Llip) and softmax (CLIP).
 
-Captions are caption-major: row `c * B + i` is caption c of image i, the positive of image i and a negative of every
-other image. The loss is the mean over c of the B×B losses.
+Captions are caption-major: row `c * B + i` is caption c of local image i, the positive of that image and a negative of
+every other one. The loss is the mean over c of the losses of the images with their captions c.
+
+Axes: I rows of a tile · J columns of a tile · B images of a rank · C captions of an image · N columns of a block.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -12,19 +15,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llip.config import ObjectiveConfig
-from llip.model import scoring
 from llip.model.features import ImageFeatures, TextFeatures
+from llip.objective.exchange import Block
+from llip.objective.pair_scores import Loss, Outcome, Pairs, loss_over_pairs
 
 
 class LossOutput(NamedTuple):
-    """`loss` is a scalar; `guard_hits` counts the pairs of this rank whose cosine had to be held at ±1."""
+    """`loss` is a scalar; `guard_hits` counts the pairs of this rank whose cosine rounding took beyond ±1.
+
+    They are held at ±1 and get no gradient. More than a few of them say that the precision does not suffice.
+    """
 
     loss: Tensor
     guard_hits: Tensor
 
 
 class ScoreParameters(NamedTuple):
-    """What turns features into logits: W_O and temperature of the mixture, log scale and bias of the cosines."""
+    """What makes logits of features: W_O and temperature of the mixture, log scale and bias of the cosines."""
 
     out_proj_DD: Tensor | None
     temperature: float
@@ -33,6 +40,7 @@ class ScoreParameters(NamedTuple):
 
 
 def score_parameters(model: Any) -> ScoreParameters:
+    """Of a `ContrastiveModel`. W_O is left out where the towers have applied it already."""
     mixed = model.config.head.kind in ("text_query", "image_query")
     return ScoreParameters(
         out_proj_DD=model.head.out_proj if mixed else None,
@@ -51,9 +59,11 @@ def contrastive_loss(
     captions_per_image: int = 1,
     group: dist.ProcessGroup | None = None,
 ) -> LossOutput:
-    """The loss of B images and their C·B captions; with `group`, of the batches of all its ranks (of equal size).
+    """The loss of B images and their C·B captions; with `group`, of the batches of all its ranks, of one size.
 
-    The mean over ranks of `loss`, and of its gradients, is that of the whole batch on one process.
+    Differentiable in the features, W_O, the scale and the bias. The mean over ranks of `loss`, and of its gradients, is
+    that of the whole batch on one process: what DistributedDataParallel takes. The gradients are made with the loss, so
+    this is not cheaper under `no_grad`. Raises ValueError where the captions are not C for each image.
     """
     return loss_of_features(
         images, texts, score_parameters(model), config=config, captions_per_image=captions_per_image, group=group
@@ -69,46 +79,116 @@ def loss_of_features(
     captions_per_image: int = 1,
     group: dist.ProcessGroup | None = None,
 ) -> LossOutput:
-    """`contrastive_loss` with the parameters given one by one."""
-    images, texts = _gathered(images, 1, group), _gathered(texts, captions_per_image, group)
-    score_BT = scoring.pair_scores(
-        images, texts, out_proj_DD=parameters.out_proj_DD, temperature=parameters.temperature, chunk=config.chunk
+    """`contrastive_loss` with the parameters of the model given one by one."""
+    scale, bias = parameters.logit_scale.exp(), parameters.logit_bias
+    loss, guard_hits = loss_over_pairs(
+        LOSSES[config.loss],
+        images,
+        texts,
+        out_proj_DD=parameters.out_proj_DD,
+        temperature=parameters.temperature,
+        scale=scale,
+        bias=torch.zeros_like(scale) if bias is None else bias,
+        captions_per_image=captions_per_image,
+        exchange=config.exchange,
+        group=group,
+        chunk=config.chunk,
+        split_gram=config.split_gram,
     )
-    logit_BCB = (score_BT * parameters.logit_scale.exp()).unflatten(1, (captions_per_image, -1))
-    if parameters.logit_bias is not None:
-        logit_BCB = logit_BCB + parameters.logit_bias
-    batch = logit_BCB.shape[0]
-    eye_BB = torch.eye(batch, dtype=logit_BCB.dtype, device=logit_BCB.device)
-    losses = []
-    for logit_BB in logit_BCB.unbind(1):
-        if config.loss == "sigmoid":
-            losses.append(-F.logsigmoid(logit_BB * (2 * eye_BB - 1)).sum() / batch)
-        else:
-            label_B = torch.arange(batch, device=logit_BB.device)
-            losses.append((F.cross_entropy(logit_BB, label_B) + F.cross_entropy(logit_BB.T, label_B)) / 2)
-    return LossOutput(torch.stack(losses).mean(), torch.zeros((), dtype=torch.int64, device=score_BT.device))
+    return LossOutput(loss, guard_hits)
 
 
-def _gathered(features: Any, captions: int, group: dist.ProcessGroup | None) -> Any:
-    if group is None:
-        return features
-    parts = []
-    for tensor in features:
-        ranks_RCB = _AllGather.apply(tensor, group).unflatten(1, (captions, -1))
-        parts.append(ranks_RCB.transpose(0, 1).flatten(0, 2))
-    return type(features)(*parts)
+class _Sums:
+    """Sums over all pairs, in fp64: there are billions of them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.loss, self.scale, self.bias = torch.zeros(3, dtype=torch.float64, device=like.device).unbind()
+
+    def add_slopes(self, slope_IJ: Tensor, score_IJ: Tensor) -> None:
+        """Gradients of scale and bias, given those of the logits."""
+        self.scale += (slope_IJ * score_IJ).sum(dtype=torch.float64)
+        self.bias += slope_IJ.sum(dtype=torch.float64)
 
 
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        out = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(out, tensor.contiguous(), group=group)
-        return torch.stack(out)
+def sigmoid(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
+    """`-(1/B) Σ_ij log σ(y_ij x_ij)`, y = +1 for a row's own column, else -1 (Zhai et al. 2023; Llip, section 3.1)."""
+    weight = 1 / (pairs.batch * math.prod(pairs.captions))
+    tiles, sums = pairs.tiles(gradients=True), _Sums(scale)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.contiguous()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad[dist.get_rank(ctx.group)], None
+    def see(block: Block) -> Tensor:
+        gradient_CNW = torch.zeros_like(block.message_CNW, dtype=pairs.dtype)
+        for tile in pairs.scored(tiles, block):
+            flipped_IJ = tile.score_IJ * scale + bias  # -y x: the loss is softplus of it
+            flipped_IJ.diagonal(tile.diagonal).neg_()
+            sums.loss -= F.logsigmoid(-flipped_IJ).sum(dtype=torch.float64)
+            slope_IJ = flipped_IJ.sigmoid_().mul_(weight)
+            slope_IJ.diagonal(tile.diagonal).neg_()
+            sums.add_slopes(slope_IJ, tile.score_IJ)
+            tiles.backward(slope_IJ * scale, gradient_CNW[tile.column_caption, tile.columns])
+        return gradient_CNW
+
+    message_CBW = pairs.exchange.visit(see, combine="sum")
+    return Outcome(
+        (sums.loss * weight).to(scale.dtype),
+        sums.scale.to(scale.dtype),
+        sums.bias.to(bias.dtype),
+        message_CBW,
+        tiles.gradients,
+        tiles.held,
+    )
+
+
+def softmax(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
+    """Symmetric InfoNCE: the mean of the cross-entropies of images over captions and of captions over images (CLIP).
+
+    In two passes over the pairs: the first one takes the log-sum-exp of every row and of every column over all ranks.
+    """
+    row_captions, column_captions = pairs.captions
+    weight = 1 / (2 * pairs.batch * row_captions * column_captions)
+    sums = _Sums(scale)
+    row_CR = torch.full((column_captions, pairs.rows), -math.inf, dtype=pairs.dtype, device=scale.device)
+    tiles = pairs.tiles(gradients=False)
+
+    def normalisers(block: Block) -> Tensor:
+        column_CNC = torch.full(
+            (*block.message_CNW.shape[:2], row_captions), -math.inf, dtype=pairs.dtype, device=scale.device
+        )
+        for tile in pairs.scored(tiles, block):
+            logit_IJ = tile.score_IJ * scale + bias
+            sums.loss -= 2 * logit_IJ.diagonal(tile.diagonal).sum(dtype=torch.float64)
+            row_I = row_CR[tile.column_caption, tile.rows]
+            column_J = column_CNC[tile.column_caption, tile.columns, tile.row_caption]
+            row_I.copy_(torch.logaddexp(row_I, logit_IJ.logsumexp(dim=1)))
+            column_J.copy_(torch.logaddexp(column_J, logit_IJ.logsumexp(dim=0)))
+        return column_CNC
+
+    column_CBC = pairs.exchange.visit(normalisers, combine="logsumexp")
+    sums.loss += row_CR.sum(dtype=torch.float64) + column_CBC.sum(dtype=torch.float64)
+    held, tiles = tiles.held, pairs.tiles(gradients=True)
+
+    def gradients(block: Block) -> Tensor:
+        assert block.attached_CNA is not None
+        gradient_CNW = torch.zeros_like(block.message_CNW, dtype=pairs.dtype)
+        for tile in pairs.scored(tiles, block):
+            logit_IJ = tile.score_IJ * scale + bias
+            row_I = row_CR[tile.column_caption, tile.rows]
+            column_J = block.attached_CNA[tile.column_caption, tile.columns, tile.row_caption]
+            slope_IJ = (logit_IJ - row_I[:, None]).exp_() + (logit_IJ - column_J).exp_()
+            slope_IJ.diagonal(tile.diagonal).sub_(2)
+            slope_IJ *= weight
+            sums.add_slopes(slope_IJ, tile.score_IJ)
+            tiles.backward(slope_IJ * scale, gradient_CNW[tile.column_caption, tile.columns])
+        return gradient_CNW
+
+    message_CBW = pairs.exchange.visit(gradients, combine="sum", attached_CBA=column_CBC)
+    return Outcome(
+        (sums.loss * weight).to(scale.dtype),
+        sums.scale.to(scale.dtype),
+        sums.bias.to(bias.dtype),
+        message_CBW,
+        tiles.gradients,
+        held,
+    )
+
+
+LOSSES: dict[str, Loss] = {"sigmoid": sigmoid, "softmax": softmax}

@@ -1,0 +1,163 @@
+"""All pairs of the global batch, tile by tile, and losses over them whose gradient is made in the forward pass.
+
+As soon as the scores of a tile are known, so are its part of a sum over pairs and the gradient of that part. Both are
+added up tile by tile and nothing of the number of pairs is kept. What is decided here is which side is rows and which
+travels between ranks; what is summed is a `Loss` (see `losses`).
+
+Axes: I rows of a tile · J columns of a tile · C captions of an image · B images of a rank · T columns of a rank ·
+N columns of a block, by caption · W width of a message.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llip.model import scoring
+from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
+from llip.model.tiles import Tiles
+from llip.objective.exchange import Block, Exchange
+
+
+class Tile(NamedTuple):
+    """Where a tile of a block lies, and its scores."""
+
+    rows: slice
+    """Among all rows of this rank."""
+    row_caption: int
+    columns: slice
+    """Among the columns of `column_caption`."""
+    column_caption: int
+    diagonal: int
+    """Diagonal of the tile on which rows meet their own columns (outside of the tile where they do not)."""
+    score_IJ: Tensor
+
+
+class Layout(NamedTuple):
+    """How the pairs are laid out over rows, columns and ranks."""
+
+    captions: tuple[int, int]
+    """Captions of an image among the rows and among the columns; one of the two is 1."""
+    exchange: Literal["gather", "ring"]
+    group: dist.ProcessGroup | None
+    chunk: int
+    precision: torch.dtype
+    """In which messages travel."""
+
+
+class Pairs:
+    """The pairs of the rows of this rank with the columns of every rank."""
+
+    def __init__(
+        self, layout: Layout, make_tiles: Callable[..., Tiles], message_TW: Tensor, operands: tuple[Tensor, ...]
+    ) -> None:
+        self.captions = layout.captions
+        self.rows = len(operands[0])
+        self.batch = self.rows // layout.captions[0]
+        """Images of this rank."""
+        self._layout, self._make_tiles, self._operands = layout, make_tiles, operands
+        message_CBW = message_TW.to(layout.precision).unflatten(0, (layout.captions[1], -1))
+        self.exchange = Exchange(message_CBW, layout.exchange, layout.group)
+        self.dtype = message_TW.dtype
+
+    def tiles(self, *, gradients: bool) -> Tiles:
+        return self._make_tiles(self._operands, gradients=gradients)
+
+    def scored(self, tiles: Tiles, block: Block) -> Iterator[Tile]:
+        """The tiles of a block. None of them crosses from one caption of the images to the next."""
+        columns = block.message_CNW.shape[1]
+        message_NW = block.message_CNW.flatten(0, 1)
+        for span in scoring.sweep(tiles, self.rows, len(message_NW), self._layout.chunk, self.captions):
+            row_caption, row = divmod(span.rows.start, self.batch)
+            column_caption, column = divmod(span.columns.start, columns)
+            yield Tile(
+                span.rows,
+                row_caption,
+                slice(column, column + span.columns.stop - span.columns.start),
+                column_caption,
+                block.offset + row - column,
+                tiles.scores(message_NW[span.columns]),
+            )
+
+
+class Outcome(NamedTuple):
+    """A loss over the pairs and its gradients."""
+
+    loss: Tensor
+    scale: Tensor
+    bias: Tensor
+    message_CBW: Tensor
+    operands: tuple[Tensor, ...]
+    held: Tensor
+
+
+Loss = Callable[[Pairs, Tensor, Tensor], Outcome]
+"""Of the logits `scale · score + bias`."""
+
+
+def loss_over_pairs(
+    loss: Loss,
+    images: ImageFeatures,
+    texts: TextFeatures,
+    *,
+    out_proj_DD: Tensor | None,
+    temperature: float,
+    scale: Tensor,
+    bias: Tensor,
+    captions_per_image: int,
+    exchange: Literal["gather", "ring"],
+    group: dist.ProcessGroup | None,
+    chunk: int,
+    split_gram: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, differentiable in features, W_O, scale and bias, and the number of pairs held at ±1 on this rank.
+
+    Queries travel: they are smaller than mixtures. Of pooled features the fewer travel.
+    """
+    if len(texts[0]) != captions_per_image * len(images[0]):
+        raise ValueError(
+            f"{len(texts[0])} captions came with {len(images[0])} images; "
+            f"{captions_per_image} captions an image make {captions_per_image * len(images[0])}"
+        )
+    swapped = isinstance(images, Query) or (isinstance(images, Pooled) and captions_per_image > 1)
+    rows, columns = (texts, images) if swapped else (images, texts)
+    ranks = 1 if group is None else dist.get_world_size(group)
+    prepared = scoring.prepare(
+        rows,
+        columns,
+        out_proj_DD=out_proj_DD,
+        temperature=temperature,
+        total=ranks * len(columns[0]),
+        split_gram=split_gram,
+    )
+    captions = (captions_per_image, 1) if swapped else (1, captions_per_image)
+    layout = Layout(captions, exchange, group, chunk, prepared.precision)
+    return _WithGradient.apply(loss, layout, prepared.tiles, scale, bias, prepared.message_TW, *prepared.rows)
+
+
+class _WithGradient(torch.autograd.Function):
+    """Runs a loss in the forward pass and hands out its gradients in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Loss,
+        layout: Layout,
+        make_tiles: Callable[..., Tiles],
+        scale: Tensor,
+        bias: Tensor,
+        message_TW: Tensor,
+        *operands: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        outcome = loss(Pairs(layout, make_tiles, message_TW, operands), scale, bias)
+        ctx.save_for_backward(outcome.scale, outcome.bias, outcome.message_CBW.flatten(0, 1), *outcome.operands)
+        ctx.mark_non_differentiable(outcome.held)
+        return outcome.loss, outcome.held
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+        return None, None, None, *(saved * gradient for saved in ctx.saved_tensors)

@@ -132,6 +132,11 @@ def test_captions_of_positions_are_true(drawings: Catalogue) -> None:
         words = set(caption.replace(":", " ").replace(",", " ").split())
         told = {word: int(word in second) for word in edges if word in words}
         assert told
+        if words & {"something", "nothing", "empty"}:
+            quarter = tuple(told[word] for word in sorted(told, key=edges.__getitem__))
+            occupied = quarter in {p.quarter for p in scene.placements}
+            assert occupied == ("something" in words), caption
+            continue
         candidates = things or [p for p in scene.placements if p.concept.subgroups[0] in caption]
         assert any(
             all(p.quarter is not None and p.quarter[edges[w]] == side for w, side in told.items()) for p in candidates

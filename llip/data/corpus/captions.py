@@ -9,7 +9,7 @@ from random import Random
 
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.names import Concept
-from llip.data.corpus.scenes import Placement, Scene
+from llip.data.corpus.scenes import QUARTERS, Placement, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 UNCOUNTED = {
@@ -21,12 +21,14 @@ ROWS, COLUMNS = ("top", "bottom"), ("left", "right")
 
 OBJECT = (
     "{a}",
+    "{a}",
+    "{a}",
     "{name}",
     "there is {a}",
     "a picture of {a}",
     "a drawing of {a}",
     "{a} can be seen",
-    "an emoji of {a}",
+    "a picture that shows {a}",
     "look at the {name}",
 )
 POSITION = (
@@ -37,6 +39,8 @@ POSITION = (
     "at the {place} there is {a}",
     "the {name} is at the {place}",
 )
+OCCUPIED = ("something at the {place}", "something in the {place} corner")
+EMPTY = ("nothing at the {place}", "an empty {place} corner")
 SIDE = ("{a} at the {side}", "{a} in the {side} half", "the {name} is at the {side}")
 RELATION = {
     "column": ("{a} left of {b}", "{a} to the left of {b}", "{b} right of {a}", "{b} to the right of {a}"),
@@ -65,13 +69,13 @@ def with_article(noun: str) -> str:
     plural = noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
     if plural or noun.split()[-1] in UNCOUNTED:
         return noun
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+    vowel = noun[0].lower() in "aeiou" and not noun.lower().startswith(("uni", "use", "uku", "eu"))
+    return f"{'an' if vowel else 'a'} {noun}"
 
 
-def place(placement: Placement) -> str:
+def _place(quarter: tuple[int, int]) -> str:
     """`top left` and so on."""
-    assert placement.quarter is not None
-    row, column = placement.quarter
+    row, column = quarter
     return f"{ROWS[row]} {COLUMNS[column]}"
 
 
@@ -82,11 +86,18 @@ def _object(scene: Scene, random: Random) -> str:
 
 
 def _position(scene: Scene, random: Random) -> str:
-    """Where one thing is: named, or named by its category alone, or as seen from another."""
-    placement = random.choice(scene.placements)
+    """Where one thing is: by its name, by its category alone, as seen from another, or whether there is any.
+
+    Few pictures of a batch share a thing, so a name finds the picture without its place; a category does not.
+    """
     draw = random.random()
+    if draw < 0.2:
+        quarter = random.choice(QUARTERS)
+        occupied = any(p.quarter == quarter for p in scene.placements)
+        return random.choice(OCCUPIED if occupied else EMPTY).format(place=_place(quarter))
+    placement = random.choice(scene.placements)
     others = [p for p in scene.placements if p is not placement]
-    if others and draw < 0.2:
+    if others and draw < 0.3:
         return _relation(placement, random.choice(others), random)
     assert placement.quarter is not None
     name = placement.concept.name if draw < 0.7 else placement.concept.subgroups[0]
@@ -94,7 +105,7 @@ def _position(scene: Scene, random: Random) -> str:
     if random.random() < 0.2:
         axis = random.randrange(2)
         return random.choice(SIDE).format(side=(ROWS, COLUMNS)[axis][placement.quarter[axis]], **words)
-    return random.choice(POSITION).format(place=place(placement), **words)
+    return random.choice(POSITION).format(place=_place(placement.quarter), **words)
 
 
 def _relation(one: Placement, other: Placement, random: Random) -> str:
@@ -123,15 +134,12 @@ def _count(scene: Scene, random: Random) -> str:
 
 
 def _several(scene: Scene, random: Random) -> str:
-    """Two things, all things, or things and the ground."""
-    things = [with_article(p.concept.name) for p in random.sample(scene.placements, len(scene.placements))]
-    ground = f" on {with_article(scene.color)} background"
-    draw = random.random()
-    if len(things) == 1 or draw < 0.3:
-        return things[0] + ground
-    if draw < 0.6:
-        return f"{things[0]} and {things[1]}"
-    return f"{', '.join(things[:-1])} and {things[-1]}" + ground * (draw > 0.8)
+    """Two things, or a thing and the ground."""
+    shown = random.sample(scene.placements, min(2, len(scene.placements)))
+    things = [with_article(p.concept.name) for p in shown]
+    if len(things) == 1 or random.random() < 0.4:
+        return f"{things[0]} on {with_article(scene.color)} background"
+    return f"{things[0]} and {things[1]}"
 
 
 def _keywords(scene: Scene, random: Random) -> str:
@@ -192,8 +200,8 @@ def statements(scene: Scene) -> list[tuple[str, str]]:
         if scene.is_single:
             for keyword in concept.keywords:
                 facts.setdefault(keyword, "keywords")
-        else:
-            facts[f"{with_article(concept.name)} at the {place(placement)}"] = "position"
+        if placement.quarter is not None:
+            facts[f"{with_article(concept.name)} at the {_place(placement.quarter)}"] = "position"
     facts[f"{with_article(scene.color)} background"] = "ground"
     facts[f"a {scene.texture} background"] = "ground"
     if not scene.is_single:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 class KindMix:
     """Shares of the caption kinds of a scene. They need not add up to one."""
 
-    object: float = 0.30
-    position: float = 0.35
+    object: float = 0.40
+    position: float = 0.30
     category: float = 0.12
     ground: float = 0.08
     count: float = 0.05
-    several: float = 0.10
+    several: float = 0.05
 
     def __post_init__(self) -> None:
         shares = asdict(self)
@@ -33,13 +33,13 @@ class CorpusConfig:
     """Draws compositions and captions. The splits do not depend on it."""
     canvas: int = 64
     """Side of an image, pixels."""
-    scene_share: float = 0.75
+    scene_share: float = 0.85
     """Share of composed scenes; the others show a single drawing."""
     icon_share: float = 0.3
     """Share of icons among the single drawings; the others are emoji."""
-    scene_concepts: int = 48
+    scene_concepts: int = 32
     """Concepts that scenes are composed of, spread over categories of up to four at a time."""
-    min_drawings: int = 2
+    min_drawings: int = 1
     """Fewest drawings in a scene."""
     max_drawings: int = 4
     """Most drawings in a scene, one for each quarter of the canvas."""

@@ -78,7 +78,7 @@ def _draw_title(draw: ImageDraw.ImageDraw) -> None:
 
 def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, left: int, top: int) -> None:
     scene, captions = card
-    picture = Image.fromarray(render(scene, 2 * PICTURE)).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+    picture = Image.fromarray(render(scene, PICTURE))
     mask = Image.new("L", (2 * PICTURE, 2 * PICTURE))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, 2 * PICTURE - 1, 2 * PICTURE - 1), 24, 255)
     sheet.paste(picture, (left, top), mask.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS))

@@ -33,7 +33,7 @@ INKS = {"black": "#161616", "red": "#a3151f", "blue": "#123f9c", "green": "#0d5c
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Row and column of the four places of a scene."""
 
-SIZES = (0.34, 0.40, 0.46)
+SIZES = (0.38, 0.42, 0.46)
 SINGLE_SIZES = (0.70, 0.80, 0.90)
 
 
@@ -79,7 +79,7 @@ def random_of(seed: int, *path: str | int) -> Random:
 
 
 def _ground(random: Random) -> tuple[str, str]:
-    return random.choice(list(GROUNDS)), random.choice(("plain", *TEXTURES))
+    return random.choice(list(GROUNDS)), random.choice(("plain",) * 3 + TEXTURES)
 
 
 def compose(catalogue: Catalogue, config: CorpusConfig, random: Random, style: str) -> Scene:
@@ -144,5 +144,5 @@ def _render_ground(color: str, texture: str, canvas: int) -> np.ndarray:
     else:
         light = np.zeros((canvas, canvas), bool)
     dark = np.array(GROUNDS[color], np.uint16)
-    lighter = (dark + (255 - dark) * 0.55).astype(np.uint16) if color != "white" else dark - 26
+    lighter = (dark + (255 - dark) * 0.4).astype(np.uint16) if color != "white" else dark - 18
     return np.where(light[..., None], lighter, dark)

@@ -204,7 +204,7 @@ def lucide_drawings() -> list[Drawing]:
     return [Drawing(source="lucide", concept=f"lucide/{n}", path=n) for n in lucide_svg()]
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def pixels(drawing: Drawing, side: int, ink: str = "#000000") -> np.ndarray:
     """A drawing without its margins as premultiplied RGBA, uint8 [side, side, 4]. `ink` is the color of an icon."""
     image = _load(drawing, max(72, side * 5 // 4), ink)

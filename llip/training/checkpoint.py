@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llip import interop, storage
 from llip.config import TrainingConfig, to_dict
+from llip.model.build import ContrastiveModel
 from llip.training.revision import git_revision
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 
 
-def save(run_folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> str:
+def save(run_folder: str, step: int, model: ContrastiveModel, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> str:
     """Write the checkpoint of `step` updates, move the pointer to it, then remove the oldest. Returns its URI."""
     name = f"step-{step:08d}"
     folder = storage.join(run_folder, "checkpoints", name)

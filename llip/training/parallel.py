@@ -63,7 +63,7 @@ class Towers:
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
         """Features in the run's precision."""
         with self._autocast:
-            return self._forward(pixels_BCHW, token_ids_TL)  # type: ignore[no-any-return]
+            return self._forward(pixels_BCHW, token_ids_TL)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Backward passes inside keep their gradients to this rank: all but the last part of an accumulated step."""

@@ -91,8 +91,9 @@ def fit(run: Run, *, workers: int, max_failures: int = 3, callbacks: Sequence[An
     if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
         with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
             open_run(run.tracking, run.folder)
+    work: Any = _train_on_worker if workers else _train_here
     trainer = TorchTrainer(
-        _train_on_worker if workers else _train_here,
+        work,
         train_loop_config={"run": run},
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -106,10 +107,21 @@ def fit(run: Run, *, workers: int, max_failures: int = 3, callbacks: Sequence[An
             callbacks=list(callbacks),
         ),
     )
-    result = trainer.fit().return_value
-    if isinstance(result, Exception):
-        raise result
-    return result  # type: ignore[no-any-return]
+    result: Any = trainer.fit()
+    if isinstance(result.return_value, Exception):
+        raise result.return_value
+    return dict(result.return_value)
+
+
+CHANCE = "chance:"
+"""Prefix of a metric's chance level in what is reported."""
+
+
+def reported(config: TrainingConfig, step: int, metrics: dict[str, Metric]) -> dict[str, float]:
+    """An evaluation as Ray Train and Ray Tune take it: samples seen, values and chance levels in one flat dictionary."""
+    values = {name: metric.value for name, metric in metrics.items()}
+    levels = {CHANCE + name: metric.chance for name, metric in metrics.items()}
+    return {"step": step, "samples": step * config.data.batch_size} | values | levels
 
 
 def default_workers() -> int:
@@ -139,7 +151,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
 
     def report(step: int, metrics: dict[str, Metric]) -> None:
-        ray.train.report({"step": step} | {name: metric.value for name, metric in metrics.items()})
+        ray.train.report(reported(config["run"].config, step, metrics))
 
     try:
         progress = _cluster_bar if context.get_world_rank() == 0 else _no_bar

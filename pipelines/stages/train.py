@@ -124,6 +124,17 @@ def reported(config: TrainingConfig, step: int, metrics: dict[str, Metric]) -> d
     return {"step": step, "samples": step * config.data.batch_size} | values | levels
 
 
+CHANCE = "chance:"
+"""Prefix of a metric's chance level in what is reported."""
+
+
+def reported(config: TrainingConfig, step: int, metrics: dict[str, Metric]) -> dict[str, float]:
+    """An evaluation as Ray Train and Ray Tune take it: samples seen, values, chance levels, in one dictionary."""
+    values = {name: metric.value for name, metric in metrics.items()}
+    levels = {CHANCE + name: metric.chance for name, metric in metrics.items()}
+    return {"step": step, "samples": step * config.data.batch_size} | values | levels
+
+
 def default_workers() -> int:
     """A process for each GPU of the cluster that runs this job, or of this machine if it has several; else 0."""
     if "RAY_ADDRESS" in os.environ:

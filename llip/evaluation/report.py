@@ -13,11 +13,15 @@ from llip.evaluation.retrieval import Retrieval
 
 BY_KIND = {"text_to_image_map": "text→image mAP", "one_of_20": "one true caption of 20"}
 
+EXAMPLES = """Drawn by seed, not chosen. Green frames are right, red ones wrong.
+Under a wrong class, the true one in grey."""
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #22262c; max-width: 1060px; margin: 2.5rem auto; padding: 0 1.5rem }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.6rem; border-bottom: 1px solid #e3e6ea }
 h3 { margin: 1.6rem 0 .4rem } h4 { margin: .9rem 0 .2rem; color: #5b636e; font-weight: 600 }
-.facts { color: #5b636e } .facts b { color: #22262c; font-weight: 600 } .facts span { margin-right: 1.3rem }
+.facts { color: #5b636e } .facts b { color: #22262c; font-weight: 600 }
+.facts span { display: inline-block; margin-right: 1.3rem }
 small { color: #7a828d; display: block } svg { max-width: 100%; height: auto }
 table { border-collapse: collapse } td, th { padding: .16rem .7rem; text-align: left }
 th { color: #5b636e; font-weight: 600 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
@@ -62,7 +66,7 @@ class Report:
             f"<h2>Metrics</h2><p>The dark tick is what random ranking gets.</p>{self._metrics()}",
             *self._by_kind(),
             *self._mixing(),
-            "<h2>Examples</h2><p>Drawn by seed, not chosen. Green frames are right, red ones wrong.</p>",
+            f"<h2>Examples</h2><p>{EXAMPLES}</p>",
             *(f"<h3>{html.escape(outcome.data.name)}</h3>{examples.of(outcome)}" for outcome in self.outcomes),
         ]
         head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'

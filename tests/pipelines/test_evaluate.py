@@ -11,7 +11,7 @@ from llip import create_model, recipe
 from llip.data import evaluation_set
 from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import evaluate_model
-from llip.interop import save_model
+from llip.interop import RELEASE_NAMES, save_model
 from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
 from pipelines.evaluate import Evaluate, evaluate
@@ -139,6 +139,31 @@ def test_sets_without_labels_and_without_rows_are_refused_by_name(job, tmp_path)
     pa.parquet.write_table(table.slice(0, 0), folder / "data-00000.parquet")
     with pytest.raises(ValueError, match="evaluation set things: it has no rows"):
         evaluate(job)
+
+
+def test_released_weights_are_evaluated_as_their_recipe_says(job, tmp_path):
+    """A file in the public release's names gives the numbers of the model that it was written from."""
+    torch.manual_seed(0)
+    model = create_model("llip_tiny_k8")
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in RELEASE_NAMES.items():
+            name = name.replace(ours, theirs)
+        state[name] = tensor
+    file = tmp_path / "llip.pt"
+    torch.save({"state_dict": state}, file)
+    common = {"evaluation": job.evaluation, "output": str(tmp_path / "out"), "batch_size": 4}
+    found = evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k8", **common))
+    assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
+    with pytest.raises(ValueError, match=r"--output is needed: .*llip\.pt is a file"):
+        evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k8", evaluation=job.evaluation))
+    with pytest.raises(ValueError, match=r"does not hold a model of recipe llip_tiny_k16 \(vision.tokens: 16 → 8"):
+        evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k16", **(common | {"output": str(tmp_path / "o")})))
+
+
+def test_a_recipe_for_what_says_itself_what_it_holds_is_refused(job):
+    with pytest.raises(ValueError, match="--recipe is for a file of released weights"):
+        evaluate(Evaluate(checkpoint=job.checkpoint, recipe="llip_tiny_k8", evaluation=job.evaluation))
 
 
 @pytest.mark.parametrize(("field", "value"), [("workers", -1), ("batch_size", 0)])

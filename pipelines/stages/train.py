@@ -118,17 +118,6 @@ CHANCE = "chance:"
 
 
 def reported(config: TrainingConfig, step: int, metrics: dict[str, Metric]) -> dict[str, float]:
-    """An evaluation as Ray Train and Ray Tune take it: samples seen, values and chance levels in one flat dictionary."""
-    values = {name: metric.value for name, metric in metrics.items()}
-    levels = {CHANCE + name: metric.chance for name, metric in metrics.items()}
-    return {"step": step, "samples": step * config.data.batch_size} | values | levels
-
-
-CHANCE = "chance:"
-"""Prefix of a metric's chance level in what is reported."""
-
-
-def reported(config: TrainingConfig, step: int, metrics: dict[str, Metric]) -> dict[str, float]:
     """An evaluation as Ray Train and Ray Tune take it: samples seen, values, chance levels, in one dictionary."""
     values = {name: metric.value for name, metric in metrics.items()}
     levels = {CHANCE + name: metric.chance for name, metric in metrics.items()}

@@ -1,7 +1,5 @@
 """Random draws that are pure functions of their keys, equal on every machine, thread and version of numpy."""
 
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -37,7 +35,17 @@ def permutation(n: int, *keys: int) -> NDArray[np.int64]:
     return np.argsort(bits(*keys, np.arange(n)), kind="stable")
 
 
-def choice(n: int, count: int, *keys: int) -> Iterable[int]:
-    """`count` of `range(n)`: all distinct where n allows it, else each as often as any other, give or take one."""
-    order = permutation(n, *keys).tolist() if n > 1 else [0]
-    return (order * -(-count // n))[:count]
+def choices(sizes: NDArray[np.int64], count: int, *keys: ArrayLike) -> NDArray[np.int64]:
+    """`count` of `range(size)` for every size, [N, count]: all distinct where the size allows it, else cycling.
+
+    Keys are numbers, or arrays with one number for every size.
+    """
+    places = np.arange(sizes.max())
+    order = np.where(places < sizes[:, None], bits(*(column(k) for k in keys), places), np.iinfo(np.uint64).max)
+    drawn = np.argsort(order, axis=1, kind="stable")
+    return np.take_along_axis(drawn, np.arange(count) % sizes[:, None], axis=1)
+
+
+def column(key: ArrayLike) -> NDArray[np.int64]:
+    """A key with one number for every row, so that it broadcasts against keys along a row."""
+    return np.asarray(key)[..., None] if np.ndim(key) else np.asarray(key)

@@ -148,22 +148,17 @@ class LaneLoader:
     ) -> _Chunk:
         """Fill `images` [n, H, W, 3] with the samples at some places, and tokenise their captions."""
         found = [contents[g].result() for g in groups]
-        firsts = np.array([group.first for group in found])
-        crops = crop_draws(self._seed, epoch, firsts + rows)
-        captions: list[list[str]] = []
-        ids: list[str] = []
-        errors = 0
-        for i, (group, row) in enumerate(zip(found, rows, strict=True)):
-            pixels, used = self._decode(group, row, crops[i])
-            images[i] = pixels.permute(1, 2, 0).numpy()
-            captions.append(self._draw_captions(group, used, epoch))
-            ids.append(group.ids[used].as_py())
-            errors += (used - row) % len(group)
-        token_ids = tokenize(
-            [of_sample[c] for c in range(self._config.captions_per_image) for of_sample in captions],
-            self._context_length,
+        numbers = crop_draws(self._seed, epoch, [g.first + row for g, row in zip(found, rows, strict=True)])
+        used = []
+        for place, (group, row) in enumerate(zip(found, rows, strict=True)):
+            pixels, kept = self._decode(group, row, numbers[place])
+            images[place] = pixels.permute(1, 2, 0).numpy()
+            used.append(kept)
+        return _Chunk(
+            token_ids=tokenize(self._draw_captions(epoch, found, used), self._context_length),
+            sample_ids=[group.ids[row].as_py() for group, row in zip(found, used, strict=True)],
+            decode_errors=sum((kept - row) % len(g) for g, kept, row in zip(found, used, rows, strict=True)),
         )
-        return _Chunk(token_ids, ids, errors)
 
     def _decode(self, group: RowGroup, row: int, crop: list[float]) -> tuple[Tensor, int]:
         """The pixels of a row or, where it is broken, of the next of its row group that is not; and that row."""
@@ -174,14 +169,21 @@ class LaneLoader:
                 continue
         raise ValueError(f"{group.where} holds no image that can be decoded")
 
-    def _draw_captions(self, group: RowGroup, row: int, epoch: int) -> list[str]:
-        count = group.caption_count(row)
-        if not count:
-            raise ValueError(f"{group.where}, row {row} has no caption; every row of a shard needs one")
-        drawn = draws.choice(
-            count, self._config.captions_per_image, self._seed, draws.CAPTIONS, epoch, group.first + row
+    def _draw_captions(self, epoch: int, groups: list[RowGroup], rows: list[int]) -> list[str]:
+        """C captions of every row, caption-major."""
+        for group, row in zip(groups, rows, strict=True):
+            if not group.caption_count(row):
+                raise ValueError(f"{group.where}, row {row} has no caption; every row of a shard needs one")
+        counts = np.array([group.caption_count(row) for group, row in zip(groups, rows, strict=True)])
+        samples = [group.first + row for group, row in zip(groups, rows, strict=True)]
+        drawn = draws.choices(
+            counts, self._config.captions_per_image, self._seed, draws.CAPTIONS, epoch, np.array(samples)
         )
-        return [group.caption(row, index) for index in drawn]
+        return [
+            group.caption(row, index)
+            for of_rows in drawn.T.tolist()
+            for group, row, index in zip(groups, rows, of_rows, strict=True)
+        ]
 
     def _collect(self, batch: "_PendingBatch") -> Batch:
         start = time.perf_counter()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -17,6 +18,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the RGB channels in [0, 1], as OpenAI's CLIP has them."""
 
 _ATTEMPTS = 10
+_CROP_DRAWS = np.arange(2 * _ATTEMPTS + 2)
 _LOG_RATIO = math.log(3 / 4), math.log(4 / 3)
 
 Box = tuple[int, int, int, int]
@@ -24,12 +26,8 @@ Box = tuple[int, int, int, int]
 
 
 def crop_draws(*keys: ArrayLike) -> list[list[float]]:
-    """The random numbers of a crop, for every combination of the keys."""
-    return draws.uniform(draws.CROP, *(_column(k) for k in keys), torch.arange(2 * _ATTEMPTS + 2).numpy()).tolist()
-
-
-def _column(key: ArrayLike) -> ArrayLike:
-    return key[:, None] if getattr(key, "ndim", 0) else key  # type: ignore[index,call-overload]
+    """The random numbers of crops. Keys are numbers, or arrays with one number for every crop."""
+    return draws.uniform(draws.CROP, *(draws.column(k) for k in keys), _CROP_DRAWS).tolist()
 
 
 def random_crop(height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]) -> Box:

@@ -1,6 +1,6 @@
 """What comes before training: a pool becomes shards. Each stage leaves what it finds done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llip import storage
@@ -43,7 +43,9 @@ def _corpus(output: str, images: int | None) -> tuple[str, str, str]:
     """Pool, metadata and evaluation sets of the built-in corpus."""
     from llip.data import corpus
 
-    config = corpus.CorpusConfig() if images is None else corpus.CorpusConfig(rows=images)
+    config = corpus.CorpusConfig()
+    if images is not None:  # a small corpus is for a quick look: its evaluation is small too
+        config = replace(config, rows=images, evaluation_images=min(config.evaluation_images, max(16, images // 8)))
     pool, sets = storage.join(output, "pool"), storage.join(output, "evaluation")
     metadata = storage.join(output, "metadata.json")
     corpus.write_pool(pool, config)

@@ -8,7 +8,9 @@ Run again, it goes on where it was: it resumes training from the last checkpoint
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from llip import storage
 from llip.config import TrainingConfig
@@ -19,6 +21,11 @@ from pipelines import chain, command
 from pipelines.settings import Objective, configure, run_name
 from pipelines.stages import train
 
+_OF_RECIPE = "(default: the recipe's)"
+Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_RECIPE)]
+Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_RECIPE)]
+Folder = Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
@@ -26,45 +33,56 @@ class Pretrain:
 
     recipe: str = "llip_tiny_k8"
     """Complete configuration to start from, such as clip_b32, siglip_l14 or llip_b16_k64; `tiny` ones suit a laptop."""
-    objective: Objective | None = None
+    objective: Annotated[
+        Objective | None,
+        tyro.conf.arg(metavar="clip|siglip|llip|register|mean|learned_query", help_behavior_hint=_OF_RECIPE),
+    ] = None
     """Objective in place of the recipe's, on the same towers. register, mean and learned_query are Llip's ablations."""
-    k: int | None = None
+    k: Count = None
     """Mixture tokens of an image."""
-    heads: int | None = None
+    heads: Count = None
     """Heads of the mixture; they divide the embedding width."""
-    temperature: float | None = None
+    temperature: Number = None
     """Divides the mixing logits: higher mixes more evenly."""
-    steps: int | None = None
+    steps: Count = None
     """Optimizer steps."""
-    batch_size: int | None = None
+    batch_size: Count = None
     """Images of a step, over all workers."""
-    learning_rate: float | None = None
+    learning_rate: Number = None
     """Highest learning rate, after the warm-up."""
-    captions_per_image: int | None = None
+    captions_per_image: Count = None
     """Captions of an image in one step."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, tyro.conf.arg(metavar="fp32|bf16", help_behavior_hint=_OF_RECIPE)
+    ] = None
     """bf16 runs the towers under autocast."""
-    seed: int | None = None
+    seed: Count = None
     """Draws weights, order of samples, crops and captions."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Count = None
     """Steps between checkpoints."""
-    evaluate_every: int | None = None
-    """Steps between evaluations in training; without it the end alone is evaluated."""
+    evaluate_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: at the end)")] = (
+        None
+    )
+    """Steps between evaluations in training."""
 
-    pool: str | None = None
+    pool: Folder = None
     """Images with captions to curate and shard: a folder or an s3:// prefix. Without it, the built-in corpus."""
-    shards: str | None = None
+    shards: Folder = None
     """Finished shards to train on: nothing is curated."""
-    evaluation: str | None = None
+    evaluation: Folder = None
     """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
-    corpus_images: int | None = None
-    """Images of the built-in corpus (16,000)."""
+    corpus_images: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 16000)")] = None
+    """Images of the built-in corpus; with fewer, its evaluation sets shrink too."""
     output: str = "output"
     """Folder of everything that is made: pool, curated, shards, runs and the tracking database."""
-    name: str | None = None
-    """Name of the run, and of its folder under runs; it says what is trained where not given."""
-    workers: int | None = None
-    """Processes that train together, or 0 for this one; one for each GPU of the cluster where not given."""
+    name: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: says what is trained)")] = (
+        None
+    )
+    """Name of the run, and of its folder under runs."""
+    workers: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: GPUs of the cluster)")
+    ] = None
+    """Processes that train together; 0 trains in this process."""
 
     def __post_init__(self) -> None:
         if self.pool is not None and self.shards is not None:

@@ -41,6 +41,9 @@ def configure(
     Raises ValueError for options that contradict each other or the recipe, naming them as the command line does.
     """
     config = recipe(name)
+    for flag, value in (("--k", k), ("--steps", steps), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} is {value}; it has to be at least 1")
     if objective is not None:
         config = _with_objective(config, objective, name)
     config = replace(config, model=_with_head(config.model, _family(config), k=k, heads=heads, temperature=temperature))

@@ -6,6 +6,7 @@ Nothing here unpickles: a `.pt` or `.bin` file may hold tensors and plain contai
 import math
 import pickle
 import re
+import zipfile
 from dataclasses import replace
 
 import safetensors.torch
@@ -88,6 +89,7 @@ def load_llip_release(
     state = _read_state(path)
     if "out_proj" in state:  # its name in older files
         state["pred.out_proj"] = state.pop("out_proj")
+    _check_tokens(state, 2, "[K, width] of Llip's tokens", path)
     config = _config_of(state, path, vision_head_width, text_head_width)
     head = HeadConfig(heads=num_heads, temperature=temperature, norm="K_norm.weight" in state)
     return _assemble(replace(config, head=head), state, RELEASE_NAMES, path)
@@ -104,6 +106,7 @@ def load_open_clip(path: str) -> ContrastiveModel:
     state = _read_state(path)
     for name in ("input_resolution", "context_length", "vocab_size"):  # numbers in OpenAI's files
         state.pop(name, None)
+    _check_tokens(state, 1, "of one class token", path)
     if "visual.class_embedding" in state:
         state["visual.class_embedding"] = state["visual.class_embedding"][None]
     width = len(state.get("visual.conv1.weight", ()))
@@ -176,6 +179,9 @@ def _read_state(path: str) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a checkpoint by its name: it has to end with .safetensors, .pt, .pth or .bin")
     files, inner_path = storage.filesystem(path)
     with files.open(inner_path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is not a file that torch.save has written")
+        file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
@@ -191,7 +197,13 @@ def _refusal(path: str, error: str) -> str:
         return f"{path} is a TorchScript archive, which holds code; save its state_dict() with torch.save and give that"
     if found := re.search(r"GLOBAL (\S+)", error):
         return f"{path} holds a {found[1]} beside its tensors, and reading that could run code; save the tensors alone"
-    return f"{path} cannot be read as a file of tensors: {error.splitlines()[0]}"
+    return f"{path} cannot be read: {error.splitlines()[0]}"
+
+
+def _check_tokens(state: dict[str, Tensor], axes: int, expected: str, path: str) -> None:
+    tokens = state.get("visual.class_embedding")
+    if tokens is not None and tokens.ndim != axes:
+        raise ValueError(f"{path}: visual.class_embedding has shape {list(tokens.shape)}, not {expected}")
 
 
 def _config_of(state: dict[str, Tensor], path: str, vision_head_width: int, text_head_width: int) -> ModelConfig:

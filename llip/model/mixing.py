@@ -110,13 +110,11 @@ class Head(nn.Module):
         head, dim = config.head, config.embed_dim
         vision, text, tokens = config.vision.width, config.text.width, config.mixture_tokens
         self.kind = head.kind
-        self.image: nn.Module
+        self.image: nn.Module = PooledProjection(vision, dim)
         self.text: nn.Module = PooledProjection(text, dim)
         self.out_proj = _matrix(dim, dim) if head.kind not in ("class_token", "register") else None
         """W_O [D, D]: a feature is `mixture @ out_proj`. None where nothing is mixed."""
         match head.kind:
-            case "class_token" | "register":
-                self.image = PooledProjection(vision, dim)
             case "mean":
                 self.image = MeanMixture(tokens, vision, dim, head)
             case "learned_query":

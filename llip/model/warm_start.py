@@ -73,9 +73,9 @@ def _seeds(model: ContrastiveModel, clip: ContrastiveModel) -> dict[str, Tensor]
         seeds["text.position"] = clip.text.position[:context]
     source = dict(clip.named_parameters())
     for name, parameter in model.head.named_parameters():
-        side, *_, role = name.split(".")
-        if role in ("value_proj", "target_proj"):
+        if name.endswith((".value_proj", ".target_proj")):
+            side = name.partition(".")[0]
             seeds[f"head.{name}"] = source[f"head.{side}.proj"].expand_as(parameter)
         elif name == "out_proj":
-            seeds[f"head.{name}"] = torch.eye(len(parameter), device=parameter.device)
+            seeds["head.out_proj"] = torch.eye(len(parameter), device=parameter.device)
     return seeds

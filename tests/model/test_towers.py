@@ -1,0 +1,132 @@
+"""What towers do in training: compiling, recomputing, dropping patches, autocast."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip.model.build import ContrastiveModel, create_model
+from llip.model.packing import pack
+from llip.model.vision import VisionTransformer
+
+END = 30
+CONFIG = ModelConfig(
+    embed_dim=16,
+    vision=VisionConfig(image_size=12, patch_size=3, width=16, layers=2, head_width=8, tokens=2),
+    text=TextConfig(context_length=8, vocabulary=END + 1, width=16, heads=2, layers=2),
+    head=HeadConfig(heads=2),
+    init_logit_bias=-10.0,
+)
+
+
+def batch(captions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids_TL = torch.randint(1, END, (captions, 8), generator=generator)
+    end_T1 = torch.randint(1, 8, (captions, 1), generator=generator)
+    ids_TL[torch.arange(8) > end_T1] = 0
+    return torch.randn(3, 3, 12, 12, generator=generator), ids_TL.scatter(1, end_T1, END)
+
+
+def gradients(model: ContrastiveModel, captions: int = 5) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    images, texts = model(*batch(captions))
+    (model.pair_scores(images, texts) * torch.arange(captions)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("text_tokens", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_towers_compile_without_a_break_and_not_anew_for_every_batch(text_tokens: int) -> None:
+    torch.manual_seed(0)
+    kind = "class_token" if text_tokens == 1 else "image_query"
+    model = create_model(
+        replace(
+            CONFIG,
+            vision=replace(CONFIG.vision, tokens=1),
+            text=replace(CONFIG.text, tokens=text_tokens),
+            head=replace(CONFIG.head, kind=kind),
+        )
+    )
+    compilations = 0
+
+    def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        nonlocal compilations
+        compilations += 1
+        return graph
+
+    vision = torch.compile(model.vision, backend=count, fullgraph=True)
+    text = torch.compile(model.text, backend=count, fullgraph=True, dynamic=True)
+    for captions in (7, 5, 9, 13, 12):
+        pixels, ids_TL = batch(captions, seed=captions)
+        packed = pack(ids_TL, latents=model.text.latent_count, context_length=8)
+        torch.testing.assert_close(text(*packed), model.text(*packed))
+        torch.testing.assert_close(vision(pixels), model.vision(pixels))
+    assert compilations == 2
+
+
+@pytest.mark.slow
+def test_compiled_towers_train_alike() -> None:
+    torch.manual_seed(0)
+    model = create_model(CONFIG)
+    plain = gradients(model)
+    model.vision.compile(fullgraph=True, backend="aot_eager")
+    model.text.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = create_model(CONFIG).double().requires_grad_(True)
+    pixels, ids_TL = batch(5)
+
+    def run() -> tuple[list[torch.Tensor], int]:
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            images, texts = model(pixels.double(), ids_TL)
+        model.pair_scores(images, texts).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None], kept
+
+    plain, plain_kept = run()
+    model.set_activation_checkpointing(True)
+    recomputed, recomputed_kept = run()
+    torch.testing.assert_close(recomputed, plain, rtol=0, atol=1e-14)
+    assert recomputed_kept < plain_kept / 2
+
+
+def test_patch_dropout_keeps_some_patches_and_all_tokens_in_training_alone() -> None:
+    torch.manual_seed(0)
+    tower = VisionTransformer(replace(CONFIG.vision, patch_dropout=0.75), kept=2)
+    pixels, _ = batch(1)
+    embedded_BNW = tower._embed(pixels)
+    assert embedded_BNW.shape == (3, 2 + 4, 16)
+    tower.eval()
+    whole_BNW = tower._embed(pixels)
+    assert whole_BNW.shape == (3, 2 + 16, 16)
+    same = (embedded_BNW[:, 2:, None] == whole_BNW[:, None, 2:]).all(-1)
+    assert (same.sum(2) == 1).all() and (same.sum(1) <= 1).all()
+    torch.testing.assert_close(embedded_BNW[:, :2], whole_BNW[:, :2])
+    chosen = same.any(1)
+    assert not torch.equal(chosen[0], chosen[1])
+    torch.testing.assert_close(tower(pixels), tower(pixels), rtol=0, atol=0)
+
+
+def test_autocast_keeps_the_residual_stream_in_float32() -> None:
+    torch.manual_seed(0)
+    model = create_model(CONFIG)
+    seen = []
+    for tower in (model.vision, model.text):
+        tower.norm_after.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    exact = model(*batch(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        images, texts = model(*batch(5))
+    assert seen == [torch.float32] * 4
+    assert images.key_BMKE.dtype == texts.target_BD.dtype == torch.bfloat16
+    torch.testing.assert_close(model.pair_scores(images, texts).float(), model.pair_scores(*exact), rtol=0, atol=0.05)

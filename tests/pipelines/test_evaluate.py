@@ -7,13 +7,14 @@ import pytest
 import torch
 from evaluation_samples import make_sets
 
-from llip import create_model, recipe
+from llip import create_model, recipe, storage
 from llip.data import evaluation_set
 from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import evaluate_model
 from llip.interop import RELEASE_NAMES, save_model
 from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
+from llip.training.tracking import Tracking, open_run
 from pipelines.evaluate import Evaluate, evaluate
 
 
@@ -73,6 +74,25 @@ def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job, tmp_pat
     assert set(evaluate(chosen)) == {"things/top1", "things/top5", "things/mean_per_class"}
     with pytest.raises(ValueError, match=r"other settings \(sets: .*things.*\); choose another --output"):
         evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, output=output))
+
+
+def test_everything_may_lie_in_a_bucket(s3_bucket):
+    model = write_checkpoint(f"{s3_bucket}/runs/first", 800)
+    job = Evaluate(checkpoint=f"{s3_bucket}/runs/first", evaluation=write_sets(f"{s3_bucket}/sets"), batch_size=4)
+    found = evaluate(job)
+    assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
+    assert storage.read_json(f"{s3_bucket}/runs/first/metrics.json")["step"] == 800
+    assert storage.exists(f"{s3_bucket}/runs/first/report.html")
+    assert evaluate(job) == found
+
+
+def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client, run_id = open_run(Tracking(uri=uri, experiment="llip", run_name="first"), job.checkpoint)
+    found = evaluate(job)
+    logged = client.get_run(run_id).data.metrics
+    assert {name: logged[name] for name in found} == {name: metric.value for name, metric in found.items()}
+    assert client.get_metric_history(run_id, "things/top1")[0].step == 800
 
 
 def test_actors_give_the_same_numbers(job, tmp_path, ray_session):

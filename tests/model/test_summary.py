@@ -1,0 +1,53 @@
+"""Sizes of the recipes against published counts, and FLOPs against a count by hand."""
+
+import pytest
+
+from llip.model.summary import Settings, summarise, table
+from llip.recipes import recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "vision", "text"),
+    [
+        ("clip_b32", 87.8, 63.4),
+        ("clip_b16", 86.2, 63.4),
+        ("clip_l14", 304.0, 123.7),
+        ("clip_h14", 632.1, 354.0),
+        ("clip_g14", 1844.9, 694.7),
+    ],
+)
+def test_clip_has_the_published_sizes(name: str, vision: float, text: float) -> None:
+    config = recipe(name).model
+    summary = summarise(config, 2)
+    image_projection = config.vision.width * config.embed_dim
+    text_projection = config.text.width * config.embed_dim
+    assert summary.head_parameters == image_projection + text_projection
+    assert (summary.vision_parameters + image_projection) / 1e6 == pytest.approx(vision, abs=0.05)
+    published_context = 77 - config.text.context_length  # L/14 is published with 77 positions
+    text_parameters = summary.text_parameters + text_projection + published_context * config.text.width
+    assert text_parameters / 1e6 == pytest.approx(text, abs=0.05)
+
+
+@pytest.mark.parametrize(("tokens", "added"), [(32, 25.7), (64, 50.9)])
+def test_the_head_of_llip_has_the_published_size(tokens: int, added: float) -> None:
+    config = recipe(f"llip_b32_k{tokens}").model
+    target = config.text.width * config.embed_dim  # CLIP has it too
+    assert (summarise(config, 2).head_parameters - target) / 1e6 == pytest.approx(added, abs=0.05)
+
+
+def test_flops_are_those_of_what_is_read() -> None:
+    width, layers, patches, tokens, dim = 768, 12, 49, 32, 512
+    positions, state = patches + tokens, 2 * width**2
+    whole = positions * (12 * state + 4 * positions * width)
+    last = positions * 2 * state + tokens * (10 * state + 4 * positions * width)
+    embedding, head = patches * 2 * 3 * 32**2 * width, tokens * 2 * 2 * width * dim
+    summary = summarise(recipe("llip_b32_k32").model, 20)
+    assert summary.image_flops == embedding + (layers - 1) * whole + last + head
+    caption = 11 * 20 * (24 * 512**2 + 4 * 20 * 512) + 20 * 4 * 512**2 + 20 * 512**2 + 4 * 20 * 512 + 4 * 512**2
+    assert summary.caption_flops == caption
+
+
+def test_the_table_has_a_line_for_each_recipe() -> None:
+    lines = table(Settings(recipes=("clip_tiny", "llip_tiny_k8"))).splitlines()
+    assert [line.split()[0] for line in lines] == ["recipe", "clip_tiny", "llip_tiny_k8"]
+    assert len({len(line) for line in lines}) == 1

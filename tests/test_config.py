@@ -1,0 +1,145 @@
+"""Configurations: checked when made, and the same after a trip through JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from llip.config import (
+    DataConfig,
+    HeadConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TextConfig,
+    TrainingConfig,
+    VisionConfig,
+    differences,
+    from_dict,
+    to_dict,
+)
+from llip.recipes import recipe
+
+CLIP = recipe("clip_b32")
+LLIP = recipe("llip_b32_k64")
+
+
+@pytest.mark.parametrize("name", ["clip_tiny", "llip_g14_k64", "image_query_b16_k32"])
+def test_json_brings_back_an_equal_configuration(name: str) -> None:
+    config = recipe(name)
+    assert from_dict(TrainingConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_unknown_fields_are_named_with_their_place() -> None:
+    values = to_dict(CLIP)
+    values["model"]["vision"]["depth"] = 12
+    with pytest.raises(
+        ValueError, match=r"TrainingConfig\.model\.vision has no field 'depth'; it has head_width, image"
+    ):
+        from_dict(TrainingConfig, values)
+
+
+def test_differences_name_fields_and_both_values() -> None:
+    changed = dataclasses.replace(CLIP, steps=5000, optimizer=dataclasses.replace(CLIP.optimizer, betas=(0.9, 0.95)))
+    assert differences(CLIP, changed) == ["optimizer.betas: (0.9, 0.98) → (0.9, 0.95)", "steps: 390624 → 5000"]
+    assert differences(CLIP, json.loads(json.dumps(to_dict(CLIP)))) == []
+
+
+def test_configurations_are_frozen_and_have_no_positional_fields() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CLIP.steps = 1
+    with pytest.raises(TypeError):
+        HeadConfig("text_query")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (VisionConfig, {"image_size": 225}, r"vision\.image_size is 225; it has to be a multiple of patch_size 16"),
+        (VisionConfig, {"width": 100}, r"vision\.width is 100; it has to be a multiple of head_width 64"),
+        (VisionConfig, {"layers": 0}, r"vision\.layers is 0; it has to be at least 1"),
+        (VisionConfig, {"tokens": 0}, r"vision\.tokens is 0; it has to be at least 1"),
+        (VisionConfig, {"patch_dropout": 1.0}, r"vision\.patch_dropout is 1\.0; it has to be in \[0, 1\)"),
+        (TextConfig, {"context_length": 2}, r"text\.context_length is 2; it has to be at least 3"),
+        (TextConfig, {"width": 100}, r"text\.width is 100; it has to be a multiple of heads 8"),
+        (TextConfig, {"tokens": 0}, r"text\.tokens is 0; it has to be at least 1"),
+        (HeadConfig, {"kind": "cls"}, r"head\.kind is 'cls'; it has to be one of class_token, register, mean"),
+        (HeadConfig, {"heads": 0}, r"head\.heads is 0; it has to be at least 1"),
+        (HeadConfig, {"temperature": 0.0}, r"head\.temperature is 0\.0; it has to be positive"),
+        (ObjectiveConfig, {"loss": "triplet"}, r"objective\.loss is 'triplet'; it has to be softmax or sigmoid"),
+        (ObjectiveConfig, {"exchange": "tree"}, r"objective\.exchange is 'tree'; it has to be gather or ring"),
+        (ObjectiveConfig, {"chunk": 0}, r"objective\.chunk is 0; it has to be at least 1"),
+        (ObjectiveConfig, {"accumulation": 0}, r"objective\.accumulation is 0; it has to be at least 1"),
+        (OptimizerConfig, {"learning_rate": 0.0}, r"optimizer\.learning_rate is 0\.0; it has to be positive"),
+        (OptimizerConfig, {"betas": (0.9, 1.0)}, r"optimizer\.betas is \(0\.9, 1\.0\); it has to be two numbers"),
+        (OptimizerConfig, {"weight_decay": -1.0}, r"optimizer\.weight_decay is -1\.0; it has to be at least 0"),
+        (OptimizerConfig, {"max_logit_scale": 0.5}, r"optimizer\.max_logit_scale is 0\.5; it has to be at least 1"),
+        (DataConfig, {"lanes": 12}, r"data\.lanes is 12; it has to be a power of two"),
+        (DataConfig, {"batch_size": 1000}, r"data\.batch_size is 1000; it has to be a multiple of lanes 1024"),
+        (DataConfig, {"crop_scale": (1.0, 0.5)}, r"data\.crop_scale is \(1\.0, 0\.5\); it has to be two increasing"),
+        (DataConfig, {"threads": 0}, r"data\.threads is 0; it has to be at least 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(kind: type, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def model(**values: object) -> ModelConfig:
+    vision, text = VisionConfig(tokens=values.pop("tokens", 4)), TextConfig(tokens=values.pop("text_tokens", 1))
+    dim = values.pop("embed_dim", 512)
+    return ModelConfig(embed_dim=dim, vision=vision, text=text, head=HeadConfig(**values), init_logit_bias=-10.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"embed_dim": 500}, r"head\.heads is 8; it has to be a divisor of embed_dim 500"),
+        ({"kind": "class_token"}, r"vision\.tokens is 4; it has to be 1 for a class_token head"),
+        ({"kind": "image_query"}, r"vision\.tokens is 4; it has to be 1 for a image_query head"),
+        ({"text_tokens": 4}, r"text\.tokens is 4; it has to be 1 for a text_query head"),
+        ({"kind": "register", "patch_tokens": True}, r"head\.patch_tokens is True; it has to be False for a register"),
+    ],
+)
+def test_a_head_that_does_not_fit_the_towers_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(**values)
+
+
+def test_dropped_patches_cannot_be_mixed() -> None:
+    with pytest.raises(ValueError, match=r"vision\.patch_dropout is 0\.5; it has to be 0 where patches are mixed"):
+        ModelConfig(
+            embed_dim=512,
+            vision=VisionConfig(patch_dropout=0.5),
+            text=TextConfig(),
+            head=HeadConfig(patch_tokens=True),
+        )
+
+
+@pytest.mark.parametrize(
+    ("base", "values", "message"),
+    [
+        (
+            LLIP,
+            {"objective": ObjectiveConfig(loss="softmax")},
+            r"init_logit_bias is -10\.0; it has to be None for the so",
+        ),
+        (
+            CLIP,
+            {"objective": ObjectiveConfig(loss="sigmoid")},
+            r"init_logit_bias is None; it has to be a number for the",
+        ),
+        (CLIP, {"steps": 2000}, r"optimizer\.warmup_steps is 2000; it has to be below steps 2000"),
+        (CLIP, {"precision": "fp16"}, r"precision is 'fp16'; it has to be fp32 or bf16"),
+        (CLIP, {"log_every": 0}, r"log_every is 0; it has to be at least 1"),
+    ],
+)
+def test_a_contradictory_run_is_refused(base: TrainingConfig, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(base, **values)
+
+
+def test_mixture_tokens_count_what_is_mixed() -> None:
+    assert model().mixture_tokens == 4
+    assert model(patch_tokens=True).mixture_tokens == 4 + 196
+    assert model(kind="image_query", tokens=1, text_tokens=6).mixture_tokens == 6

@@ -23,6 +23,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def beside(uri: str, name: str) -> str:
+    """`name` in the folder that holds `uri`."""
+    return "/".join([uri.rstrip("/").rpartition("/")[0], name])
+
+
 def absolute(uri: str) -> str:
     """The same place for a process that runs in another folder."""
     return str(Path(uri.removeprefix("file://")).absolute()) if is_local(uri) else uri
@@ -53,6 +58,14 @@ def remove(uri: str) -> None:
     fs.invalidate_cache()
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[IO[bytes]]:
+    """A file to read from, at any position."""
+    fs, path = filesystem(uri)
+    with fs.open(path, "rb") as file:
+        yield file
 
 
 def read_bytes(uri: str) -> bytes:

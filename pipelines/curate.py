@@ -2,25 +2,25 @@
 
     uv run pipelines/curate.py --pool s3://bucket/pool --output s3://bucket/curated
 
-Leaves Parquet files, `data_card.json` and, last, `manifest.json`. The matches are kept beside the output, so that another `--t` or `--seed`
-(with another `--output`) does not match again. A run that was interrupted goes on where it stopped when it is started again.
+Leaves Parquet files, `data_card.json` and, last, `manifest.json`. The matches are kept beside the output, so that
+another `--t` or `--seed` (with another `--output`) does not match again. A run that was interrupted goes on where it
+stopped when it is started again.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
-from pipelines import command, schema
-from pipelines.stages import balance, card, filter, matching, metadata, read, select
-from pipelines.stages.match import EntryMatcher, Semantics
+from pipelines import command
+from pipelines.stages import balance, card, filter, metadata, read, select
+from pipelines.stages.match import Semantics
+from pipelines.stages.matched import Matched, matches_of
+from pipelines.stages.matching import TextRules
 from pipelines.stages.read import Pool
-from pipelines.stages.work import Stage, run
+from pipelines.stages.select import Draw
+from pipelines.stages.work import Stage, digest, run
 
 TAIL_SHARE = 0.06
 """Share of the matches in the tail that the authors of the method tune t for."""
@@ -31,11 +31,13 @@ class Curate:
     """What a curated pool is made from."""
 
     pool: str
-    """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV or JSONL of paths, or images beside .txt files."""
+    """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV or JSONL of paths, or images
+    beside .txt files."""
     output: str = "output/curated"
     """Folder of the curated pool."""
     metadata: str | None = None
-    """Entries: a JSON list, a text file with one a line, or a one-column Parquet file. Built from the pool's captions where not given."""
+    """Entries: a JSON list, a text file with one a line, or a one-column Parquet file. Built from the pool's
+    captions where not given."""
     metadata_min_count: int | None = None
     """Texts that a word or pair of words has to occur in to become an entry of built metadata (2)."""
     semantics: Semantics = "v1"
@@ -69,6 +71,8 @@ class Curate:
         for name in ("t", "metadata_min_count", "unit_rows"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
+        if self.max_aspect is not None and self.max_aspect < 1:
+            raise ValueError(f"--max-aspect is {self.max_aspect}; it has to be at least 1")
         if self.tail_share is not None and not 0 <= self.tail_share < 1:
             raise ValueError(f"--tail-share is {self.tail_share}; it has to be in [0, 1)")
 
@@ -87,104 +91,49 @@ def curate(settings: Curate) -> Manifest:
         storage.remove(storage.join(output, "progress"))
         return manifest.read(output, "curated")
 
-    text_rules = matching.TextRules(
+    text_rules = TextRules(
         min_words=settings.min_words,
         min_characters=settings.min_characters,
         where=tuple(filter.parse_condition(text, pool.extras) for text in settings.where),
     )
     command.start_ray()
-    matched = _matched(settings, pool, entries, text_rules)
-    t = settings.t or balance.threshold(
-        matched.counts, TAIL_SHARE if settings.tail_share is None else settings.tail_share
+    matched = matches_of(
+        pool,
+        entries,
+        min_count=settings.metadata_min_count or metadata.MIN_COUNT,
+        semantics=settings.semantics,
+        text_rules=text_rules,
+        unit_rows=settings.unit_rows,
+        folder=storage.absolute(settings.matches or storage.beside(output, "matches")),
     )
-    return _select(settings, pool, config, matched, t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matched:
-    """The materialised matches of a pool."""
-
-    folder: str
-    entries: list[str]
-    counts: np.ndarray
-    """int64 [E]: texts of the pool that match each entry."""
+    share = TAIL_SHARE if settings.tail_share is None else settings.tail_share
+    draw = Draw(
+        t=settings.t or balance.threshold(matched.counts, share),
+        seed=settings.seed,
+        min_side=settings.min_side,
+        max_aspect=settings.max_aspect or float("inf"),
+    )
+    result = _select(pool, config, matched, draw, output)
+    _say(result)
+    return result
 
 
 def _config(settings: Curate, pool: Pool, entries: list[str] | None) -> dict[str, Any]:
     """What the result depends on."""
     values = {k: v for k, v in asdict(settings).items() if k not in ("output", "matches")}
-    sources = {"pool": pool.uri, "pool_digest": pool.digest, "metadata_digest": _digest(entries)}
-    return json.loads(json.dumps(values | sources))
+    metadata_digest = digest(entries) if entries else None
+    return values | {"pool": pool.uri, "pool_digest": pool.digest, "metadata_digest": metadata_digest}
 
 
-def _matched(settings: Curate, pool: Pool, entries: list[str] | None, text_rules: matching.TextRules) -> Matched:
-    """Matches of the pool: those that lie there already, or else made now."""
+def _select(pool: Pool, config: dict[str, Any], matched: Matched, draw: Draw, output: str) -> Manifest:
     import ray
 
-    min_count = settings.metadata_min_count or metadata.MIN_COUNT
-    config = {
-        "pool_digest": pool.digest,
-        "metadata": _digest(entries) if entries else f"built, min_count {min_count}",
-        "semantics": settings.semantics,
-        "text_rules": repr(text_rules),
-        "unit_rows": settings.unit_rows,
-    }
-    beside = storage.join(storage.absolute(settings.output).rstrip("/").rpartition("/")[0], "matches")
-    folder = storage.join(storage.absolute(settings.matches) if settings.matches else beside, _digest(config))
-    if manifest.is_done(folder, "matches", config):
-        print(f"{folder} holds the matches already")
-        return Matched(
-            folder=folder,
-            entries=metadata.load(storage.join(folder, "metadata.json")),
-            counts=matching.read_counts(folder),
-        )
-
-    progress = storage.join(folder, "progress")
-    rows = [unit.rows for unit in pool.units]
-    if entries is None:
-        words = run(
-            Stage(name="metadata", markers=progress),
-            pool.units,
-            metadata.count_unit,
-            sizes=rows,
-            shared={"pool_format": pool.format, "folder": folder},
-        )
-        entries = metadata.build(pool.units, folder=folder, words=sum(r["words"] for r in words), min_count=min_count)
-    storage.write_json(storage.join(folder, "metadata.json"), entries)
-    columns = sorted({c.column for c in text_rules.where} | ({schema.KINDS} & set(pool.extras.names)))
-    files = run(
-        Stage(name="match", markers=progress),
-        pool.units,
-        matching.match_unit,
-        sizes=rows,
-        shared={
-            "folder": folder,
-            "pool_format": pool.format,
-            "columns": columns,
-            "text_rules": text_rules,
-            "matcher": ray.put(EntryMatcher(entries, settings.semantics)),
-        },
-    )
-    counts = matching.count(pool.units, folder, len(entries))
-    matching.write_counts(folder, counts)
-    manifest.write(folder, Manifest(kind="matches", files=tuple(FileEntry(**f) for f in files), config=config))
-    storage.remove(progress)
-    metadata.remove_counts(folder)
-    return Matched(folder=folder, entries=entries, counts=counts)
-
-
-def _select(settings: Curate, pool: Pool, config: dict[str, Any], matched: Matched, t: int) -> Manifest:
-    import ray
-
-    output = storage.absolute(settings.output)
-    draw = select.Draw(
-        t=t, seed=settings.seed, min_side=settings.min_side, max_aspect=settings.max_aspect or float("inf")
-    )
+    progress = storage.join(output, "progress")
     results = run(
-        Stage(name="balance", markers=storage.join(output, "progress", _digest(config))),
+        Stage(name="balance", markers=storage.join(progress, digest(config)), noun=pool.noun),
         pool.units,
         select.select_unit,
-        sizes=[unit.rows for unit in pool.units],
+        sizes=[unit.size for unit in pool.units],
         shared={
             "folder": output,
             "matches": matched.folder,
@@ -194,30 +143,28 @@ def _select(settings: Curate, pool: Pool, config: dict[str, Any], matched: Match
             "counts": ray.put(matched.counts),
         },
     )
-    data_card = card.make(
-        results, rows=sum(u.rows for u in pool.units), entries=matched.entries, counts=matched.counts, t=t
-    )
+    data_card = card.make(results, rows=matched.rows, entries=matched.entries, counts=matched.counts, t=draw.t)
     if not data_card["rows"]["kept"]:
-        raise ValueError(
-            f"no row of {pool.uri} is left: {data_card['rows']['dropped']}, captions {data_card['captions']['dropped']}"
-        )
+        reasons = {name: data_card[name]["dropped"] for name in ("rows", "captions")}
+        raise ValueError(f"nothing of {pool.uri} is left; dropped: {reasons}")
     storage.write_json(storage.join(output, card.NAME), data_card)
-    files = tuple(FileEntry(**r["file"]) for r in results)
-    summary = {name: data_card[name] for name in ("rows", "captions")} | {
-        "t": t,
-        "tail_share": data_card["matching"]["tail_share"],
-    }
-    result = Manifest(kind="curated", files=files, config=config, summary=summary)
-    manifest.write(output, result)
-    storage.remove(storage.join(output, "progress"))
-    print(
-        f"{output}: {data_card['rows']['kept']} of {data_card['rows']['in']} images, {data_card['captions']['kept']} of {data_card['captions']['in']} captions, t = {t}"
+    result = Manifest(
+        kind="curated",
+        files=tuple(FileEntry(**r["file"]) for r in results),
+        config=config,
+        summary=card.summary(data_card),
     )
+    manifest.write(output, result)
+    storage.remove(progress)
     return result
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _say(result: Manifest) -> None:
+    rows, captions = result.summary["rows"], result.summary["captions"]
+    print(
+        f"kept {rows['kept']:,} of {rows['in']:,} images and {captions['kept']:,} of {captions['in']:,} captions"
+        f" (t = {result.summary['t']:,}, {result.summary['tail_share']:.1%} of the matches in the tail)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Turn a curated pool into training shards: check and re-encode every image, shuffle all rows once, write files of equal row groups.
+"""Turn a curated pool into training shards: check and re-encode every image, shuffle all rows once, write files of
+equal row groups.
 
     uv run pipelines/shard.py --curated s3://bucket/curated --output s3://bucket/shards
 
-The order is a pure function of (seed, ids). A run that was interrupted goes on where it stopped when it is started again.
+The order is a pure function of (seed, ids). A run that was interrupted goes on where it stopped when it is started
+again.
 """
 
-import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +20,7 @@ from pipelines import command
 from pipelines.stages import shuffle
 from pipelines.stages.encode import Encoding, Format
 from pipelines.stages.shuffle import Curated
-from pipelines.stages.work import Stage, run
+from pipelines.stages.work import Stage, digest, run
 
 GROUP_ROWS = 128
 """Rows of a row group, where a pool is large enough to have many."""
@@ -65,20 +64,22 @@ class Shard:
             raise ValueError(f"--quality is {self.quality}; it has to be in 1 to 100")
         if self.rows_per_file is not None and (self.rows_per_group is None or self.rows_per_file % self.rows_per_group):
             raise ValueError(
-                f"--rows-per-file is {self.rows_per_file}; it has to be a multiple of --rows-per-group {self.rows_per_group}"
+                f"--rows-per-file is {self.rows_per_file}; it has to be a multiple of --rows-per-group,"
+                f" which is {self.rows_per_group or 'not given'}"
             )
 
 
 def shard(settings: Shard) -> Manifest:
     """Make shards; returns the manifest of the output. Does nothing where that is done already.
 
-    Raises ValueError where `curated` is no finished curated pool, where ids repeat, and for an output made with other settings.
+    Raises ValueError where `curated` is no finished curated pool, where ids repeat, and for an output made with other
+    settings.
     """
     output, folder = storage.absolute(settings.output), storage.absolute(settings.curated)
     curated = manifest.read(folder, "curated")
     config = {k: v for k, v in asdict(settings).items() if k != "output"} | {
         "curated": folder,
-        "curated_digest": _digest(asdict(curated)),
+        "curated_digest": digest(asdict(curated)),
     }
     if manifest.is_done(output, "shards", config):
         print(f"{output} holds the shards already")
@@ -89,7 +90,7 @@ def shard(settings: Shard) -> Manifest:
         Curated(index=i, file=storage.join(folder, f.name), rows=f.rows)
         for i, f in enumerate(f for f in curated.files if f.rows)
     ]
-    progress = storage.join(output, "progress", _digest(config))
+    progress = storage.join(output, "progress", digest(config))
     bits = max(0, (BINS_PER_FILE * max(FILES, curated.bytes // FILE_BYTES) - 1).bit_length())
     scattered = run(
         Stage(name="encode", markers=progress),
@@ -118,7 +119,8 @@ def shard(settings: Shard) -> Manifest:
     manifest.write(output, result)
     _clean(output)
     print(
-        f"{output}: {kept} of {curated.rows} images in {len(entries)} shards, {result.bytes / 1e6:.1f} MB, {group} rows a row group"
+        f"{kept:,} of {curated.rows:,} images in {len(entries)} shards of {result.bytes / 1e6 / len(entries):.1f} MB,"
+        f" {group} rows a row group"
     )
     return result
 
@@ -130,7 +132,8 @@ def _encoding(settings: Shard) -> Encoding:
 
 
 def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: int) -> list[int]:
-    """Rows of each shard: whole row groups, spread so that shards differ by one at most; only the very last group may be short."""
+    """Rows of each shard: whole row groups, spread so that shards differ by one at most; only the very last group
+    may be short."""
     groups = -(-rows // group)
     if rows_per_file is None:
         files = min(groups, max(FILES, -(-total_bytes // FILE_BYTES)))
@@ -143,8 +146,7 @@ def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: i
 
 
 def _columns(file: Curated) -> pa.Schema:
-    fs, path = storage.filesystem(file.file)
-    with fs.open(path, "rb") as handle:
+    with storage.opened(file.file) as handle:
         return pq.read_schema(handle).remove_metadata()
 
 
@@ -152,10 +154,6 @@ def _clean(output: str) -> None:
     """Remove what only an unfinished run needs."""
     for name in ("progress", "spill"):
         storage.remove(storage.join(output, name))
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ def _log_drop(entries, offsets, log_miss, out):
 
 
 def keep_probability(matches: pa.ListArray, counts: np.ndarray, t: int) -> np.ndarray:
-    """Probability that a text is kept, float64 [T]: `1 - Π_e (1 - t / max(count[e], t))` over the entries e it matches; 0 without a match.
+    """Probability that a text is kept, float64 [T]: `1 - Π_e (1 - t / max(count[e], t))` over the entries e it
+    matches; 0 without a match.
 
-    matches: list<int32> [T], distinct entry ids of each text; counts: int64 [E], texts of the whole pool that match an entry.
+    matches: list<int32> [T], distinct entry ids of each text; counts: int64 [E], texts of the whole pool that match an
+    entry.
     """
     if t < 1:
         raise ValueError(f"t is {t}; it has to be at least 1")
@@ -35,7 +37,8 @@ def keep_probability(matches: pa.ListArray, counts: np.ndarray, t: int) -> np.nd
 
 
 def draws(ids: pa.StringArray, rows: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) of texts, float64 [T]: a hash of (seed, ids[rows[t]], indices[t]), `indices` counting an image's texts."""
+    """Uniform numbers in [0, 1) of texts, float64 [T]: a hash of (seed, ids[rows[t]], indices[t]), `indices`
+    counting an image's texts."""
     return uniform(hash64(ids, seed, rows, indices))
 
 
@@ -49,7 +52,7 @@ def threshold(counts: np.ndarray, share: float) -> int:
     values, times = np.unique(counts[counts > 0], return_counts=True)
     if len(values) == 0:
         raise ValueError(
-            "no caption of the pool matches any metadata entry: --metadata has to name entries that occur in its captions"
+            "no caption of the pool matches any metadata entry; --metadata has to list words that its captions use"
         )
     below = np.concatenate([[0], np.cumsum(values * times)[:-1]])  # matches on entries rarer than values[i]
     return int(values[np.flatnonzero(below <= share * (values * times).sum())[-1]])

@@ -18,8 +18,8 @@ def make(
 ) -> dict[str, Any]:
     """The card of a curated pool from the results of `select_unit`.
 
-    results: a dictionary a unit; rows: rows of the pool; counts: int64 [E]. An image or a caption that is neither kept nor dropped for a
-    named reason is a bug, and stops the run.
+    results: a dictionary a unit; rows: rows of the pool; counts: int64 [E]. An image or a caption that is neither kept
+    nor dropped for a named reason is a bug, and stops the run.
     """
     row_tally, caption_tally = (_sum(results, name) for name in ("rows", "captions"))
     histograms = {name: _histogram(results, name) for name in ("side", "bytes", "captions", "characters")}
@@ -45,6 +45,17 @@ def make(
         "image_bytes_below": _quantiles(histograms["bytes"]),
         "captions_per_image": _quantiles(histograms["captions"]),
         "caption_characters": _quantiles(histograms["characters"]),
+    }
+
+
+def summary(card: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a card that its manifest repeats."""
+    matching = card["matching"]
+    return {
+        "rows": card["rows"],
+        "captions": card["captions"],
+        "t": matching["t"],
+        "tail_share": matching["tail_share"],
     }
 
 

@@ -49,7 +49,8 @@ def padded(entry: str) -> str:
 
 @jit(types.int64(In.uint8, types.int64, types.int64, Out.int32))
 def spaced_points(data, begin, end, points):
-    """Code points of `spaced(data[begin:end])`, UTF-8. Returns how many there are. points: room for 3 * (end - begin) + 2."""
+    """Code points of `spaced(data[begin:end])`, UTF-8. Returns how many there are. points: room for 3 * (end -
+    begin) + 2."""
     points[0] = 32
     count, i = 1, begin
     while i < end:

@@ -13,15 +13,16 @@ from numba import types
 
 
 def _cache_folder() -> str:
-    """Where machine code is kept: beside the source as numba does, else (an image mounted read-only) in the temporary folder."""
+    """Where machine code is kept: beside the source as numba does, else (an image mounted read-only) in the
+    temporary folder."""
     beside = Path(__file__).parent
     if os.access(beside, os.W_OK):
         return ""
     return str(Path(tempfile.gettempdir()) / f"llip-numba-{os.getuid()}")
 
 
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = _cache_folder()
+if not numba.config.CACHE_DIR:  # type: ignore[attr-defined]
+    numba.config.CACHE_DIR = _cache_folder()  # type: ignore[attr-defined]
 
 
 def _vector(dtype: Any, readonly: bool) -> types.Array:
@@ -45,12 +46,14 @@ class Out:
 
 
 def jit(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile for one signature at import: a worker finds the code in the cache instead of compiling in the middle of its first task."""
+    """Compile for one signature at import: a worker finds the code in the cache instead of compiling in the middle
+    of its first task."""
     return numba.njit(signature, cache=True, nogil=True, **options)
 
 
 def string_buffers(strings: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes (uint8) and the offsets (int32 [N + 1]) of an Arrow array, without a copy. A null has no bytes."""
+    """The UTF-8 bytes (uint8) and the offsets (int32 [N + 1]) of an Arrow array, without a copy. A null has no
+    bytes."""
     if not pa.types.is_string(strings.type):
         raise TypeError(f"expected an array of strings, got {strings.type}")
     _, offsets, data = strings.buffers()

@@ -17,7 +17,7 @@ ORIENTATION = 0x0112
 REASONS = ("undecodable image", "too many pixels")
 
 
-class Unusable(Exception):
+class UnusableImageError(Exception):
     """An image that cannot be put into a shard; its message is one of REASONS."""
 
 
@@ -36,18 +36,21 @@ class Encoding:
 
 
 def encode(data: bytes, encoding: Encoding) -> bytes:
-    """The picture as it is stored: the same bytes where nothing has to change. Raises Unusable. Every pixel is decoded once, so that no training step meets a broken file."""
+    """The picture as it is stored: the same bytes where nothing has to change. Raises UnusableImageError.
+
+    Every pixel is decoded here, so that no training step meets a broken file.
+    """
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > encoding.max_pixels:
-                raise Unusable("too many pixels")
+                raise UnusableImageError("too many pixels")
             return _encode(picture, data, encoding)
     except Image.DecompressionBombError as error:
-        raise Unusable("too many pixels") from error
-    except Unusable:
+        raise UnusableImageError("too many pixels") from error
+    except UnusableImageError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more on broken files
-        raise Unusable("undecodable image") from error
+        raise UnusableImageError("undecodable image") from error
 
 
 def _encode(picture: Image.Image, data: bytes, encoding: Encoding) -> bytes:

@@ -71,7 +71,8 @@ def parse_condition(text: str, columns: pa.Schema) -> Condition:
             condition.holds(pa.nulls(1, columns.field(name).type))
         except (json.JSONDecodeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(
-                f"--where {text!r}: {literal.strip()!r} is no number or quoted string that {columns.field(name).type} compares with"
+                f"--where {text!r}: {literal.strip()!r} is nothing to compare with {columns.field(name).type};"
+                " it has to be a number or a string in double quotes"
             ) from error
         return condition
     raise ValueError(f"--where {text!r} has none of {' '.join(OPERATORS)}; write for instance 'nsfw < 0.5'")

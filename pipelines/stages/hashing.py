@@ -1,11 +1,14 @@
-"""A 64-bit hash of (seed, string, index), the source of every random decision about a row: the same whatever the partitioning.
+"""A 64-bit hash of (seed, string, index), the source of every random decision about a row: the same whatever the
+partitioning.
 
-    mix(x):   x ^= x >> 30;  x *= 0xBF58476D1CE4E5B9;  x ^= x >> 27;  x *= 0x94D049BB133111EB;  x ^= x >> 31   (mod 2^64)
+    mix(x):   x ^= x >> 30;  x *= 0xBF58476D1CE4E5B9;  x ^= x >> 27;  x *= 0x94D049BB133111EB;  x ^= x >> 31
+
     hash:     h = mix(seed + 0x9E3779B97F4A7C15)
               h = mix(h ^ w) for each 8-byte little-endian word w of the UTF-8 bytes, the last one padded with zeros
               h = mix(h ^ length in bytes);  h = mix(h ^ (index + 0x9E3779B97F4A7C15))
 
-`mix` is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), a bijection in which every input bit flips about half of the output bits.
+All modulo 2^64. `mix` is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), a bijection in which every
+input bit flips about half of the output bits.
 """
 
 import numpy as np
@@ -48,7 +51,8 @@ def _hash(data, offsets, rows, indices, seed, out):
 def hash64(
     strings: pa.StringArray, seed: int, rows: np.ndarray | None = None, indices: np.ndarray | None = None
 ) -> np.ndarray:
-    """Hashes of `(seed, strings[rows[i]], indices[i])` as uint64 [N]; of `(seed, strings[i], 0)` where no rows are given."""
+    """Hashes of `(seed, strings[rows[i]], indices[i])` as uint64 [N]; of `(seed, strings[i], 0)` where no rows are
+    given."""
     data, offsets = string_buffers(strings)
     if rows is None:
         rows = np.arange(len(strings), dtype=np.int32)

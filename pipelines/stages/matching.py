@@ -20,7 +20,8 @@ from pipelines.stages.units import Unit
 SCHEMA = pa.schema(
     [("row_reason", pa.uint8()), ("caption_reasons", pa.list_(pa.uint8())), ("matches", pa.list_(pa.list_(pa.int32())))]
 )
-"""One row a row of the pool: code of ROW_REASONS, of CAPTION_REASONS for each caption, and the entries that each caption matches."""
+"""One row a row of the pool: code of ROW_REASONS, of CAPTION_REASONS for each caption, and the entries that each
+caption matches."""
 
 
 COUNTS = "counts.parquet"
@@ -40,7 +41,8 @@ class TextRules:
 def match_unit(
     unit: Unit, *, folder: str, pool_format: str, columns: Sequence[str], text_rules: TextRules, matcher: EntryMatcher
 ) -> dict[str, Any]:
-    """Match the captions of a unit and write `folder/matches-….parquet`. `columns`: those of the pool that the rules look at."""
+    """Match the captions of a unit and write `folder/matches-….parquet`. `columns`: those of the pool that the rules
+    look at."""
     with write.parquet_file(folder, matches_name(unit), SCHEMA) as file:
         for table in read.tables(pool_format, unit, columns, images=False):
             file.write(_matched(table, text_rules, matcher))

@@ -1,4 +1,5 @@
-"""Metadata: the list of entries that captions are matched with, read from a file or built from the pool's own captions."""
+"""Metadata: the list of entries that captions are matched with, read from a file or built from the pool's own
+captions."""
 
 import json
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq
 from llip import storage
 from pipelines import schema
 from pipelines.stages import read
+from pipelines.stages.match import refuse_repetition
 from pipelines.stages.units import Unit
 
+NAME = "metadata.json"
 MIN_COUNT = 2
 """Occurrences of a word or pair that make it an entry, where nothing else is asked for."""
 MIN_PMI = 3.0
@@ -27,11 +30,12 @@ WORD = r"^[\p{L}\p{N}].*[\p{L}\p{N}]$|^[\p{L}\p{N}]$"
 def load(uri: str) -> list[str]:
     """Entries of a JSON list, of a text file with one entry a line, or of a Parquet file with one column of strings.
 
-    Raises ValueError naming the file, and the row, where it is none of these or an entry is no string, empty or a repetition.
+    Raises ValueError naming the file, and the row, where it is none of these or an entry is no string, empty or a
+    repetition.
     """
     if not storage.exists(uri):
         raise ValueError(
-            f"{uri} does not exist; --metadata names a JSON list, a text file with one entry a line, or a one-column Parquet file"
+            f"{uri} does not exist; --metadata names a JSON list, text with an entry a line, or one-column Parquet"
         )
     content = storage.read_bytes(uri)
     try:
@@ -40,12 +44,10 @@ def load(uri: str) -> list[str]:
         raise ValueError(f"{uri} cannot be read as metadata: {error}") from error
     if not entries:
         raise ValueError(f"{uri} holds no entries")
-    seen: dict[str, int] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, str) or not entry.strip():
             raise ValueError(f"{uri}: entry {i} is {entry!r}; an entry is a string that is not empty")
-        if (first := seen.setdefault(entry, i)) != i:
-            raise ValueError(f"{uri}: entry {i} repeats entry {first}: {entry!r}")
+    refuse_repetition(entries, uri)
     return entries
 
 
@@ -60,7 +62,7 @@ def _parse(uri: str, content: bytes) -> list[Any]:
         if not isinstance(values, list):
             raise ValueError(f"it holds a {type(values).__name__}; a list of strings is needed")
         return values
-    return content.decode().splitlines()
+    return [line.removesuffix("\r") for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")]
 
 
 def count_unit(unit: Unit, *, pool_format: str, folder: str) -> dict[str, Any]:
@@ -76,10 +78,11 @@ def count_unit(unit: Unit, *, pool_format: str, folder: str) -> dict[str, Any]:
 
 
 def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int) -> list[str]:
-    """Entries by falling count: words, and pairs whose pointwise mutual information is at least MIN_PMI, seen `min_count` times or more.
+    """Entries by falling count: words, and pairs whose pointwise mutual information is at least MIN_PMI, seen
+    `min_count` times or more.
 
-    PMI of a pair (a, b) is log2(p(a b) / (p(a) p(b))) with probabilities relative to the number of words (Church and Hanks, 1990).
-    A pure function of the pool's captions.
+    PMI of a pair (a, b) is log2(p(a b) / (p(a) p(b))) with probabilities relative to the number of words (Church and
+    Hanks, 1990). A pure function of the pool's captions.
     """
     table = _merge([_read_counts(folder, unit) for unit in units])
     texts, pairs, counts = (table[name].combine_chunks() for name in ("text", "pair", "count"))
@@ -96,13 +99,14 @@ def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int) -> 
         chosen.append((-count, text))
     if not chosen:
         raise ValueError(
-            f"no word occurs {min_count} times in the captions of the pool: lower --metadata-min-count or give --metadata"
+            f"no word occurs {min_count} times in the captions; lower --metadata-min-count or give --metadata"
         )
     return [text for _, text in sorted(chosen)[:LIMIT]]
 
 
 def _grams(texts: pa.StringArray) -> pa.Table:
-    """Words and pairs of words of texts with their counts. A pair never reaches over punctuation, since matching sees it as a token."""
+    """Words and pairs of words of texts with their counts. A pair never reaches over punctuation, since matching
+    sees it as a token."""
     spaced = pc.replace_substring_regex(pc.fill_null(texts, ""), r"([,.;:?!`])", r" \1 ")
     lists = pc.split_pattern(pc.replace_substring_regex(spaced, r"[\t\n\r]", " "), " ")
     tokens = lists.flatten()

@@ -1,17 +1,43 @@
 """From the columns that pools come with to the columns of `pipelines.schema`."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schema
 
+BATCH_ROWS = 256
+"""Rows of a table that passes from reading to matching and writing: encoded images of so many fit in memory."""
+
+
+def prefix(name: str) -> str:
+    """What ids of a file begin with whose rows bring none: a hash of its path inside the pool."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
 
 def derived_ids(name: str, rows: range) -> pa.Array:
-    """Ids of rows that bring none: a hash of the file's path inside the pool, and the row's number in the file."""
-    prefix = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-    return pa.array([f"{prefix}-{row:09d}" for row in rows], pa.string())
+    """Ids of rows that bring none: the file's prefix, and the row's number in the file."""
+    start = prefix(name)
+    return pa.array([f"{start}-{row:09d}" for row in rows], pa.string())
+
+
+def batched(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Tables of rows that were read one by one."""
+    remaining = iter(rows)
+    while batch := list(islice(remaining, BATCH_ROWS)):
+        yield pa.Table.from_pylist(batch, schema=schema.with_extras(pa.schema([])))
+
+
+def captions_of(record: dict[str, Any]) -> list[str]:
+    """Captions of a row that was read from JSON or CSV: `captions`, or a single `caption` or `text`; none of another
+    type."""
+    value = next((record[name] for name in (schema.CAPTIONS, *schema.SINGLE_CAPTION) if name in record), None)
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str)]
 
 
 def caption_column(names: list[str], where: str) -> str:
@@ -23,7 +49,7 @@ def caption_column(names: list[str], where: str) -> str:
         return found[0]
     if found:
         raise ValueError(
-            f"{where} has the columns {' and '.join(found)}; leave one of them, or bring a list column {schema.CAPTIONS!r}"
+            f"{where} has the columns {' and '.join(found)}; leave one, or bring a list column {schema.CAPTIONS!r}"
         )
     wanted = f"{schema.CAPTIONS!r} (list of strings), {' or '.join(map(repr, schema.SINGLE_CAPTION))} (string)"
     raise ValueError(f"{where} has no column of captions: {wanted} is needed; it has {', '.join(names)}")
@@ -41,5 +67,6 @@ def captions(values: pa.Array) -> pa.ListArray:
 
 
 def image_bytes(values: pa.Array) -> pa.Array:
-    """Encoded pictures as binary; a struct of `bytes` and `path`, as the `datasets` library writes it, gives its bytes."""
+    """Encoded pictures as binary; a struct of `bytes` and `path`, as the `datasets` library writes it, gives its
+    bytes."""
     return (pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values).cast(pa.binary())

@@ -11,18 +11,31 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 
 from llip import storage
 from llip.data import manifest
 from pipelines import schema
-from pipelines.stages import read_parquet
+from pipelines.stages import read_listing, read_parquet, read_webdataset
 from pipelines.stages.units import Unit
 
-READERS = {"parquet": read_parquet}
+READERS = {"parquet": read_parquet, "webdataset": read_webdataset, "list": read_listing, "folder": read_listing}
 SUFFIXES = {".parquet": "parquet", ".tar": "webdataset", ".csv": "list", ".jsonl": "list"}
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class Reader(Protocol):
+    """What a module that reads one format offers."""
+
+    NOUN: str
+    """What `Unit.size` counts."""
+
+    def plan(self, files: Sequence[tuple[str, str]], unit_rows: int) -> tuple[list[Unit], pa.Schema]:
+        """Units and carried columns of files given as (URI, path inside the pool)."""
+
+    def tables(self, unit: Unit, extras: Sequence[str], *, images: bool) -> Iterator[pa.Table]:
+        """Rows of a unit, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +48,8 @@ class Pool:
     """Pieces that are read, matched and written one by one."""
     extras: pa.Schema
     """Columns that are carried along."""
+    noun: str
+    """What the units' sizes count."""
     digest: str
     """Identity of the pool: its files' names and sizes."""
 
@@ -42,8 +57,8 @@ class Pool:
 def open_pool(uri: str, *, unit_rows: int) -> Pool:
     """Find the files of a pool and check their columns.
 
-    Raises ValueError where nothing can be read: no such place, an unreachable bucket, no file of a known format, several formats,
-    a missing or mistyped column, no rows; the message names the file and the column.
+    Raises ValueError where nothing can be read: no such place, an unreachable bucket, no file of a known format,
+    several formats, a missing or mistyped column, no rows; the message names the file and the column.
     """
     files = _files(uri)
     kind = _format(uri, [name for _, name, _ in files])
@@ -53,11 +68,12 @@ def open_pool(uri: str, *, unit_rows: int) -> Pool:
         raise ValueError(f"{uri} holds no rows: there is nothing to curate")
     lines = sorted(f"{name}\t{size}" for _, name, size in files)
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    return Pool(uri=uri, format=kind, units=tuple(units), extras=extras, digest=digest)
+    return Pool(uri=uri, format=kind, units=tuple(units), extras=extras, noun=READERS[kind].NOUN, digest=digest)
 
 
 def tables(pool_format: str, unit: Unit, extras: Sequence[str], *, images: bool) -> Iterator[pa.Table]:
-    """The rows of a unit in order, a few hundred a table: id, captions, `extras` and, where asked for, the encoded image (null: unreadable)."""
+    """The rows of a unit in order, a few hundred a table: id, captions, `extras` and, where asked for, the encoded
+    image (null: unreadable)."""
     names = [schema.ID, *([schema.IMAGE] if images else []), schema.CAPTIONS, *extras]
     for table in READERS[pool_format].tables(unit, extras, images=images):
         yield table.select(names)
@@ -68,7 +84,8 @@ def _suffix(name: str) -> str:
 
 
 def _files(uri: str) -> list[tuple[str, str, int]]:
-    """(URI, path inside the pool, bytes) of every file, sorted by path; a manifest and hidden files are none of the pool's."""
+    """(URI, path inside the pool, bytes) of every file, sorted by path; a manifest and hidden files are none of the
+    pool's."""
     try:
         fs, path = storage.filesystem(uri)
         fs.invalidate_cache()
@@ -81,7 +98,7 @@ def _files(uri: str) -> list[tuple[str, str, int]]:
         ) from error
     if not found:
         raise ValueError(
-            f"{uri} does not exist or is empty; --pool names a folder, a file or an s3:// prefix with images and captions"
+            f"{uri} does not exist or is empty; --pool is a folder, file or s3:// prefix of images with captions"
         )
     files = []
     for name, info in sorted(found.items()):
@@ -99,6 +116,6 @@ def _format(uri: str, names: Sequence[str]) -> str:
         )
     if kinds:
         return kinds[0]
-    if any(_suffix(name) in IMAGES for name in names):
+    if any(name.lower().endswith(read_listing.IMAGES) for name in names):
         return "folder"
     raise ValueError(f"{uri} holds none of .parquet, .tar, .csv, .jsonl or image files; it has {', '.join(names[:3])}")

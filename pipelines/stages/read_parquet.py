@@ -11,7 +11,7 @@ from pipelines.stages import normalise
 from pipelines.stages.units import Unit
 from pipelines.stages.work import concurrently
 
-BATCH_ROWS = 256
+NOUN = "rows"
 
 
 def plan(files: Sequence[tuple[str, str]], unit_rows: int) -> tuple[list[Unit], pa.Schema]:
@@ -22,30 +22,31 @@ def plan(files: Sequence[tuple[str, str]], unit_rows: int) -> tuple[list[Unit], 
     for (file, name), footer in zip(files, footers, strict=True):
         if not (found := _extras(file, footer.schema.to_arrow_schema())).equals(extras):
             raise ValueError(
-                f"{file} has other columns than {first}: {_listed(found)} against {_listed(extras)}; all files of a pool need the same"
+                f"{file} has other columns than {first}: {_listed(found)} against {_listed(extras)};"
+                " all files of a pool need the same"
             )
         begin, before, rows = 0, 0, 0
         for group in range(footer.num_row_groups):
             rows += footer.row_group(group).num_rows
             if rows >= unit_rows or (group == footer.num_row_groups - 1 and rows):
+                index, stop = len(units), group + 1
                 units.append(
-                    Unit(
-                        index=len(units), file=file, name=name, start=begin, stop=group + 1, first_row=before, rows=rows
-                    )
+                    Unit(index=index, file=file, name=name, size=rows, start=begin, stop=stop, first_row=before)
                 )
                 begin, before, rows = group + 1, before + rows, 0
     return units, extras
 
 
 def tables(unit: Unit, extras: Sequence[str], *, images: bool) -> Iterator[pa.Table]:
-    fs, path = storage.filesystem(unit.file)
-    with fs.open(path, "rb") as handle:
+    with storage.opened(unit.file) as handle:
         file = pq.ParquetFile(handle)
         names = file.schema_arrow.names
         source = normalise.caption_column(names, unit.file)
         wanted = [*([schema.ID] if schema.ID in names else []), *([schema.IMAGE] if images else []), source, *extras]
         row = unit.first_row
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=list(range(unit.start, unit.stop)), columns=wanted):
+        for batch in file.iter_batches(
+            normalise.BATCH_ROWS, row_groups=list(range(unit.start, unit.stop)), columns=wanted
+        ):
             yield _normalised(batch, unit, row, source, extras, images)
             row += batch.num_rows
 
@@ -70,9 +71,8 @@ def _normalised(
 
 
 def _footer(file: str) -> pq.FileMetaData:
-    fs, path = storage.filesystem(file)
     try:
-        with fs.open(path, "rb") as handle:
+        with storage.opened(file) as handle:
             return pq.read_metadata(handle)
     except Exception as error:  # Arrow's, the operating system's or the bucket's: the file cannot be read
         raise ValueError(f"{file} cannot be read as Parquet ({error})") from error
@@ -83,7 +83,8 @@ def _extras(file: str, columns: pa.Schema) -> pa.Schema:
     if schema.IMAGE not in columns.names:
         if schema.URL in columns.names:
             raise ValueError(
-                f"{file} has a column {schema.URL!r} and no {schema.IMAGE!r}: fetch the pictures first, curation needs their bytes"
+                f"{file} has a column {schema.URL!r} and no {schema.IMAGE!r}: curation needs the pictures' bytes;"
+                " fetch them first"
             )
         raise ValueError(
             f"{file} has no column {schema.IMAGE!r} (binary: encoded pictures); it has {', '.join(columns.names)}"

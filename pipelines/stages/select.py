@@ -117,7 +117,8 @@ def _named(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 
 def _measure(kept: pa.Table, sizes: dict[str, Counter[int]]) -> None:
-    """Add to the histograms of the data card: captions an image, characters a caption, and bytes an image rounded up to a power of two."""
+    """Add to the histograms of the data card: captions an image, characters a caption, and bytes an image rounded up
+    to a power of two."""
     captions = kept[schema.CAPTIONS].combine_chunks()
     sizes["captions"].update(captions.value_lengths().to_pylist())
     sizes["characters"].update(pc.utf8_length(captions.flatten()).to_pylist())

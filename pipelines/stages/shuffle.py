@@ -1,8 +1,9 @@
 """A global shuffle in two passes that is a pure function of (seed, ids).
 
-A row's key is a hash of the seed and its id; the order is the order of the keys. *Scatter*: every unit encodes its rows and writes them in that
-order, in bins of the key's upper bits. *Gather*: a shard is a range of ranks; it reads the bins that hold them, one contiguous range of bytes
-from each unit's file, sorts and cuts. So memory holds a unit or a shard, and neither units nor bins show in the result.
+A row's key is a hash of the seed and its id; the order is the order of the keys. *Scatter*: every unit encodes its rows
+and writes them in that order, in bins of the key's upper bits. *Gather*: a shard is a range of ranks; it reads the bins
+that hold them, one contiguous range of bytes from each unit's file, sorts and cuts. So memory holds a unit or a shard,
+and neither units nor bins show in the result.
 """
 
 from collections import Counter
@@ -16,12 +17,11 @@ import pyarrow.parquet as pq
 
 from llip import storage
 from pipelines import schema
-from pipelines.stages import write
-from pipelines.stages.encode import Encoding, Unusable, encode
+from pipelines.stages import normalise, write
+from pipelines.stages.encode import Encoding, UnusableImageError, encode
 from pipelines.stages.hashing import hash64
 
 KEY = "key"
-BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class Shard:
 
 
 def scatter_unit(unit: Curated, *, folder: str, encoding: Encoding, seed: int, bits: int) -> dict[str, Any]:
-    """Encode the images of a curated file and write its rows by bin. Returns rows and bytes of each bin and what was dropped."""
+    """Encode the images of a curated file and write its rows by bin. Returns rows and bytes of each bin and what was
+    dropped."""
     tables, dropped = [], Counter[str]()
-    fs, path = storage.filesystem(unit.file)
-    with fs.open(path, "rb") as handle:
-        for batch in pq.ParquetFile(handle).iter_batches(BATCH_ROWS):
+    with storage.opened(unit.file) as handle:
+        for batch in pq.ParquetFile(handle).iter_batches(normalise.BATCH_ROWS):
             tables.append(_encoded(pa.Table.from_batches([batch]), encoding, dropped))
     table = pa.concat_tables(tables)
     keys = hash64(table[schema.ID].combine_chunks(), seed)
@@ -113,7 +113,7 @@ def _encoded(table: pa.Table, encoding: Encoding, dropped: Counter[str]) -> pa.T
         try:
             images.append(encode(data.as_py(), encoding))
             rows.append(i)
-        except Unusable as error:
+        except UnusableImageError as error:
             dropped[str(error)] += 1
     at = table.column_names.index(schema.IMAGE)
     return table.take(pa.array(rows, pa.int64())).set_column(at, schema.IMAGE, pa.array(images, pa.binary()))
@@ -147,6 +147,6 @@ def _refuse_repeated_ids(ids: pa.ChunkedArray) -> None:
     same = np.flatnonzero(pa.compute.equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False))
     if len(same):
         raise ValueError(
-            f"the id {values[int(same[0])].as_py()!r} names more than one row of the curated pool; ids have to be unique"
+            f"the id {values[int(same[0])].as_py()!r} names several rows; ids have to be unique"
             " (without a column 'id' the pool gets unique ones)"
         )

@@ -109,9 +109,10 @@ def _number(data, offsets, table, token_bytes, token_offsets, tokens, starts):
                 table[2 * slot + 1] = np.uint64(length << 32 | (count + 1))
                 token_offsets[count + 1] = token_offsets[count] + length
                 token_bytes[token_offsets[count] : token_offsets[count + 1]] = data[begin:i]
-                token = count
+                tokens[at] = count
                 count += 1
-            tokens[at] = token
+            else:
+                tokens[at] = token
             at += 1
             begin = i + 1
     starts[len(offsets) - 1] = at

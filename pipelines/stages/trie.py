@@ -20,7 +20,8 @@ class Trie(NamedTuple):
     bloom: np.ndarray
     """uint64, a set of bits by the edges' hashes, small enough for a processor's cache: most neighbours are no edge."""
     nodes: np.ndarray
-    """int32 [nodes]: (entry + 1) << 1 | has children. Node s is symbol s at the start; longer paths come after those."""
+    """int32 [nodes]: (entry + 1) << 1 | has children. Node s is symbol s at the start; longer paths come after
+    those."""
 
 
 def capacity(count: int) -> int:
@@ -81,7 +82,9 @@ def _grow(symbols, starts, ids, alphabet, edges, bloom, nodes):
     return count
 
 
-@jit(types.Tuple((Out.int32, types.int64))(In.int32, types.int64, In.uint64, In.uint64, In.int32, Out.int32, types.int64))
+@jit(
+    types.Tuple((Out.int32, types.int64))(In.int32, types.int64, In.uint64, In.uint64, In.int32, Out.int32, types.int64)
+)
 def walk(symbols, count, edges, bloom, nodes, found, at):
     """Append the entries that begin at any of the first `count` symbols (negative: in no entry) to `found[:at]`.
 

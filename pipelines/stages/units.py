@@ -1,11 +1,22 @@
-"""A unit of work: part of one file of a pool."""
+"""Units of work: parts of a pool that are read, matched and written one by one."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Listed:
+    """An image file and where its captions are."""
+
+    image: str
+    """URI."""
+    captions: tuple[str, ...] = ()
+    caption_file: str = ""
+    """URI of a text file with one caption a line, instead of `captions`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Rows that are read, matched and written together."""
+    """Rows of one file, or of a list of files."""
 
     index: int
     """Position in the order of the pool."""
@@ -13,11 +24,13 @@ class Unit:
     """URI."""
     name: str
     """Path inside the pool; where rows bring no id, it is part of theirs."""
-    start: int
-    """First row group (Parquet), first row (list, folder); 0 for a tar."""
-    stop: int
+    size: int
+    """What the progress bar adds up: rows, or 1 for a tar, whose rows are counted on the way."""
+    start: int = 0
+    """First row group (Parquet)."""
+    stop: int = 0
     """One past the last."""
-    first_row: int
+    first_row: int = 0
     """Rows of the file before this unit."""
-    rows: int
-    """How many rows (members of a tar) the unit has."""
+    listed: tuple[Listed, ...] = ()
+    """The rows themselves, where a pool is a list of files."""

@@ -1,6 +1,9 @@
-"""Units of work over Ray Data: each is done once, leaves a marker when done, and is skipped by a run that comes after an interruption."""
+"""Units of work over Ray Data: each is done once, leaves a marker when done, and is skipped by a run that comes
+after an interruption."""
 
+import hashlib
 import json
+import logging
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +37,11 @@ class Stage:
         return storage.join(self.markers, self.name, f"{index:06d}.json")
 
 
+def digest(value: Any) -> str:
+    """Short name of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def concurrently(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`function` of every item, in order, on threads: for requests that wait on storage."""
     with ThreadPoolExecutor(THREADS) as pool:
@@ -50,8 +58,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Results (JSON values) of `function(unit, **shared)` for every unit, in order, computed by Ray Data tasks.
 
-    `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value. A ValueError in a
-    task ends the run with its message.
+    `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value. A
+    ValueError in a task ends the run with its message.
     """
     results = _finished(stage, len(units))
     todo = [i for i in range(len(units)) if i not in results]
@@ -77,6 +85,8 @@ def _finished(stage: Stage, count: int) -> dict[int, dict[str, Any]]:
 def _dataset(items: list[dict[str, Any]], perform: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     import ray
 
+    for name in ("execution.streaming_executor", "progress"):  # plans and finish lines of every stage
+        logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False  # they count blocks; ours counts rows
     with ray.data.DataContext.current(context):

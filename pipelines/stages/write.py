@@ -43,7 +43,7 @@ class ParquetFile:
             pa.PythonFile(self._sink, "w"),
             schema,
             compression=dict.fromkeys(text, "zstd"),  # pictures are compressed already
-            use_dictionary=text,  # type: ignore[arg-type]
+            use_dictionary=text,
         )
 
     def write(self, table: pa.Table, row_group_size: int | None = None) -> None:

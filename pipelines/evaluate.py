@@ -18,14 +18,13 @@ from llip.data import evaluation_set
 from llip.evaluation import Metric
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import Outcome, evaluate_sets, named
-from llip.evaluation.report import Report, table
+from llip.evaluation.report import NAME, Report, table
 from llip.model.build import ContrastiveModel
 from llip.training.revision import git_revision
 from llip.training.tracking import Tracker, tracking_of
 from pipelines import command
 from pipelines.stages.weights import Weights
 
-NAME = "metrics.json"
 SCHEMA_VERSION = 1
 
 

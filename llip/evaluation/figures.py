@@ -85,6 +85,24 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], ch
     return figure
 
 
+def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
+    """Small multiples of step curves, two a row: `panels[metric][run]` is a list of (step, value)."""
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(8.6, 2.5 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axes, (metric, of_runs) in zip(grid, panels.items(), strict=False):
+        for index, (run, points) in enumerate(of_runs.items()):
+            axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=run)
+        axes.set_title(metric, fontsize=9, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        _plain(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=4)
+    return figure
+
+
 def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element to put into a page."""
     buffer = io.StringIO()

@@ -11,6 +11,9 @@ from llip.evaluation.evaluate import Outcome, named
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Retrieval
 
+NAME = "metrics.json"
+"""File of the metrics of a run, in its folder."""
+
 BY_KIND = {"text_to_image_map": "text→image mAP", "one_of_20": "one true caption of 20"}
 
 EXAMPLES = """Drawn by seed, not chosen. Green frames are right, red ones wrong.
@@ -69,8 +72,7 @@ class Report:
             f"<h2>Examples</h2><p>{EXAMPLES}</p>",
             *(f"<h3>{html.escape(outcome.data.name)}</h3>{examples.of(outcome)}" for outcome in self.outcomes),
         ]
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
-        return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>\n'
+        return page(self.title, sections)
 
     def _metrics(self) -> str:
         rows = []
@@ -106,6 +108,12 @@ class Report:
                 parts.append(f"<h3>{html.escape(outcome.data.name)}</h3>{figures.svg(figures.margins(margin))}")
                 parts.append(figures.svg(figures.mixing(weights.mean(axis=(0, 1)), entropy, shift)))
         return ["<h2>What the caption changes</h2>", *parts] if parts else []
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page that needs no other file."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>\n'
 
 
 def _with_prefix(metrics: Mapping[str, Metric], prefix: str) -> dict[str, Metric]:

@@ -86,9 +86,8 @@ def test_everything_may_lie_in_a_bucket(s3_bucket):
     assert evaluate(job) == found
 
 
-def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, tmp_path):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client, run_id = open_run(Tracking(uri=uri, experiment="llip", run_name="first"), job.checkpoint)
+def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
+    client, run_id = open_run(Tracking(uri=mlflow_store, experiment="llip", run_name="first"), job.checkpoint)
     found = evaluate(job)
     logged = client.get_run(run_id).data.metrics
     assert {name: logged[name] for name in found} == {name: metric.value for name, metric in found.items()}

@@ -1,0 +1,59 @@
+"""Compare runs: settings that differ, metrics beside chance, and training curves.
+
+    uv run pipelines/compare.py output/runs/first output/runs/second --output output/comparison
+
+A run is named by its folder, or by its id in MLflow. Leaves `comparison.html` and `comparison.md`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from llip import storage
+from llip.training.tracking import default_store
+from pipelines import command
+from pipelines.comparison import Comparison, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """What is compared, and where the pages go."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, or ids of MLflow runs."""
+    output: str = "output/comparison"
+    """Folder for comparison.html and comparison.md."""
+    tracking: str | None = None
+    """MLflow tracking URI for ids; MLFLOW_TRACKING_URI, or the database in ./output, where not given."""
+
+
+def compare(settings: Compare) -> Comparison:
+    """Read the runs, write the pages and print the tables. Raises ValueError for a run that cannot be read."""
+    comparison = Comparison([Run.read(_folder(run, settings.tracking)) for run in settings.runs])
+    output = storage.absolute(settings.output)
+    storage.write_bytes(storage.join(output, "comparison.html"), comparison.html().encode())
+    storage.write_bytes(storage.join(output, "comparison.md"), comparison.markdown().encode())
+    print(f"{comparison.markdown()}\n{storage.join(output, 'comparison.html')}")
+    return comparison
+
+
+def _folder(run: str, tracking: str | None) -> str:
+    """The folder of a run. MLflow notes it in a tag of the runs that training made."""
+    if storage.exists(run):
+        return storage.absolute(run)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking or default_store("output")[0]
+    try:
+        tags = MlflowClient(uri).get_run(run).data.tags
+    except MlflowException as error:
+        raise ValueError(f"{run} is neither a folder nor the id of a run at {uri} ({error.message})") from error
+    if "run_folder" not in tags:
+        raise ValueError(f"MLflow run {run} has no tag run_folder: it was not made by training")
+    return tags["run_folder"]
+
+
+if __name__ == "__main__":
+    command.run(Compare, compare, "Compare runs side by side.")

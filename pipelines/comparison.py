@@ -1,0 +1,141 @@
+"""Runs side by side: where their configurations differ, what they reached, and how they got there."""
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llip import storage
+from llip.evaluation import figures, report
+from llip.evaluation.metrics import Metric
+from llip.training import record, run_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder tells of itself."""
+
+    name: str
+    settings: dict[str, Any]
+    """Training configuration, flat: `model.vision.tokens`."""
+    metrics: dict[str, Metric]
+    curve: list[dict[str, Any]]
+    """Logged lines, each with its `step`."""
+
+    @classmethod
+    def read(cls, folder: str) -> "Run":
+        """Raises ValueError for a folder without an evaluation."""
+        uri = storage.join(folder, report.NAME)
+        if not storage.exists(uri):
+            raise ValueError(f"{uri} does not exist: {folder} has not been evaluated (pipelines/evaluate.py does it)")
+        values = storage.read_json(uri)["metrics"]
+        config = storage.join(folder, run_folder.NAME)
+        training = storage.read_json(config)["training"] if storage.exists(config) else {}
+        return cls(
+            name=folder.rstrip("/").rsplit("/", 1)[1],
+            settings=_flat(training),
+            metrics={name: Metric(**value) for name, value in values.items()},
+            curve=record.read(folder),
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two or more runs. Raises ValueError where their names clash."""
+
+    runs: Sequence[Run]
+
+    def __post_init__(self) -> None:
+        names = [run.name for run in self.runs]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(
+                f"two or more runs of distinct names can be compared; these are {', '.join(names) or 'none'}"
+            )
+
+    def differences(self) -> dict[str, list[Any]]:
+        """Settings that not all runs share, with the value of each run (None: it has no such setting)."""
+        keys = dict.fromkeys(key for run in self.runs for key in run.settings)
+        values = {key: [run.settings.get(key) for run in self.runs] for key in keys}
+        return {key: of_runs for key, of_runs in values.items() if any(v != of_runs[0] for v in of_runs)}
+
+    def metrics(self) -> dict[str, list[Metric | None]]:
+        """Every metric that a run has, with that of each run."""
+        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
+        return {name: [run.metrics.get(name) for run in self.runs] for name in names}
+
+    def markdown(self) -> str:
+        """Two tables: settings that differ, and metrics with the best of each row in bold."""
+        heads = " | ".join(run.name for run in self.runs)
+        rule = " | ".join("---:" for _ in self.runs)
+        settings = [f"| {key} | {' | '.join(map(str, values))} |" for key, values in self.differences().items()]
+        metrics = [
+            f"| {name} | {_chance(values):.3f} | {' | '.join(_cells(values, '**{}**'))} |"
+            for name, values in self.metrics().items()
+        ]
+        lines = [f"| setting | {heads} |", f"| --- | {rule} |", *settings, ""]
+        return "\n".join([*lines, f"| metric | chance | {heads} |", f"| --- | ---: | {rule} |", *metrics, ""])
+
+    def html(self) -> str:
+        """One page with both tables, the metrics as bars, and the training curves."""
+        names = [run.name for run in self.runs]
+        settings = [_row(key, map(str, values)) for key, values in self.differences().items()]
+        metrics = [
+            _row(name, [f"{_chance(values):.3f}", *_cells(values, "*{}")]) for name, values in self.metrics().items()
+        ]
+        return report.page(
+            " · ".join(names),
+            [
+                "<h1>Comparison</h1>",
+                f"<h2>Settings that differ</h2><table>{_row('', names, 'th')}{''.join(settings)}</table>",
+                *self._curves(),
+                f"<h2>Metrics</h2>{self._bars()}<p>An asterisk marks the highest of a row.</p>",
+                f"<table>{_row('metric', ['chance', *names], 'th')}{''.join(metrics)}</table>",
+            ],
+        )
+
+    def _bars(self) -> str:
+        """The metrics that all runs have, one figure for each set."""
+        shared = {name: values for name, values in self.metrics().items() if all(v is not None for v in values)}
+        parts = []
+        for data in dict.fromkeys(name.split("/")[0] for name in shared):
+            of_set = {name.split("/", 1)[1]: values for name, values in shared.items() if name.startswith(data + "/")}
+            bars = {run.name: [v[i].value for v in of_set.values()] for i, run in enumerate(self.runs)}  # type: ignore[union-attr]
+            figure = figures.grouped_bars(bars, list(of_set), [_chance(v) for v in of_set.values()])
+            parts.append(f"<h3>{html.escape(data)}</h3>{figures.svg(figure)}")
+        return "".join(parts)
+
+    def _curves(self) -> Sequence[str]:
+        """Loss, and what was evaluated on the way in all runs."""
+        logged = [{key for line in run.curve for key in line} for run in self.runs]
+        names = [n for n in ("loss", *self.metrics()) if all(n in of_run for of_run in logged)]
+        panels = {
+            name: {run.name: [(line["step"], line[name]) for line in run.curve if name in line] for run in self.runs}
+            for name in names
+        }
+        # a metric of the end alone is a point, which the table tells better
+        panels = {n: p for n, p in panels.items() if all(len(points) > 1 for points in p.values())}
+        return ["<h2>On the way</h2>", figures.svg(figures.curves(panels))] if panels else []
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _row(name: str, cells: Iterable[str], tag: str = "td") -> str:
+    return f"<tr><{tag}>{html.escape(name)}</{tag}>" + "".join(
+        f'<{tag} class="n">{html.escape(cell)}</{tag}>' for cell in cells
+    )
+
+
+def _chance(values: Sequence[Metric | None]) -> float:
+    return next(v.chance for v in values if v is not None)
+
+
+def _cells(values: Sequence[Metric | None], best: str) -> list[str]:
+    highest = max(v.value for v in values if v is not None)
+    return [
+        "–" if v is None else best.format(f"{v.value:.3f}") if v.value == highest else f"{v.value:.3f}" for v in values
+    ]

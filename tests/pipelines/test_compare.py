@@ -1,0 +1,71 @@
+"""Runs side by side: what differs, who is ahead, and what cannot be compared."""
+
+import re
+
+import pytest
+
+from llip import recipe, storage
+from llip.config import to_dict
+from pipelines.compare import Compare, compare
+from pipelines.comparison import Comparison, Run
+
+
+def write_run(folder, training, values, losses=(5.0, 4.0, 3.0)):
+    metrics = {name: {"value": value, "chance": 0.1} for name, value in values.items()}
+    storage.write_json(f"{folder}/metrics.json", {"metrics": metrics})
+    storage.write_json(f"{folder}/config.json", {"training": to_dict(training)})
+    lines = "".join(f'{{"step": {10 * i}, "loss": {loss}}}\n' for i, loss in enumerate(losses))
+    storage.write_bytes(f"{folder}/metrics.jsonl", lines.encode())
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return (
+        write_run(tmp_path / "llip", recipe("llip_tiny_k8"), {"s/top1": 0.5, "s/top5": 0.8, "c/context_accuracy": 0.9}),
+        write_run(tmp_path / "siglip", recipe("siglip_tiny"), {"s/top1": 0.6, "s/top5": 0.8}),
+    )
+
+
+def test_settings_that_differ_and_metrics_stand_side_by_side(runs, tmp_path, capsys):
+    found = compare(Compare(runs=runs, output=str(tmp_path / "out")))
+    differences = found.differences()
+    assert differences["model.head.kind"] == ["text_query", "class_token"]
+    assert differences["model.vision.tokens"] == [8, 1]
+    assert "optimizer.learning_rate" not in differences
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| s/top1 | 0.100 | 0.500 | **0.600** |" in text
+    assert "| s/top5 | 0.100 | **0.800** | **0.800** |" in text
+    assert "| c/context_accuracy | 0.100 | **0.900** | – |" in text
+    assert text in capsys.readouterr().out
+
+
+def test_the_page_has_bars_of_shared_sets_and_the_curves(runs, tmp_path):
+    page = Comparison([Run.read(run) for run in runs]).html()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("<svg") == 2  # the curves, and the set that both have
+    assert "<h3>s</h3>" in page and "<h3>c</h3>" not in page
+
+
+def test_a_run_is_found_by_its_id_in_mlflow(runs, tmp_path, mlflow_store):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_store)
+    made = client.create_run("0", tags={"run_folder": runs[1]}).info.run_id
+    other = client.create_run("0").info.run_id
+    found = compare(Compare(runs=(runs[0], made), output=str(tmp_path / "out"), tracking=mlflow_store))
+    assert [run.name for run in found.runs] == ["llip", "siglip"]
+    with pytest.raises(ValueError, match="has no tag run_folder"):
+        compare(Compare(runs=(runs[0], other), tracking=mlflow_store))
+    with pytest.raises(ValueError, match="nowhere is neither a folder nor the id of a run at sqlite"):
+        compare(Compare(runs=(runs[0], "nowhere"), tracking=mlflow_store))
+
+
+def test_what_cannot_be_compared_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="two or more runs of distinct names"):
+        compare(Compare(runs=runs[:1]))
+    with pytest.raises(ValueError, match="these are llip, llip"):
+        compare(Compare(runs=(runs[0], runs[0])))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has not been evaluated"):
+        compare(Compare(runs=(runs[0], str(tmp_path / "empty"))))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llip import storage
 from llip.config import TrainingConfig
 from llip.model.build import ContrastiveModel
 from llip.training import checkpoint, loop, record
@@ -84,6 +85,20 @@ def test_resuming_after_a_crash_repeats_the_undisturbed_run_to_the_bit(
     assert _numbers(run_folder("broken")) == _numbers(run_folder("whole"))
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_run_in_a_bucket_resumes_too(small: TrainingConfig, shards: str, run_folder: Folder, s3_bucket: str) -> None:
+    config, folder = replace(small, checkpoint_every=1, steps=4), f"{s3_bucket}/runs/a"
+    with pytest.raises(CrashError):
+        _train(config, shards, folder, progress=_crashing_after(3))
+    _train(config, shards, folder)
+    _train(config, shards, run_folder("whole"))
+    assert _numbers(folder) == _numbers(run_folder("whole"))
+    runs.claim(folder, config, shards)
+    runs.claim(folder, config, shards)
+    names = [uri.removeprefix(f"{folder}/checkpoints/") for uri in storage.listing(f"{folder}/checkpoints")]
+    files = ("model.json", "model.safetensors", "optimizer.safetensors", "state.json")
+    assert names == ["latest.json", *(f"step-0000000{n}/{f}" for n in (3, 4) for f in files)]
 
 
 def test_the_end_is_saved_and_evaluated_and_once_more_when_nothing_is_left(

@@ -7,7 +7,7 @@ batch has the same bits whichever rank and thread made it.
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -101,7 +101,7 @@ class LaneLoader:
     def steps_per_epoch(self) -> int:
         return self._order.steps_per_epoch
 
-    def iter_from(self, step: int) -> Iterator[Batch]:
+    def iter_from(self, step: int) -> Generator[Batch, None, None]:
         """Batches of `step` and all that follow; any step is reached at once. Closing it drops what is prepared."""
         ahead = -(-self._shards.manifest.row_group_size // self._order.samples_per_lane)  # type: ignore[operator]
         pending: deque[_PendingBatch] = deque()

@@ -1,12 +1,8 @@
 """Bytes of a JPEG, PNG or WebP file to RGB pixels."""
 
-import io
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
+from torchcodec.decoders import decode_image
 
 Encoded = bytes | memoryview
 
@@ -17,36 +13,21 @@ class DecodeError(ValueError):
 
 def decode(data: Encoded) -> Tensor:
     """RGB pixels, uint8 [3, H, W]; transparency is laid on white. Raises DecodeError."""
-    view = memoryview(data).cast("B")
+    data = bytes(data)
+    is_jpeg = data.startswith(b"\xff\xd8\xff")
     try:
-        if view[:3] == b"\xff\xd8\xff":
-            return decode_jpeg(_tensor(view), mode=ImageReadMode.RGB)
-        if view[:4] == b"RIFF" and view[8:12] == b"WEBP":
-            return _on_white(decode_webp(_tensor(view), mode=ImageReadMode.UNCHANGED))
-        return _on_white(_decode_with_pillow(view))
-    except Exception as error:  # decoders raise a dozen types for broken files
+        # A JPEG's four channels are inks; of other formats the channels tell whether there is transparency.
+        pixels = decode_image(data, mode="RGB" if is_jpeg else "UNCHANGED")
+        if pixels.ndim == 4:
+            raise DecodeError("an animation, not an image")
+        if len(pixels) in (2, 4):
+            return _on_white(decode_image(data, mode="RGB_ALPHA"))
+    except (RuntimeError, ValueError) as error:
         raise DecodeError(f"not a readable image: {error}") from error
-
-
-def _tensor(view: memoryview) -> Tensor:
-    # Not torch.frombuffer, which warns that Arrow's memory is read-only.
-    return torch.from_numpy(np.frombuffer(view, dtype=np.uint8).copy())
-
-
-def _decode_with_pillow(view: memoryview) -> Tensor:
-    """Everything else, that is PNG: torchvision is 1.3 times as quick, but broken files crash it (segfault)."""
-    image: Image.Image = Image.open(io.BytesIO(view))
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        pixels = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        image = Image.fromarray(pixels)
-    transparent = "A" in image.getbands() or "transparency" in image.info
-    rgb = np.array(image.convert("RGBA" if transparent else "RGB"))
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    return pixels.expand(3, -1, -1)
 
 
 def _on_white(pixels: Tensor) -> Tensor:
-    if len(pixels) != 4:
-        return pixels
     alpha = pixels[3:].to(torch.int32)
     mixed = pixels[:3].to(torch.int32) * alpha + 255 * (255 - alpha)
     return ((mixed + 127) // 255).to(torch.uint8)

@@ -239,11 +239,9 @@ def table(settings: Plan, capacity: Capacity) -> str:
     """The plan as aligned text."""
     c, m, gpu = capacity, capacity.memory, ACCELERATORS[settings.gpu]
     flops = c.tower_flops + c.pair_flops
-    fits = (
-        "fits"
-        if m.total < 0.9 * gpu.memory
-        else "does NOT fit: activation_checkpointing, objective.accumulation, more GPUs"
-    )
+    remedy = "activation_checkpointing, objective.accumulation or more GPUs"
+    share = m.total / gpu.memory
+    fits = "fits" if share < 0.85 else f"tight: {remedy}" if share < 0.95 else f"does NOT fit: {remedy}"
     rows = [
         ("recipe", f"{settings.recipe} on {settings.gpus} x {settings.gpu}"),
         ("images seen", f"{c.steps * c.batch_size:,}"),

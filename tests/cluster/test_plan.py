@@ -1,6 +1,7 @@
 """The capacity planner against numbers worked out by hand, PyTorch's FLOP counter, and what autograd really keeps."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +120,11 @@ def test_table_says_whether_it_fits() -> None:
 def test_bad_settings_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(replace(Plan(recipe="clip_b32", gpus=128), **change))
+
+
+def test_readme_shows_what_the_planner_prints() -> None:
+    settings = Plan(recipe="llip_l14_k32", gpus=128, caption_tokens=24)
+    readme = (Path(__file__).parents[2] / "cluster" / "README.md").read_text()
+    assert "--recipe llip_l14_k32 --gpus 128 --caption-tokens 24" in readme
+    for line in table(settings, plan(settings)).splitlines():
+        assert f"    {line}\n" in readme

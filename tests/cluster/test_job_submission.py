@@ -1,0 +1,137 @@
+"""`ray job submit` as the cluster's README says, where the dependencies are installed and the project is not."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llip.training import checkpoint, record
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head node that was started with a token."""
+
+    address: str
+    """URL of the job server."""
+    environment: dict[str, str]
+    """Variables under which it was started."""
+
+    def submit(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- command`, from the project's root."""
+        return subprocess.run(
+            ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", "--", *command],
+            cwd=ROOT,
+            env=self.environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables of a shell in the environment that cluster/Dockerfile makes: same command, without the container."""
+    folder = tmp_path_factory.mktemp("image")
+    for name in ("pyproject.toml", "uv.lock"):  # the lock, where there is one, spares resolving again
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder)
+    venv = folder / "venv"
+    variables = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "MLFLOW_", "VIRTUAL_ENV", "PYTHON"))}
+    command = [os.environ.get("UV", "uv"), "sync", "--no-install-project", "--no-default-groups", "--group", "demo"]
+    python = ["--python", sys.executable]
+    subprocess.run(command + python, cwd=folder, check=True, env=variables | {"UV_PROJECT_ENVIRONMENT": str(venv)})
+    variables |= {"PATH": f"{venv}/bin{os.pathsep}{variables['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    without = subprocess.run(
+        ["python", "-c", "import ray, llip"], cwd=folder, env=variables, capture_output=True, text=True
+    )
+    assert "No module named 'llip'" in without.stderr
+    return variables
+
+
+@pytest.fixture(scope="module")
+def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
+    """`ray start --head` with token authentication, on ports of its own."""
+    variables = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    port, dashboard, client, agent = _free_ports(4)
+    folder = tempfile.mkdtemp(
+        prefix="ray", dir="/tmp"
+    )  # short: Ray puts sockets in it, whose paths have 107 characters
+    command = ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}"]
+    with Path(folder, "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+    cluster = Cluster(f"http://127.0.0.1:{dashboard}", variables)
+    try:
+        _wait_until_it_answers(cluster, head, Path(folder, "head.log"))
+        yield cluster
+    finally:  # not `ray stop`: it ends every Ray of this machine
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(60)
+        finally:
+            _kill_group(head.pid)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def _wait_until_it_answers(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    command = ["ray", "job", "list", "--address", cluster.address]
+    while subprocess.run(command, env=cluster.environment, capture_output=True).returncode:
+        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(2)
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
+    refused = cluster.submit("python", "-c", "print('ran')", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    assert refused.returncode != 0
+    assert "token is invalid" in refused.stdout
+
+
+def test_pretraining_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    """Driver, Ray Data's and Ray Train's workers find the project in the working directory that Ray unpacked."""
+    command = ["python", "pipelines/pretrain.py", "--steps", "20", "--batch-size", "32", "--corpus-images", "400"]
+    finished = cluster.submit(*command, "--workers", "2", "--name", "job", "--output", str(tmp_path))
+    assert finished.returncode == 0, finished.stdout[-4000:]
+    assert "succeeded" in finished.stdout
+    assert "scenes_in_style/text_to_image_map" in finished.stdout
+    newest = checkpoint.latest(str(tmp_path / "runs" / "job"))
+    assert newest is not None and checkpoint.step_of(newest) == 20
+    assert record.read(str(tmp_path / "runs" / "job"))[-1]["step"] == 20
+    assert (tmp_path / "mlflow.db").exists()
+
+
+def test_bad_input_fails_the_job_with_its_message(cluster: Cluster, tmp_path: Path) -> None:
+    command = ["python", "pipelines/pretrain.py", "--objective", "siglip", "--heads", "4", "--output", str(tmp_path)]
+    failed = cluster.submit(*command)
+    assert failed.returncode != 0
+    assert "--heads belongs to --objective llip" in failed.stdout

@@ -8,18 +8,18 @@ Run again, it goes on where it was: it resumes training from the last checkpoint
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from llip import storage
 from llip.config import TrainingConfig
-from llip.evaluation import Metric
-from llip.training import checkpoint, run_folder
-from llip.training.tracking import Tracking, default_store
+from llip.training import run_folder
 from pipelines import chain, command
 from pipelines.settings import Objective, configure, run_name
-from pipelines.stages import train
+
+if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
+    from llip.evaluation import Metric
 
 _OF_RECIPE = "(default: the recipe's)"
 Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_RECIPE)]
@@ -122,7 +122,7 @@ class Outcome:
     """URI of the run's folder."""
     checkpoint: str
     """URI of its last checkpoint."""
-    metrics: dict[str, Metric]
+    metrics: "dict[str, Metric]"
     """By name, each beside its chance level; empty without evaluation sets."""
 
 
@@ -136,6 +136,11 @@ def pretrain(settings: Pretrain) -> Outcome:
     output = storage.absolute(settings.output)
     name = settings.name or run_name(settings.recipe, config)
     folder = storage.join(output, "runs", name)
+    run_folder.check(folder, config)
+
+    from llip.training import checkpoint
+    from llip.training.tracking import Tracking, default_store
+    from pipelines.stages import train
 
     data = chain.prepare(
         output,
@@ -180,6 +185,8 @@ def _workers(settings: Pretrain, config: TrainingConfig) -> int:
     """Processes to train with. Raises ValueError where they cannot share the lanes equally."""
     workers, lanes = settings.workers, config.data.lanes
     if workers is None:
+        from pipelines.stages import train
+
         workers = train.default_workers()
     if workers and lanes % workers:
         fitting = [str(2**i) for i in range(lanes.bit_length()) if 2**i <= workers * 2]
@@ -189,7 +196,7 @@ def _workers(settings: Pretrain, config: TrainingConfig) -> int:
     return workers
 
 
-def _evaluate(folder: str, sets: str | None) -> dict[str, Metric]:
+def _evaluate(folder: str, sets: str | None) -> "dict[str, Metric]":
     from pipelines.evaluate import Evaluate, evaluate
 
     if sets is None:

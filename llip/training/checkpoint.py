@@ -32,7 +32,9 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 
 
-def save(run_folder: str, step: int, model: ContrastiveModel, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> str:
+def save(
+    run_folder: str, step: int, model: ContrastiveModel, optimizer: torch.optim.Optimizer, config: TrainingConfig
+) -> str:
     """Write the checkpoint of `step` updates, move the pointer to it, then remove the oldest. Returns its URI."""
     name = f"step-{step:08d}"
     folder = storage.join(run_folder, "checkpoints", name)

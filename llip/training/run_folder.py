@@ -12,25 +12,29 @@ OPERATIONAL = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluate_ev
 """Settings that change nothing of what is learned: a run may go on with other ones."""
 
 
-def claim(folder: str, config: TrainingConfig, shards: str) -> None:
-    """Note in the folder what it trains. Raises ValueError where it trains something else, naming what differs."""
+def check(folder: str, config: TrainingConfig, shards: str | None = None) -> None:
+    """Raises ValueError where the folder holds a run of another configuration, or of other shards, naming what differs."""
     uri = storage.join(folder, NAME)
+    if not storage.exists(uri):
+        return
+    known = storage.read_json(uri)
+    changed = [
+        line for line in differences(known["training"], to_dict(config)) if line.split(":")[0] not in OPERATIONAL
+    ]
+    if shards is not None and known["data"] != fingerprint(shards):
+        changed.append(f"shards: {known['shards']} → {shards}, which holds other samples")
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
+            "choose another --name, or remove the folder"
+        )
+
+
+def claim(folder: str, config: TrainingConfig, shards: str) -> None:
+    """Note in the folder what it trains. Raises ValueError where it trains something else: see `check`."""
+    check(folder, config, shards)
     content = {"training": to_dict(config), "shards": shards, "data": fingerprint(shards)}
-    if storage.exists(uri):
-        known = storage.read_json(uri)
-        changed = [
-            line
-            for line in differences(known["training"], content["training"])
-            if line.split(":")[0] not in OPERATIONAL
-        ]
-        if known["data"] != content["data"]:
-            changed.append(f"shards: {known['shards']} → {shards}, which holds other samples")
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run of another configuration ({'; '.join(changed)}); "
-                "choose another --name, or remove the folder"
-            )
-    storage.write_json(uri, content)
+    storage.write_json(storage.join(folder, NAME), content)
 
 
 def fingerprint(shards: str) -> str:

@@ -64,6 +64,7 @@ def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
     """
     for name, value in IMPATIENCE.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # its notes would break into the progress bar
     from mlflow import MlflowClient
 
     if tracking.uri.startswith("sqlite:///"):

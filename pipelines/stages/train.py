@@ -1,6 +1,7 @@
 """Training as a stage: in this process, or on workers of Ray Train, which starts again those that die."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -91,6 +92,7 @@ def fit(run: Run, *, workers: int, max_failures: int = 3, callbacks: Sequence[An
     if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
         with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
             open_run(run.tracking, run.folder)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its notes would break into the progress bar
     work: Any = _train_on_worker if workers else _train_here
     trainer = TorchTrainer(
         work,

@@ -1,5 +1,8 @@
 """Options of the command line: what they change, and how contradictions are refused."""
 
+import subprocess
+import sys
+
 import pytest
 import tyro
 
@@ -92,3 +95,8 @@ def test_a_misspelled_option_is_answered_with_the_right_one(capsys: pytest.Captu
         tyro.cli(Pretrain, args=["--objektive", "clip"])
     assert stop.value.code == 2
     assert "--objective clip|siglip|llip" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch_or_ray() -> None:
+    program = "import sys, pipelines.pretrain; sys.exit(bool({'torch', 'ray', 'mlflow'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -25,16 +25,6 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One local Ray cluster for every test that needs processes."""
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An S3 service in a process of its own, which other processes reach too; the URL of its endpoint."""
     with socket.socket() as probe:
@@ -52,14 +42,32 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait()
 
 
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """What makes `s3://` mean the test's service."""
+    names = {"ENDPOINT_URL": endpoint, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}
+    return {f"AWS_{name}": value for name, value in names.items()} | {"AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_server: str) -> Iterator[None]:
+    """One local Ray cluster for every test that needs processes; its workers know the S3 service."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment(s3_server).items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of a fresh bucket."""
     import fsspec
 
-    for name, value in (("ENDPOINT_URL", s3_server), ("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in s3_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     bucket = f"test-{uuid.uuid4().hex}"
     fsspec.filesystem("s3").mkdir(bucket)

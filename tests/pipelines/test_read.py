@@ -1,0 +1,213 @@
+"""Every format of pool becomes the same rows, and every unusable pool is refused before any work."""
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_pools import picture, pool_rows, write_parquet
+
+from llip import storage
+from pipelines.stages import read
+
+
+def rows_of(uri: str, *, unit_rows: int = 10, images: bool = True) -> list[dict[str, Any]]:
+    pool = read.open_pool(uri, unit_rows=unit_rows)
+    tables = [t for unit in pool.units for t in read.tables(pool.format, unit, pool.extras.names, images=images)]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def write_table(folder: Path, **columns: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / "part.parquet")
+    return str(folder)
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> str:
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(file)
+
+
+def test_parquet_keeps_ids_images_captions_and_other_columns(tmp_path: Path) -> None:
+    rows = pool_rows(60)
+    assert rows_of(write_parquet(tmp_path / "pool", rows)) == rows
+
+
+def test_units_are_whole_row_groups(tmp_path: Path) -> None:
+    uri = write_parquet(tmp_path / "pool", pool_rows(100), files=2, row_group_size=10)
+    units = read.open_pool(uri, unit_rows=25).units
+    assert [(u.name, u.start, u.stop, u.first_row, u.size) for u in units] == [
+        ("part-0.parquet", 0, 3, 0, 30),
+        ("part-0.parquet", 3, 5, 30, 20),
+        ("part-1.parquet", 0, 3, 0, 30),
+        ("part-1.parquet", 3, 5, 30, 20),
+    ]
+
+
+def test_derived_ids_do_not_depend_on_units_or_row_groups(tmp_path: Path) -> None:
+    images, captions = [picture(i) for i in range(50)], [[f"picture {i}"] for i in range(50)]
+    uri = write_table(tmp_path / "pool", image=images, captions=captions)
+    ids = [r["id"] for r in rows_of(uri)]
+    assert len(set(ids)) == 50
+    pq.write_table(pa.table({"image": images, "captions": captions}), tmp_path / "pool/part.parquet", row_group_size=7)
+    assert [r["id"] for r in rows_of(uri, unit_rows=1)] == ids
+
+
+@pytest.mark.parametrize("name", ["caption", "text"])
+def test_one_caption_a_row_becomes_a_list(tmp_path: Path, name: str) -> None:
+    uri = write_table(tmp_path / "pool", image=[b"a", b"b", b"c"], **{name: ["one", None, "three"]})
+    assert [r["captions"] for r in rows_of(uri)] == [["one"], [], ["three"]]
+
+
+def test_large_types_structs_of_bytes_and_integer_ids_are_accepted(tmp_path: Path) -> None:
+    captions = pa.array([["a", "b"], None], pa.large_list(pa.large_string()))
+    image = pa.array([{"bytes": b"x", "path": "p"}, {"bytes": b"y", "path": "q"}])
+    rows = rows_of(write_table(tmp_path / "pool", id=pa.array([7, 8]), image=image, captions=captions))
+    assert rows == [{"id": "7", "image": b"x", "captions": ["a", "b"]}, {"id": "8", "image": b"y", "captions": []}]
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    members = {
+        "0001.jpg": b"one",
+        "0001.txt": b"a cat\n",
+        "0002.png": b"two",
+        "0002.json": json.dumps({"captions": ["a dog", "a hound"], "width": 3}).encode(),
+        "0003.webp": b"three",
+        "0003.json": b"{broken",
+        "0004.txt": b"no picture",
+    }
+    write_tar(tmp_path / "pool/a.tar", members)
+    write_tar(tmp_path / "pool/b.tar", members)
+    rows = rows_of(str(tmp_path / "pool"))
+    assert [(r["image"], r["captions"]) for r in rows[:4]] == [
+        (b"one", ["a cat"]),
+        (b"two", ["a dog", "a hound"]),
+        (b"three", []),
+        (None, ["no picture"]),
+    ]
+    assert len({r["id"] for r in rows}) == 8 and rows[0]["id"].endswith("-0001")
+
+
+def test_csv_and_jsonl_name_files_beside_them(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["filepath", "caption"], ["0.png", 'a "cat", sleeping'], ["missing.png", "dog"]])
+    rows = rows_of(str(tmp_path / "list.csv"), unit_rows=1)
+    assert [(r["image"], r["captions"]) for r in rows] == [(picture(0), ['a "cat", sleeping']), (None, ["dog"])]
+    lines = [{"image": "1.png", "captions": ["a", "b"]}, {"image": str(tmp_path / "2.png"), "captions": []}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = rows_of(str(tmp_path / "list.jsonl"))
+    assert [(r["image"], r["captions"]) for r in rows] == [(picture(1), ["a", "b"]), (picture(2), [])]
+
+
+def test_a_folder_of_images_beside_texts(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.txt").write_text("a cat\nasleep\n")
+    (tmp_path / "sub/b.jpg").write_bytes(b"junk")
+    rows = rows_of(str(tmp_path))
+    assert [(r["image"], r["captions"]) for r in rows] == [(picture(1), ["a cat", "asleep"]), (b"junk", [])]
+    assert rows[1]["id"].endswith("-sub/b.jpg")
+
+
+def test_a_bucket(tmp_path: Path, s3_bucket: str) -> None:
+    rows = pool_rows(10)
+    for file in storage.listing(write_parquet(tmp_path / "pool", rows)):
+        storage.write_bytes(f"{s3_bucket}/pool/{Path(file).name}", Path(file).read_bytes())
+    assert rows_of(f"{s3_bucket}/pool") == rows == rows_of(f"{s3_bucket}/pool/")
+
+
+IMAGE = [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"captions": [["a"]]}, "has no column 'image'.*it has captions"),
+        ({"url": ["http://x"], "captions": [["a"]]}, "has a column 'url' and no 'image'.*fetch"),
+        ({"image": IMAGE, "title": ["a"]}, "no column of captions: 'captions'.*it has image, title"),
+        ({"image": IMAGE, "caption": ["a"], "text": ["b"]}, "caption and text; leave one"),
+        (
+            {"image": IMAGE, "captions": [[1]]},
+            "'captions' is list<.*int64>; it has to be a string or a list of strings",
+        ),
+        ({"image": ["path"], "captions": [["a"]]}, "'image' is string; it has to be binary"),
+        ({"image": IMAGE, "captions": [["a"]], "id": [1.5]}, "'id' is double; it has to be strings or integers"),
+        ({"image": IMAGE, "captions": [["a"]], "kinds": ["k"]}, "'kinds' is string; it has to be a list of strings"),
+    ],
+)
+def test_unusable_columns_are_refused_by_name(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    uri = write_table(tmp_path / "pool", **columns)
+    with pytest.raises(ValueError, match=f"part.parquet.*{message}"):
+        read.open_pool(uri, unit_rows=10)
+
+
+def test_a_null_id_is_refused_with_its_row(tmp_path: Path) -> None:
+    uri = write_table(tmp_path / "pool", image=IMAGE * 3, captions=[["a"]] * 3, id=["a", "b", None])
+    with pytest.raises(ValueError, match=r"part.parquet: column 'id' is null in row 2"):
+        rows_of(uri)
+
+
+def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "pool", image=IMAGE, captions=[["a"]], score=[1.0])
+    pq.write_table(pa.table({"image": IMAGE, "captions": [["a"]]}), tmp_path / "pool/z.parquet")
+    with pytest.raises(ValueError, match=r"z.parquet has other columns than .*part.parquet: none against score double"):
+        read.open_pool(str(tmp_path / "pool"), unit_rows=10)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "does not exist or is empty"),
+        ({"readme.md": b""}, "none of .parquet, .tar.*it has readme.md"),
+        ({"a.parquet": b"junk"}, "a.parquet cannot be read as Parquet"),
+        ({"a.parquet": b"junk", "b.tar": b"junk"}, "mixes parquet and webdataset"),
+        ({"b.tar": b"junk" * 200}, "b.tar cannot be read as a tar"),
+        ({"list.csv": b"name,caption\na,b\n"}, "list.csv has no column of image paths.*it has name, caption"),
+        ({"list.csv": b"image,title\na,b\n"}, "list.csv has no column of captions"),
+        ({"list.csv": b"image,caption\n,b\n"}, "list.csv: row 1 has no 'image'"),
+        ({"list.csv": b"image,caption\n"}, "holds no rows"),
+        ({"list.jsonl": b'{"image": '}, "list.jsonl cannot be read"),
+        ({"list.jsonl": b"[1]\n"}, "list.jsonl: a line holds '\\[1\\]'"),
+    ],
+)
+def test_unusable_files_are_refused_by_name(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read.open_pool(str(tmp_path), unit_rows=10)
+
+
+def test_a_pool_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no rows"):
+        read.open_pool(write_parquet(tmp_path / "pool", [], files=1), unit_rows=10)
+
+
+def test_a_tar_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a.tar holds no row"):
+        read.open_pool(write_tar(tmp_path / "a.tar", {"notes.md": b"x"}), unit_rows=10)
+
+
+def test_a_missing_bucket_is_refused(s3_bucket: str) -> None:
+    with pytest.raises(ValueError, match=r"s3://no-such-bucket/pool (does not exist|cannot be listed)"):
+        read.open_pool("s3://no-such-bucket/pool", unit_rows=10)
+
+
+def test_an_unreachable_bucket_is_refused(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(ValueError, match=r"s3://bucket/pool cannot be listed.*AWS_ENDPOINT_URL"):
+        read.open_pool("s3://bucket/pool", unit_rows=10)

@@ -1,0 +1,42 @@
+"""Units of work: order, resuming, and mistakes that tasks find."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.stages.work import Stage, run
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def double(unit: int, *, folder: str, bad: int | None) -> dict[str, Any]:
+    if unit == bad:
+        raise ValueError(f"unit {unit} is bad")
+    with Path(folder, f"calls-{unit}").open("a") as file:
+        file.write("x")
+    return {"double": 2 * unit}
+
+
+def calls(folder: Path) -> dict[int, int]:
+    return {int(p.name.removeprefix("calls-")): len(p.read_text()) for p in folder.glob("calls-*")}
+
+
+def test_results_come_in_order_and_finished_units_are_not_done_again(tmp_path: Path) -> None:
+    stage = Stage(name="double", markers=str(tmp_path / "markers"))
+    units, sizes = list(range(9)), [1] * 9
+    with pytest.raises(ValueError, match="^unit 8 is bad$"):
+        run(stage, units, double, sizes=sizes, shared={"folder": str(tmp_path), "bad": 8})
+    done = {int(p.stem) for p in (tmp_path / "markers/double").iterdir()}
+    assert done and 8 not in done
+    results = run(stage, units, double, sizes=sizes, shared={"folder": str(tmp_path), "bad": None})
+    assert results == [{"double": 2 * u} for u in units]
+    assert calls(tmp_path) == dict.fromkeys(units, 1)
+
+
+def test_shared_references_arrive_as_values(tmp_path: Path) -> None:
+    import ray
+
+    stage = Stage(name="double", markers=str(tmp_path / "markers"))
+    shared = {"folder": ray.put(str(tmp_path)), "bad": None}
+    assert run(stage, [4], double, sizes=[1], shared=shared) == [{"double": 8}]

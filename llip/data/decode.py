@@ -16,11 +16,11 @@ def decode(data: Encoded) -> Tensor:
     data = bytes(data)
     is_jpeg = data.startswith(b"\xff\xd8\xff")
     try:
-        # A JPEG's four channels are inks; of other formats the channels tell whether there is transparency.
+        # A JPEG's four channels are inks. Elsewhere channels tell of transparency, but for the chunk tRNS of a PNG.
         pixels = decode_image(data, mode="RGB" if is_jpeg else "UNCHANGED")
         if pixels.ndim == 4:
             raise DecodeError("an animation, not an image")
-        if len(pixels) in (2, 4):
+        if len(pixels) in (2, 4) or (not is_jpeg and b"tRNS" in data[: data.find(b"IDAT")]):
             return _on_white(decode_image(data, mode="RGB_ALPHA"))
     except (RuntimeError, ValueError) as error:
         raise DecodeError(f"not a readable image: {error}") from error

@@ -70,7 +70,7 @@ def prepare(
     split_gram: bool = False,
 ) -> Prepared:
     """What is done once for a row or a column. `total` columns will meet each row, wherever they are."""
-    precision = rows[0].dtype
+    precision = _precision(*rows, *columns)
     with torch.autocast(rows[0].device.type, enabled=False):
         match rows, columns:
             case Pooled(row_BD), Pooled(column_TD):
@@ -82,29 +82,38 @@ def prepare(
                 )
             case Mixture(), Query():
                 assert out_proj_DD is not None, "mixtures need the output projection"
-                return _prepare_mixture(rows, columns, _wide(out_proj_DD), temperature, total, split_gram)
+                return _prepare_mixture(rows, columns, _wide(out_proj_DD), temperature, total, split_gram, precision)
             case _:
                 raise ValueError(f"{type(rows).__name__} cannot be compared with {type(columns).__name__}")
 
 
 def _prepare_mixture(
-    mixture: Mixture, query: Query, out_proj_DD: Tensor, temperature: float, total: int, split_gram: bool
+    mixture: Mixture,
+    query: Query,
+    out_proj_DD: Tensor,
+    temperature: float,
+    total: int,
+    split_gram: bool,
+    precision: torch.dtype,
 ) -> Prepared:
-    precision = mixture.value_BMKE.dtype
     _, heads, tokens, width = mixture.value_BMKE.shape
-    key_BMKE, value_BMKE = _wide(mixture.key_BMKE), _wide(mixture.value_BMKE)
-    mean_BME = value_BMKE.mean(dim=2)
-    centred_BMKE, mean_BD = value_BMKE - mean_BME[:, :, None], mean_BME.flatten(1)
+    # Numerator and norm have to be of the same values: both of the rounded ones.
+    key_BMKE, value_BMKE = _wide(mixture.key_BMKE), _wide(mixture.value_BMKE.to(precision))
     metric_DD = out_proj_DD @ out_proj_DD.T
     target_TD = F.normalize(_wide(query.target_BD), dim=-1) @ out_proj_DD.T
     message_TW = torch.cat([_wide(query.query_BME).flatten(1), target_TD], dim=1)
     if gram_is_cheaper(tokens=tokens, heads=heads, dim=heads * width, columns=total):
-        rows: GramRows | MetricRows = GramRows(key_BMKE, centred_BMKE, mean_BD, gram(centred_BMKE, mean_BD, metric_DD))
+        rows: GramRows | MetricRows = GramRows(key_BMKE, value_BMKE, gram(value_BMKE, metric_DD))
         tiles: MakeTiles = partial(GramTiles, temperature=temperature, precision=precision, split=split_gram)
     else:
-        rows = MetricRows(key_BMKE, centred_BMKE, mean_BD, metric_DD)
+        rows = MetricRows(key_BMKE, value_BMKE, metric_DD)
         tiles = partial(MetricTiles, temperature=temperature, precision=precision)
     return Prepared(rows, message_TW, tiles, precision)
+
+
+def _precision(*features: Tensor) -> torch.dtype:
+    """Of the operands of products: bf16 where the towers gave any (their norms give fp32), else at least fp32."""
+    return torch.bfloat16 if any(f.dtype == torch.bfloat16 for f in features) else _wide(features[0]).dtype
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -113,48 +122,51 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def gram_is_cheaper(*, tokens: int, heads: int, dim: int, columns: int) -> bool:
-    """Whether the Gram matrix of a row pays: it is smaller than `W_O W_Oᵀ` and enough columns share its making.
+    """Whether the Gram matrix of a row pays: K below the width of a head, and columns enough to share its making.
 
-    In multiply-adds: a pair takes `(MK)²` through the Gram matrix and `D²` through `W_O W_Oᵀ`; a row's Gram matrix
-    takes `K D² + MK · K D`.
+    In multiply-adds a pair takes `(MK)²` through the Gram matrix and `D²` through `W_O W_Oᵀ`. Making one takes
+    `K D² + MK · K D`, which its small products and their backward pass render four times as long (measured).
     """
     size = heads * tokens
-    return columns * (dim**2 - size**2) > tokens * dim * (dim + size)
+    return columns * (dim**2 - size**2) > 4 * tokens * dim * (dim + size)
 
 
 GRAM_ELEMENTS = 1 << 22
 """Projected values [rows, M·K, D] that exist at once."""
 
 
-def gram(centred_BMKE: Tensor, mean_BD: Tensor, metric_DD: Tensor) -> Tensor:
-    """Gram matrices [B, X, X] of the projected centred values (head by head, token by token) and the projected mean.
+def gram(value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
+    """Gram matrices [B, X, X] of projections: of the values less their mean, by head and token, and of the mean (last).
 
     The projected values, MK times a feature, are made for some rows at a time and again in the backward pass.
     """
-    _, heads, tokens, _ = centred_BMKE.shape
+    _, heads, tokens, _ = value_BMKE.shape
     rows = max(1, GRAM_ELEMENTS // (heads * tokens * len(metric_DD)))
     blocks = [
-        checkpoint(_gram, centred, mean, metric_DD, use_reentrant=False, preserve_rng_state=False)
-        for centred, mean in zip(centred_BMKE.split(rows), mean_BD.split(rows), strict=True)
+        checkpoint(_gram, block_BMKE, metric_DD, use_reentrant=False, preserve_rng_state=False)
+        for block_BMKE in value_BMKE.split(rows)
     ]
     return torch.cat(blocks)
 
 
-def _gram(centred_BMKE: Tensor, mean_BD: Tensor, metric_DD: Tensor) -> Tensor:
-    heads, width = centred_BMKE.shape[1], centred_BMKE.shape[3]
+def _gram(value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
+    rows, heads, tokens, width = value_BMKE.shape
+    mean_BME = value_BMKE.mean(dim=2)
+    centred_BMKE, mean_BD = value_BMKE - mean_BME[:, :, None], mean_BME.flatten(1)
     # Products with W_O W_Oᵀ instead of projections: a centred value has E entries, its projection D.
-    image_BMKD = centred_BMKE @ metric_DD.view(heads, width, -1)
-    inner_BXMK = torch.einsum("bxme,bmke->bxmk", image_BMKD.flatten(1, 2).unflatten(-1, (heads, width)), centred_BMKE)
+    centred_MNE = centred_BMKE.transpose(0, 1).flatten(1, 2)
+    image_MND = centred_MNE @ metric_DD.view(heads, width, -1)
+    image_BMXE = image_MND.view(heads, rows, tokens, heads, width).permute(1, 3, 0, 2, 4).flatten(2, 3)
+    inner_BXX = (image_BMXE @ centred_BMKE.transpose(2, 3)).transpose(1, 2).flatten(2)
     mean_image_BD = mean_BD @ metric_DD
-    edge_BMK1 = centred_BMKE @ mean_image_BD.unflatten(1, (heads, width))[..., None]
-    edge_BX1 = edge_BMK1.flatten(1, 2)
+    edge_BX1 = (centred_BMKE @ mean_image_BD.view(rows, heads, width, 1)).flatten(1, 2)
     corner_B11 = (mean_image_BD * mean_BD).sum(dim=1)[:, None, None]
-    upper_BXX = torch.cat([inner_BXMK.flatten(2), edge_BX1], dim=2)
+    upper_BXX = torch.cat([inner_BXX, edge_BX1], dim=2)
     return torch.cat([upper_BXX, torch.cat([edge_BX1.transpose(1, 2), corner_B11], dim=2)], dim=1)
 
 
-TILE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Numbers in one buffer of a tile: the buffers stay in the cache of one core, or fill a GPU."""
+CPU_TILE, GPU_TILE = 1 << 19, 1 << 26
+"""Numbers in one buffer of a tile: a few buffers stay in the cache of a core, or fill a GPU."""
 
 
 class Tile(NamedTuple):
@@ -168,14 +180,18 @@ def sweep(tiles: Tiles, rows: int, columns: int, chunk: int, groups: tuple[int, 
     No tile crosses the border of a group, where rows and columns fall into so many of equal size.
     """
     row_size, column_size = rows // groups[0], columns // groups[1]
-    pairs = max(1, TILE_ELEMENTS[tiles.held.device.type] // tiles.elements)
-    wide = min(column_size, chunk, max(64, math.isqrt(8 * pairs)))
-    high = min(row_size, max(1, pairs // wide))
+    pairs = max(1, (CPU_TILE if tiles.held.device.type == "cpu" else GPU_TILE) // tiles.elements)
+    wide = min(column_size, chunk, _ceil(math.isqrt(4 * pairs), 64) * 64)
+    high = _ceil(row_size, _ceil(row_size, max(1, pairs // wide)))
     for row_span in _spans(rows, row_size, high):
         tiles.open(row_span)
         for column_span in _spans(columns, column_size, wide):
             yield Tile(row_span, column_span)
         tiles.close()
+
+
+def _ceil(total: int, size: int) -> int:
+    return -(-total // size)
 
 
 def _spans(total: int, group: int, size: int) -> Iterator[slice]:
@@ -188,9 +204,7 @@ class _PairScores(torch.autograd.Function):
     """Scores by tiles; the backward pass scores each tile again."""
 
     @staticmethod
-    def forward(
-        ctx: Any, make_tiles: Callable[..., Tiles], chunk: int, message_TW: Tensor, *operands: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, make_tiles: MakeTiles, chunk: int, message_TW: Tensor, *operands: Tensor) -> Tensor:
         ctx.make_tiles, ctx.chunk = make_tiles, chunk
         ctx.save_for_backward(message_TW, *operands)
         tiles = make_tiles(operands, gradients=False)

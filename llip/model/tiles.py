@@ -5,12 +5,12 @@ same cosines share one protocol (`Tiles`):
 
 * `CosineTiles`: pooled rows and columns, one product.
 * `GramTiles`: mixtures, through the Gram matrix of each row's projected values. With `D = a - 1/K` and values centred
-  over the tokens, the numerator is `v̄·u + Σ D w` and the squared norm is quadratic in `(D, 1)`: no feature is formed.
+  over the tokens there, the squared norm is quadratic in `(D, 1)`: no feature is formed.
 * `MetricTiles`: mixtures, through `W_O W_Oᵀ`: the mixture `c` is formed but not its projection,
   as `|c W_O|² = c W_O W_Oᵀ cᵀ`.
 
-Centring is exact, because the weights of a head sum to 1, and is what keeps products of bf16 accurate: what is rounded
-is the deviation from the mean, not the mean. Products take operands in the precision of the features and are summed,
+Centring is exact, because the weights of a head sum to 1, and is what keeps products of bf16 accurate: the deviation
+from the mean is rounded, not the mean. Products take operands in the precision of the features and are summed,
 as everything else, in fp32 (fp64 for fp64 features).
 
 Axes: I rows of a tile · J columns of a tile · M heads · K tokens · E width of a head · D = M·E · X = M·K + 1 ·
@@ -87,14 +87,14 @@ def centred_softmax_(logit_MKN: Tensor) -> Tensor:
 class Workspace:
     """Buffers that are used again for every tile, so that none is allocated in the loop."""
 
-    def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
-        self._like, self._dtype = like, dtype
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
         self._buffers: dict[str, Tensor] = {}
 
     def get(self, name: str, *shape: int) -> Tensor:
         size = torch.Size(shape).numel()
         if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = self._like.new_empty(size, dtype=self._dtype)
+            self._buffers[name] = self._like.new_empty(size)
         return self._buffers[name][:size].view(shape)
 
 

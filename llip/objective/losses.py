@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llip.config import ObjectiveConfig
-from llip.model.features import ImageFeatures, TextFeatures
+from llip.model import scoring
+from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.objective.exchange import Block
-from llip.objective.pair_scores import Loss, Outcome, Pairs, loss_over_pairs
+from llip.objective.pair_scores import Layout, Loss, Outcome, Pairs, loss_over_pairs
 
 
 class LossOutput(NamedTuple):
@@ -80,22 +81,27 @@ def loss_of_features(
     group: dist.ProcessGroup | None = None,
 ) -> LossOutput:
     """`contrastive_loss` with the parameters of the model given one by one."""
-    scale, bias = parameters.logit_scale.exp(), parameters.logit_bias
-    loss, guard_hits = loss_over_pairs(
-        LOSSES[config.loss],
-        images,
-        texts,
+    if len(texts[0]) != captions_per_image * len(images[0]):
+        raise ValueError(
+            f"{len(texts[0])} captions came with {len(images[0])} images; "
+            f"{captions_per_image} captions an image make {captions_per_image * len(images[0])}"
+        )
+    # Rows stay on their rank and columns travel: queries, smaller than mixtures, or the fewer of pooled features.
+    swapped = isinstance(images, Query) or (isinstance(images, Pooled) and captions_per_image > 1)
+    rows, columns = (texts, images) if swapped else (images, texts)
+    prepared = scoring.prepare(
+        rows,
+        columns,
         out_proj_DD=parameters.out_proj_DD,
         temperature=parameters.temperature,
-        scale=scale,
-        bias=torch.zeros_like(scale) if bias is None else bias,
-        captions_per_image=captions_per_image,
-        exchange=config.exchange,
-        group=group,
-        chunk=config.chunk,
+        total=len(columns[0]) * (1 if group is None else dist.get_world_size(group)),
         split_gram=config.split_gram,
     )
-    return LossOutput(loss, guard_hits)
+    captions = (captions_per_image, 1) if swapped else (1, captions_per_image)
+    layout = Layout(captions, config.exchange, group, config.chunk)
+    scale, bias = parameters.logit_scale.exp(), parameters.logit_bias
+    bias = torch.zeros_like(scale) if bias is None else bias
+    return LossOutput(*loss_over_pairs(LOSSES[config.loss], prepared, layout, scale, bias))
 
 
 class _Sums:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llip.model import scoring
-from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.model.tiles import Tiles
 from llip.objective.exchange import Block, Exchange
 
@@ -44,24 +43,22 @@ class Layout(NamedTuple):
     exchange: Literal["gather", "ring"]
     group: dist.ProcessGroup | None
     chunk: int
-    precision: torch.dtype
-    """In which messages travel."""
 
 
 class Pairs:
     """The pairs of the rows of this rank with the columns of every rank."""
 
     def __init__(
-        self, layout: Layout, make_tiles: Callable[..., Tiles], message_TW: Tensor, operands: tuple[Tensor, ...]
+        self, layout: Layout, make_tiles: scoring.MakeTiles, message_TW: Tensor, operands: tuple[Tensor, ...]
     ) -> None:
         self.captions = layout.captions
         self.rows = len(operands[0])
         self.batch = self.rows // layout.captions[0]
         """Images of this rank."""
         self._layout, self._make_tiles, self._operands = layout, make_tiles, operands
-        message_CBW = message_TW.to(layout.precision).unflatten(0, (layout.captions[1], -1))
-        self.exchange = Exchange(message_CBW, layout.exchange, layout.group)
-        self.dtype = message_TW.dtype
+        self.exchange = Exchange(message_TW.unflatten(0, (layout.captions[1], -1)), layout.exchange, layout.group)
+        self.dtype = operands[0].dtype
+        """Of scores and sums; messages may be of lower precision."""
 
     def tiles(self, *, gradients: bool) -> Tiles:
         return self._make_tiles(self._operands, gradients=gradients)
@@ -99,43 +96,12 @@ Loss = Callable[[Pairs, Tensor, Tensor], Outcome]
 
 
 def loss_over_pairs(
-    loss: Loss,
-    images: ImageFeatures,
-    texts: TextFeatures,
-    *,
-    out_proj_DD: Tensor | None,
-    temperature: float,
-    scale: Tensor,
-    bias: Tensor,
-    captions_per_image: int,
-    exchange: Literal["gather", "ring"],
-    group: dist.ProcessGroup | None,
-    chunk: int,
-    split_gram: bool,
+    loss: Loss, prepared: scoring.Prepared, layout: Layout, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss, differentiable in features, W_O, scale and bias, and the number of pairs held at ±1 on this rank.
-
-    Queries travel: they are smaller than mixtures. Of pooled features the fewer travel.
-    """
-    if len(texts[0]) != captions_per_image * len(images[0]):
-        raise ValueError(
-            f"{len(texts[0])} captions came with {len(images[0])} images; "
-            f"{captions_per_image} captions an image make {captions_per_image * len(images[0])}"
-        )
-    swapped = isinstance(images, Query) or (isinstance(images, Pooled) and captions_per_image > 1)
-    rows, columns = (texts, images) if swapped else (images, texts)
-    ranks = 1 if group is None else dist.get_world_size(group)
-    prepared = scoring.prepare(
-        rows,
-        columns,
-        out_proj_DD=out_proj_DD,
-        temperature=temperature,
-        total=ranks * len(columns[0]),
-        split_gram=split_gram,
+    """The loss, differentiable in everything but the layout, and the number of pairs of this rank held at ±1."""
+    return _WithGradient.apply(
+        loss, layout, prepared.tiles, prepared.precision, scale, bias, prepared.message_TW, *prepared.rows
     )
-    captions = (captions_per_image, 1) if swapped else (1, captions_per_image)
-    layout = Layout(captions, exchange, group, chunk, prepared.precision)
-    return _WithGradient.apply(loss, layout, prepared.tiles, scale, bias, prepared.message_TW, *prepared.rows)
 
 
 class _WithGradient(torch.autograd.Function):
@@ -146,13 +112,14 @@ class _WithGradient(torch.autograd.Function):
         ctx: Any,
         loss: Loss,
         layout: Layout,
-        make_tiles: Callable[..., Tiles],
+        make_tiles: scoring.MakeTiles,
+        precision: torch.dtype,
         scale: Tensor,
         bias: Tensor,
         message_TW: Tensor,
         *operands: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        outcome = loss(Pairs(layout, make_tiles, message_TW, operands), scale, bias)
+        outcome = loss(Pairs(layout, make_tiles, message_TW.to(precision), operands), scale, bias)
         ctx.save_for_backward(outcome.scale, outcome.bias, outcome.message_CBW.flatten(0, 1), *outcome.operands)
         ctx.mark_non_differentiable(outcome.held)
         return outcome.loss, outcome.held
@@ -160,4 +127,4 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
-        return None, None, None, *(saved * gradient for saved in ctx.saved_tensors)
+        return None, None, None, None, *(saved * gradient for saved in ctx.saved_tensors)

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric
 from llip.model.build import ContrastiveModel
-from llip.model.features import ImageFeatures, Mixture, Query, batch_slice
+from llip.model.features import Mixture, Query, batch_slice
 
 
 def applies(model: ContrastiveModel) -> bool:
@@ -30,8 +31,8 @@ class CompareContexts:
     Besides, `weights` [B, 2, M, K]: the mixing weights of each image given A and given B.
     """
 
-    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays:
-        count = rows.num_rows
+    def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays:
+        count, images = rows.num_rows, model.encode_image(pixels_BCHW)
         texts = encode_texts(model, rows["caption_a"].to_pylist() + rows["caption_b"].to_pylist())
         assert isinstance(images, Mixture) and isinstance(texts, Query)
         query_B2ME = torch.stack(texts.query_BME.split(count), dim=1)

@@ -1,6 +1,6 @@
-"""Features of many images and captions, in batches, and jobs done on the features of one batch of images.
+"""Features of many images and captions, in batches, and jobs done on one batch of images.
 
-A *runner* reads the rows of its tasks in batches, encodes their images and does the task's job on each batch.
+A *runner* reads the rows of its tasks in batches, decodes their images and does the task's job on each batch.
 `InProcess` does so here; `pipelines.evaluate` has one that does so on Ray actors. Both cut the same batches, so both
 give the same numbers.
 """
@@ -40,7 +40,7 @@ Arrays = dict[str, NDArray]
 class BatchJob(Protocol):
     """What is done with one batch of images: small enough to send to another process."""
 
-    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays: ...
+    def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class InProcess:
         ) as bar:
             size = self.model.config.vision.image_size
             for batch, pixels in decoded(task.name, task.rows, self.batch_size, size, pool):
-                parts.append(task.job(self.model, encode_pixels(self.model, pixels), batch))
+                parts.append(task.job(self.model, model_input(self.model, pixels), batch))
                 bar.update(batch.num_rows)
         return join(parts)
 
@@ -88,10 +88,10 @@ def join(parts: Sequence[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def encode_pixels(model: ContrastiveModel, pixels_BCHW: Tensor) -> ImageFeatures:
-    """Features of uint8 pixels, which travel to the model's device as they are."""
+def model_input(model: ContrastiveModel, pixels_BCHW: Tensor) -> Tensor:
+    """Normalised pixels from uint8 ones, which travel to the model's device as they are."""
     parameter = next(model.parameters())
-    return model.encode_image(normalize(pixels_BCHW.to(parameter.device), parameter.dtype))
+    return normalize(pixels_BCHW.to(parameter.device), parameter.dtype)
 
 
 def decoded(
@@ -155,8 +155,8 @@ def from_arrays(arrays: Arrays, device: torch.device) -> ImageFeatures:
 class KeepFeatures:
     """The job that returns the features themselves."""
 
-    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays:
-        return to_arrays(images)
+    def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays:
+        return to_arrays(model.encode_image(pixels_BCHW))
 
 
 def scores(model: ContrastiveModel, images: ImageFeatures, texts: TextFeatures, images_at_once: int = 64) -> Tensor:

@@ -103,6 +103,18 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> F
     return figure
 
 
+def spectra(value_W: Mapping[str, NDArray[np.floating]]) -> Figure:
+    """Log singular values by rank, one line a model; those of rounding noise are cut off."""
+    figure, axes = _figure(width=6.4, height=3.2)
+    for index, (name, values) in enumerate(value_W.items()):
+        shown = values[values > 1e-12 * values[0]]
+        axes.plot(np.log(shown), color=COLOURS[index % len(COLOURS)], label=name)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("log singular value")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def svg(figure: Figure) -> str:
     """The figure as an `<svg>` element to put into a page."""
     buffer = io.StringIO()

@@ -19,7 +19,7 @@ from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric, hit_at_k
 from llip.model.build import ContrastiveModel
-from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures, concatenate
+from llip.model.features import Mixture, Pooled, Query, TextFeatures, concatenate
 
 PROMPTS_AT_ONCE = 8192
 """Prompts whose features are held before they are averaged."""
@@ -61,9 +61,9 @@ class Classify:
     classes: TextFeatures
     """Features of the classes, on the CPU: the job may run in another process."""
 
-    def __call__(self, model: ContrastiveModel, images: ImageFeatures, rows: pa.Table) -> Arrays:
-        classes = type(self.classes)(*(tensor.to(images[0].device) for tensor in self.classes))
-        score_BC = scores(model, images, classes)
+    def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays:
+        classes = type(self.classes)(*(tensor.to(pixels_BCHW.device) for tensor in self.classes))
+        score_BC = scores(model, model.encode_image(pixels_BCHW), classes)
         label_B1 = torch.tensor(rows["label"].to_pylist(), device=score_BC.device)[:, None]
         of_label_B1 = score_BC.gather(1, label_B1)
         return {

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from llip.evaluation.encode import Arrays, ImageTask, decoded, encode_pixels, join
+from llip.evaluation.encode import Arrays, ImageTask, decoded, join, model_input
 from llip.model.build import ContrastiveModel
 
 
@@ -81,7 +81,7 @@ class Worker:
         rows = pa.ipc.open_stream(batch["rows"][0]).read_all()
         try:
             parts = [
-                self.jobs[task](self.model, encode_pixels(self.model, pixels), part)
+                self.jobs[task](self.model, model_input(self.model, pixels), part)
                 for part, pixels in decoded(
                     str(batch["name"][0]),
                     rows,

@@ -70,6 +70,9 @@ def test_accuracies_are_the_textbook_ones():
 
 
 class ConstantScorer:
+    def encode_image(self, pixels):
+        return Pooled(pixels)
+
     def pair_scores(self, images, texts):
         return torch.zeros(len(images[0]), len(texts[0]))
 
@@ -77,7 +80,7 @@ class ConstantScorer:
 def test_a_constant_scorer_gets_chance():
     labels = pa.table({"label": [0, 3, 3, 2, 1, 0]})
     job = zero_shot.Classify(Pooled(torch.zeros(9, 4)))
-    outcome = job(ConstantScorer(), Pooled(torch.zeros(6, 4)), labels)
+    outcome = job(ConstantScorer(), torch.zeros(6, 4), labels)
     for metric in zero_shot.accuracies(outcome["above"], outcome["tied"], labels["label"].to_numpy(), 9).values():
         assert metric.value == pytest.approx(metric.chance, abs=1e-12)
 

@@ -28,13 +28,12 @@ class Run:
         uri = storage.join(folder, report.NAME)
         if not storage.exists(uri):
             raise ValueError(f"{uri} does not exist: {folder} has not been evaluated (pipelines/evaluate.py does it)")
-        values = storage.read_json(uri)["metrics"]
         config = storage.join(folder, run_folder.NAME)
         training = storage.read_json(config)["training"] if storage.exists(config) else {}
         return cls(
             name=folder.rstrip("/").rsplit("/", 1)[1],
             settings=_flat(training),
-            metrics={name: Metric(**value) for name, value in values.items()},
+            metrics=report.metrics_of(storage.read_json(uri)),
             curve=record.read(folder),
         )
 

@@ -18,7 +18,7 @@ from llip.data import evaluation_set
 from llip.evaluation import Metric
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import Outcome, evaluate_sets, named
-from llip.evaluation.report import NAME, Report, table
+from llip.evaluation.report import NAME, Report, metrics_of, table
 from llip.model.build import ContrastiveModel
 from llip.training.revision import git_revision
 from llip.training.tracking import Tracker, tracking_of
@@ -141,7 +141,7 @@ def _finished(output: str, request: dict[str, Any], inputs: dict[str, str]) -> d
     if found["inputs"] != inputs:
         print(f"{uri} is of another state of its checkpoint or sets: evaluating again")
         return None
-    return {name: Metric(**values) for name, values in found["metrics"].items()}
+    return metrics_of(found)
 
 
 def _runner(model: ContrastiveModel, settings: Evaluate) -> Runner:

@@ -1,8 +1,10 @@
 """What people read of an evaluation: a table for the terminal, Markdown, and one HTML page that needs no other file."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +126,13 @@ def _metric_row(name: str, metric: Metric) -> str:
     bar = f'<div class="bar"><i style="width:{metric.value:.2%}"></i><b style="left:{metric.chance:.2%}"></b></div>'
     numbers = f'<td class="n">{metric.value:.3f}</td><td class="n">{metric.chance:.3f}</td>'
     return f"<tr><td>{html.escape(name)}</td>{numbers}<td>{bar}</td></tr>"
+
+
+def metrics_of(content: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics in what a metrics.json holds, with numbers in names in their order: r1, r5, r10."""
+    values = content["metrics"]
+    order = sorted(values, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
+    return {name: Metric(**values[name]) for name in order}
 
 
 def table(metrics: Mapping[str, Metric]) -> str:

@@ -14,7 +14,7 @@ from llip.evaluation import context, figures
 from llip.evaluation.encode import InProcess
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.metrics import Metric
-from llip.evaluation.report import Report, table
+from llip.evaluation.report import Report, metrics_of, table
 from llip.model.build import create_model
 
 
@@ -67,6 +67,12 @@ def test_the_table_parts_sets():
         "",
         "b/top1   0.000   0.100",
     ]
+
+
+def test_metrics_read_back_are_in_the_order_of_their_numbers():
+    values = {name: {"value": 0.5, "chance": 0.1} for name in ("s/r1", "s/r10", "s/r5", "a/top5", "a/map")}
+    found = metrics_of({"metrics": values})
+    assert list(found) == ["a/map", "a/top5", "s/r1", "s/r5", "s/r10"] and found["s/r1"] == Metric(0.5, 0.1)
 
 
 def test_entropy_and_shift_of_mixing_weights():

@@ -7,6 +7,7 @@
 Run again, it goes on where it was: it resumes training from the last checkpoint, and leaves what is done.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -138,6 +139,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     folder = storage.join(output, "runs", name)
     run_folder.check(folder, config)
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
     from llip.training import checkpoint
     from llip.training.tracking import Tracking, default_store
     from pipelines.stages import train

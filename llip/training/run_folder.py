@@ -13,7 +13,7 @@ OPERATIONAL = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluate_ev
 
 
 def check(folder: str, config: TrainingConfig, shards: str | None = None) -> None:
-    """Raises ValueError where the folder holds a run of another configuration, or of other shards, naming what differs."""
+    """Raises ValueError where the folder holds a run of another configuration or other shards, naming what differs."""
     uri = storage.join(folder, NAME)
     if not storage.exists(uri):
         return

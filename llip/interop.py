@@ -7,7 +7,6 @@ import math
 import pickle
 import re
 import zipfile
-from dataclasses import replace
 
 import safetensors.torch
 import torch
@@ -90,19 +89,18 @@ def load_llip_release(
     if "out_proj" in state:  # its name in older files
         state["pred.out_proj"] = state.pop("out_proj")
     _check_tokens(state, 2, "[K, width] of Llip's tokens", path)
-    config = _config_of(state, path, vision_head_width, text_head_width)
     head = HeadConfig(heads=num_heads, temperature=temperature, norm="K_norm.weight" in state)
-    return _assemble(replace(config, head=head), state, RELEASE_NAMES, path)
+    return _assemble(_config_of(state, head, vision_head_width, text_head_width, path), state, RELEASE_NAMES, path)
 
 
 def load_open_clip(path: str) -> ContrastiveModel:
     """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer and QuickGELU, local or remote.
 
-    The activation leaves no trace in the weights; an `open_clip_config.json` beside them is consulted, and without one
-    they are taken to be QuickGELU's, as OpenAI's and MetaCLIP's are. Raises ValueError for any other model, naming
-    what does not fit.
+    Weights show neither their activation nor the number of heads: an `open_clip_config.json` beside them tells, and
+    without one they are taken to be QuickGELU's, as OpenAI's and MetaCLIP's are, with the head widths of the published
+    sizes. Raises ValueError for any other model, naming what does not fit.
     """
-    _refuse_other_activation(path)
+    vision_head_width, text_head_width = _read_sidecar(path)
     state = _read_state(path)
     for name in ("input_resolution", "context_length", "vocab_size"):  # numbers in OpenAI's files
         state.pop(name, None)
@@ -110,8 +108,9 @@ def load_open_clip(path: str) -> ContrastiveModel:
     if "visual.class_embedding" in state:
         state["visual.class_embedding"] = state["visual.class_embedding"][None]
     width = len(state.get("visual.conv1.weight", ()))
-    config = _config_of(state, path, VISION_HEAD_WIDTHS.get(width, 64), 64)
-    return _assemble(replace(config, head=HeadConfig(kind="class_token")), state, CLIP_NAMES, path)
+    head_widths = vision_head_width or VISION_HEAD_WIDTHS.get(width, 64), text_head_width or 64
+    config = _config_of(state, HeadConfig(kind="class_token"), *head_widths, path)
+    return _assemble(config, state, CLIP_NAMES, path)
 
 
 def export_open_clip(model: ContrastiveModel, folder: str) -> None:
@@ -158,13 +157,17 @@ def _mlp_ratio(tower: VisionConfig | TextConfig) -> float:
     return ((tower.mlp_width or 4 * tower.width) + 0.5) / tower.width
 
 
-def _refuse_other_activation(path: str) -> None:
+def _read_sidecar(path: str) -> tuple[int | None, int | None]:
+    """Widths of a head of both towers, from the `open_clip_config.json` beside a checkpoint; None where untold."""
     folder, slash, _ = path.rpartition("/")
     sidecar = f"{folder}{slash}{OPEN_CLIP_CONFIG}"
-    if storage.exists(sidecar) and not storage.read_json(sidecar).get("model_cfg", {}).get("quick_gelu", False):
-        raise ValueError(
-            f"{path} is not a QuickGELU model, says {sidecar}; this project's towers have no other activation"
-        )
+    if not storage.exists(sidecar):
+        return None, None
+    values = storage.read_json(sidecar)["model_cfg"]
+    if not values.get("quick_gelu", False):
+        raise ValueError(f"{path} is not a QuickGELU model, says {sidecar}; the towers here have no other activation")
+    vision, text = values["vision_cfg"], values["text_cfg"]
+    return vision.get("head_width"), text["width"] // text["heads"] if "heads" in text else None
 
 
 def _read_state(path: str) -> dict[str, Tensor]:
@@ -206,7 +209,9 @@ def _check_tokens(state: dict[str, Tensor], axes: int, expected: str, path: str)
         raise ValueError(f"{path}: visual.class_embedding has shape {list(tokens.shape)}, not {expected}")
 
 
-def _config_of(state: dict[str, Tensor], path: str, vision_head_width: int, text_head_width: int) -> ModelConfig:
+def _config_of(
+    state: dict[str, Tensor], head: HeadConfig, vision_head_width: int, text_head_width: int, path: str
+) -> ModelConfig:
     """What the shapes of a checkpoint in OpenAI's names say about its towers."""
     vision = ["visual.class_embedding", "visual.positional_embedding", "visual.conv1.weight", "visual.ln_pre.weight"]
     needed = [*vision, "positional_embedding", "token_embedding.weight", "text_projection"]
@@ -237,6 +242,7 @@ def _config_of(state: dict[str, Tensor], path: str, vision_head_width: int, text
             layers=text_layers,
             mlp_width=None if text_mlp == 4 * text_width else text_mlp,
         ),
+        head=head,
         init_logit_bias=SIGLIP_INIT_BIAS if "logit_bias" in state else None,
     )
 

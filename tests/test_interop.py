@@ -202,6 +202,7 @@ def test_open_clip_reads_what_is_exported_to_it(tmp_path: Path, bias: float | No
         torch.testing.assert_close(texts.vector_BD, theirs.encode_text(ids), rtol=0, atol=1e-5)
     torch.testing.assert_close(theirs.logit_scale, ours.logit_scale)
     assert (theirs.logit_bias is None) == (bias is None)
+    assert interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config == config
 
 
 def test_a_mixture_cannot_be_exported_to_open_clip(tmp_path: Path) -> None:
@@ -286,8 +287,10 @@ class TestRefusals:
     def test_another_activation(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "open_clip_model.safetensors")
         config = tmp_path / "open_clip_config.json"
-        config.write_text(json.dumps({"model_cfg": {"embed_dim": 48}}))
+        towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 4}}
+        config.write_text(json.dumps({"model_cfg": towers}))
         with pytest.raises(ValueError, match=r"not a QuickGELU model, says .*open_clip_config\.json"):
             interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors"))
-        config.write_text(json.dumps({"model_cfg": {"embed_dim": 48, "quick_gelu": True}}))
-        assert interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config.embed_dim == 48
+        config.write_text(json.dumps({"model_cfg": towers | {"quick_gelu": True}}))
+        loaded = interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config
+        assert (loaded.vision.head_width, loaded.text.heads) == (32, 4)

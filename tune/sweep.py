@@ -9,7 +9,7 @@ Run again, it goes on where it was: finished trials are kept, the others resume 
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +74,8 @@ class Sweep:
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"--{field} is {value}; it has to be at least {least}")
+        if self.scheduler == "asha" and self.evaluations < 2:
+            raise ValueError("--evaluations 1 leaves asha nothing to decide; take 2 or more, or --scheduler none")
         if self.evaluations > self.steps:
             raise ValueError(f"--evaluations {self.evaluations} is above --steps {self.steps}")
         if (self.pool or self.shards) and not self.evaluation:
@@ -106,21 +108,19 @@ def sweep(settings: Sweep) -> list[Summary]:
         for point, per_seed in configurations.items()
         for config in per_seed
     }
-    results = trials.run(
-        trials.Plan(
-            trials=planned,
-            folder=folder,
-            shards=data.shards,
-            evaluation=data.evaluation,
-            tracking=tracking,
-            parent_run_id=parent[1] if parent else None,
-            metric=settings.metric,
-            asha=settings.scheduler == "asha",
-            workers=settings.workers,
-            concurrency=settings.concurrency,
-        )
+    plan = trials.Plan(
+        trials=planned,
+        folder=folder,
+        shards=data.shards,
+        evaluation=data.evaluation,
+        tracking=tracking,
+        parent_run_id=parent[1] if parent else None,
+        metric=settings.metric,
+        asha=settings.scheduler == "asha",
+        workers=settings.workers,
+        concurrency=settings.concurrency,
     )
-    return _report(settings, folder, results, parent)
+    return _report(settings, plan, trials.run(plan), parent)
 
 
 def _configurations(settings: Sweep) -> dict[Point, list[TrainingConfig]]:
@@ -183,28 +183,37 @@ def _parent_run(tracking: Tracking, folder: str) -> tuple[Any, str] | None:
         return None
 
 
-def _report(settings: Sweep, folder: str, results: list[TrialResult], parent: tuple[Any, str] | None) -> list[Summary]:
+def _report(
+    settings: Sweep, plan: trials.Plan, results: dict[str, TrialResult], parent: tuple[Any, str] | None
+) -> list[Summary]:
     """Write, print and log what the sweep found."""
-    summaries = report.summarise(results, settings.metric)
+    summaries = report.summarise(list(results.values()), settings.metric)
     if not summaries:
         raise ValueError("no trial reached its first evaluation; see the errors above")
     table = report.table(summaries, settings.metric)
-    files = {
-        "sweep.txt": (table + "\n").encode(),
-        "sweep.png": report.plot(summaries, settings.metric),
-    }
+    files = {"sweep.txt": (table + "\n").encode(), "sweep.png": report.plot(summaries, settings.metric)}
     for name, content in files.items():
-        storage.write_bytes(storage.join(folder, name), content)
-    storage.write_json(storage.join(folder, "results.json"), [asdict(r) for r in results])
+        storage.write_bytes(storage.join(plan.folder, name), content)
+    storage.write_json(storage.join(plan.folder, "results.json"), [asdict(r) for r in results.values()])
     best = report.best(summaries)
     if parent:
-        _log(*parent, settings, files, best)
-    print(f"\n{table}\n\nplot         {storage.join(folder, 'sweep.png')}")
+        stopped = [plan.trial_folder(name) for name, r in results.items() if r.metrics and not r.finished]
+        _log(*parent, settings, files, best, plan.tracking, stopped)
+    print(f"\n{table}\n\nplot         {storage.join(plan.folder, 'sweep.png')}")
     print(f"best         {_command(settings, best.point)}")
     return summaries
 
 
-def _log(client: Any, run_id: str, settings: Sweep, files: Mapping[str, bytes], best: Summary) -> None:
+def _log(
+    client: Any,
+    run_id: str,
+    settings: Sweep,
+    files: Mapping[str, bytes],
+    best: Summary,
+    tracking: Tracking,
+    stopped: Sequence[str],
+) -> None:
+    """Log the report to the parent run, and end the runs of trials that the scheduler stopped before they could."""
     try:
         known = client.get_run(run_id).data.params
         for name, value in asdict(settings).items():
@@ -216,6 +225,8 @@ def _log(client: Any, run_id: str, settings: Sweep, files: Mapping[str, bytes], 
                 path = Path(local) / name
                 path.write_bytes(content)
                 client.log_artifact(run_id, str(path))
+        for folder in stopped:
+            client.set_terminated(open_run(tracking, folder)[1], "KILLED")
         client.set_terminated(run_id)
     except Exception as error:  # the report lies in the folder
         print(f"MLflow does not answer ({str(error).splitlines()[0]}): the report was not logged")

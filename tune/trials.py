@@ -47,13 +47,20 @@ class Plan:
     workers: int
     concurrency: int | None
 
+    def trial_folder(self, name: str) -> str:
+        """URI of a trial's run folder."""
+        return storage.join(self.folder, "trials", name)
 
-def run(plan: Plan) -> list[TrialResult]:
-    """Run every trial that is not finished. A trial that fails is named with its error; the others go on."""
+
+def run(plan: Plan) -> dict[str, TrialResult]:
+    """Run every trial that is not finished; results by trial, in the order of the plan.
+
+    A trial that fails is named with its error; the others go on.
+    """
     command.start_ray()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints tables whatever its verbosity
-    storage_path, name = storage.join(plan.folder, "ray"), "tune"
-    experiment = storage.join(storage_path, name)
+    storage_path, experiment_name = storage.join(plan.folder, "ray"), "tune"
+    experiment = storage.join(storage_path, experiment_name)
     trainable = tune.with_resources(partial(_train, plan=plan), _resources(plan.workers))
     if tune.Tuner.can_restore(experiment):
         tuner = tune.Tuner.restore(experiment, trainable, resume_unfinished=True, restart_errored=True)
@@ -63,7 +70,7 @@ def run(plan: Plan) -> list[TrialResult]:
             param_space={"trial": tune.grid_search(list(plan.trials))},
             tune_config=_tune_config(plan),
             run_config=tune.RunConfig(
-                name=name,
+                name=experiment_name,
                 storage_path=storage_path,
                 verbose=0,
                 callbacks=[_Bar(plan)],
@@ -75,22 +82,21 @@ def run(plan: Plan) -> list[TrialResult]:
     for trial, result in found.items():
         if result.error:
             print(f"{trial} failed: {str(result.error).strip().splitlines()[-1]}")
-    return [_result(trial, found[name].metrics if name in found else None) for name, trial in plan.trials.items()]
+    return {name: _result(trial, found[name].metrics if name in found else None) for name, trial in plan.trials.items()}
 
 
 def _tune_config(plan: Plan) -> tune.TuneConfig:
-    """ASHA in samples seen: at each evaluation a trial in the worse half of those that got so far stops."""
+    """ASHA in samples seen: at an evaluation a trial in the worse half of those that got so far stops.
+
+    A trial is stopped within its report, so the last report must not be one where it can be: `max_t` lies below it.
+    """
     config = next(iter(plan.trials.values())).config
     every = (config.evaluate_every or config.steps) * config.data.batch_size
-    scheduler = (
-        ASHAScheduler(time_attr="samples", max_t=config.samples, grace_period=every, reduction_factor=2)
-        if plan.asha
-        else FIFOScheduler()
-    )
+    asha = partial(ASHAScheduler, time_attr="samples", grace_period=every, reduction_factor=2)
     return tune.TuneConfig(
         metric=plan.metric,
         mode="max",
-        scheduler=scheduler,
+        scheduler=asha(max_t=config.samples - 1, stop_last_trials=False) if plan.asha else FIFOScheduler(),
         max_concurrent_trials=plan.concurrency or _concurrency(plan.workers),
     )
 
@@ -119,7 +125,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
     job = train.Run(
         config=trial.config,
         shards=plan.shards,
-        folder=storage.join(plan.folder, "trials", name),
+        folder=plan.trial_folder(name),
         evaluation=plan.evaluation,
         tracking=replace(plan.tracking, run_name=name, parent_run_id=plan.parent_run_id),
     )

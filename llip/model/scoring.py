@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
 from llip.model.mixture_tiles import GramRows, GramTiles, MetricRows, MetricTiles
@@ -103,7 +102,7 @@ def _prepare_mixture(
     target_TD = F.normalize(_wide(query.target_BD), dim=-1) @ out_proj_DD.T
     message_TW = torch.cat([_wide(query.query_BME).flatten(1), target_TD], dim=1)
     if gram_is_cheaper(tokens=tokens, heads=heads, dim=heads * width, columns=total):
-        rows: GramRows | MetricRows = GramRows(key_BMKE, value_BMKE, gram(value_BMKE, metric_DD))
+        rows: GramRows | MetricRows = GramRows(key_BMKE, value_BMKE, _Gram.apply(value_BMKE, metric_DD))
         tiles: MakeTiles = partial(GramTiles, temperature=temperature, precision=precision, split=split_gram)
     else:
         rows = MetricRows(key_BMKE, value_BMKE, metric_DD)
@@ -135,18 +134,41 @@ GRAM_ELEMENTS = 1 << 22
 """Projected values [rows, M·K, D] that exist at once."""
 
 
-def gram(value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
+class _Gram(torch.autograd.Function):
     """Gram matrices [B, X, X] of projections: of the values less their mean, by head and token, and of the mean (last).
 
     The projected values, MK times a feature, are made for some rows at a time and again in the backward pass.
     """
-    _, heads, tokens, _ = value_BMKE.shape
-    rows = max(1, GRAM_ELEMENTS // (heads * tokens * len(metric_DD)))
-    blocks = [
-        checkpoint(_gram, block_BMKE, metric_DD, use_reentrant=False, preserve_rng_state=False)
-        for block_BMKE in value_BMKE.split(rows)
-    ]
-    return torch.cat(blocks)
+
+    @staticmethod
+    def forward(ctx: Any, value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
+        ctx.save_for_backward(value_BMKE, metric_DD)
+        batch, heads, tokens, _ = value_BMKE.shape
+        size = heads * tokens + 1
+        gram_BXX = value_BMKE.new_empty(batch, size, size)
+        for rows in _gram_rows(value_BMKE):
+            gram_BXX[rows] = _gram(value_BMKE[rows], metric_DD)
+        return gram_BXX
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BXX: Tensor) -> tuple[Tensor, Tensor]:
+        value_BMKE, metric_DD = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
+        value_gradient_BMKE, metric_gradient_DD = torch.empty_like(value_BMKE), torch.zeros_like(metric_DD)
+        for rows in _gram_rows(value_BMKE):
+            with torch.enable_grad():
+                block_BMKE = value_BMKE[rows]
+                gram_BXX = _gram(block_BMKE, metric_DD)
+            value_gradient_BMKE[rows], gradient_DD = torch.autograd.grad(
+                gram_BXX, (block_BMKE, metric_DD), gradient_BXX[rows]
+            )
+            metric_gradient_DD += gradient_DD
+        return value_gradient_BMKE, metric_gradient_DD
+
+
+def _gram_rows(value_BMKE: Tensor) -> Iterator[slice]:
+    batch, heads, tokens, width = value_BMKE.shape
+    return _spans(batch, batch, max(1, GRAM_ELEMENTS // (heads * tokens * heads * width)))
 
 
 def _gram(value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:

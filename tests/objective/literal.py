@@ -1,13 +1,16 @@
-"""The objectives as the paper writes them: every contextual feature formed, everything under autograd. The reference."""
+"""The objectives as the paper writes them: every contextual feature formed, all under autograd. The reference."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llip.model.features import Mixture, Pooled, Query
+from llip.config import Head
+from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
 
 
-def scores(images, texts, *, out_proj_DD: Tensor | None, temperature: float) -> Tensor:
+def scores(images: ImageFeatures, texts: TextFeatures, *, out_proj_DD: Tensor | None, temperature: float) -> Tensor:
     match images, texts:
         case Pooled(), Pooled():
             return F.normalize(images.vector_BD, dim=-1) @ F.normalize(texts.vector_BD, dim=-1).T
@@ -18,10 +21,12 @@ def scores(images, texts, *, out_proj_DD: Tensor | None, temperature: float) -> 
             return (F.normalize(feature_BTD, dim=-1) * F.normalize(texts.target_BD, dim=-1)).sum(dim=-1)
         case Query(), Mixture():
             return scores(texts, images, out_proj_DD=out_proj_DD, temperature=temperature).T
+    raise TypeError(type(images), type(texts))
 
 
-def loss(kind: str, score_BT: Tensor, scale: Tensor, bias: Tensor | None, captions: int) -> Tensor:
-    logit_BT = scale.exp() * score_BT + (0 if bias is None else bias)
+def loss(kind: str, score_BT: Tensor, log_scale: Tensor, bias: Tensor | None, captions: int) -> Tensor:
+    """Of B images with their C·B captions, caption-major."""
+    logit_BT = log_scale.exp() * score_BT + (0 if bias is None else bias)
     losses = []
     for logit_BB in logit_BT.chunk(captions, dim=1):
         batch = len(logit_BB)
@@ -32,3 +37,42 @@ def loss(kind: str, score_BT: Tensor, scale: Tensor, bias: Tensor | None, captio
             label_B = torch.arange(batch)
             losses.append((F.cross_entropy(logit_BB, label_B) + F.cross_entropy(logit_BB.T, label_B)) / 2)
     return torch.stack(losses).mean()
+
+
+def features(
+    kind: Head,
+    images: int,
+    texts: int,
+    *,
+    tokens: int = 4,
+    heads: int = 2,
+    width: int = 5,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[ImageFeatures, TextFeatures, Tensor | None]:
+    """Random features of both sides and a random W_O; leaves that want gradients."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    def mixture(batch: int) -> Mixture:
+        return Mixture(random(batch, heads, tokens, width), random(batch, heads, tokens, width))
+
+    def query(batch: int) -> Query:
+        return Query(random(batch, heads, width), random(batch, heads * width))
+
+    dim = heads * width
+    if kind == "text_query":
+        return mixture(images), query(texts), random(dim, dim)
+    if kind == "image_query":
+        return query(images), mixture(texts), random(dim, dim)
+    return Pooled(random(images, dim)), Pooled(random(texts, dim)), None
+
+
+def errors(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference of any pair of tensors, relative to the largest entry (but to 1 at least)."""
+    return max(
+        ((a.double() - e.double()).abs().max() / e.abs().max().clamp(min=1)).item()
+        for a, e in zip(actual, expected, strict=True)
+    )

@@ -2,7 +2,7 @@
 
     python cluster/plan.py --recipe llip_h14_k64 --gpus 256
 
-Parameters are counted on the model itself, FLOPs are those of its matrix products, memory is an estimate.
+Parameters and FLOPs of the towers are counted on the model itself; memory is an estimate.
 """
 
 import math
@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-
 from llip.config import ModelConfig, TextConfig, TrainingConfig, VisionConfig
-from llip.model.build import ContrastiveModel, create_model
+from llip.model.summary import Summary, summarise
 from llip.recipes import recipe
 from pipelines import command
 
@@ -67,19 +65,6 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """Learned numbers by part of the model."""
-
-    vision: int
-    text: int
-    head: int
-
-    @property
-    def total(self) -> int:
-        return self.vision + self.text + self.head
-
-
-@dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes on one GPU under data parallelism: every GPU holds the whole model."""
 
@@ -105,7 +90,8 @@ class Capacity:
     batch_size: int
     batch_per_gpu: int
     steps: int
-    parameters: Parameters
+    size: Summary
+    """Parameters, and forward FLOPs of an image and of a caption."""
     tower_flops: float
     """Model FLOPs of a step in the towers and the head's projections, forward and backward."""
     pair_flops: float
@@ -131,12 +117,9 @@ def plan(settings: Plan) -> Capacity:
         raise ValueError(f"gpus is {settings.gpus}; it has to divide the {data.lanes} lanes of {settings.recipe}")
     gpu = ACCELERATORS[settings.gpu]
     tokens = settings.caption_tokens or config.model.text.context_length
-    with torch.device("meta"):
-        model = create_model(config)
-    parameters = Parameters(vision=_size(model.vision), text=_size(model.text), head=_size(model.head))
-    image_flops, caption_flops = forward_flops(model, tokens)
+    size = summarise(config.model, tokens)
     captions = data.captions_per_image
-    tower_flops = 3.0 * data.batch_size * (image_flops + captions * caption_flops)
+    tower_flops = 3.0 * data.batch_size * (size.image_flops + captions * size.caption_flops)
     pair_flops = 3.0 * captions * data.batch_size**2 * pair_forward_flops(config.model)
     seconds = (tower_flops + pair_flops) / (settings.gpus * gpu.bf16_flops * settings.mfu)
     steps = math.ceil((settings.samples or config.samples) / data.batch_size)
@@ -144,41 +127,16 @@ def plan(settings: Plan) -> Capacity:
         batch_size=data.batch_size,
         batch_per_gpu=data.batch_size // settings.gpus,
         steps=steps,
-        parameters=parameters,
+        size=size,
         tower_flops=tower_flops,
         pair_flops=pair_flops,
-        memory=memory(config, parameters, data.batch_size // settings.gpus, tokens),
+        memory=memory(config, size.parameters, data.batch_size // settings.gpus, tokens),
         seconds_per_step=seconds,
         days=steps * seconds / 86_400,
         shard_bytes=settings.pool * settings.image_bytes,
         read_bytes_per_second=data.batch_size * settings.image_bytes / seconds,
-        checkpoint_bytes=12 * parameters.total,
+        checkpoint_bytes=12 * size.parameters,
     )
-
-
-def _size(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def forward_flops(model: ContrastiveModel, caption_tokens: int) -> tuple[int, int]:
-    """Forward FLOPs of one image and of one caption, projections of the head included.
-
-    The last block computes only the positions that the head reads. A matrix of the head meets one state of each sample.
-    """
-    vision, text = model.config.vision, model.config.text
-    image = 2 * 3 * vision.patch_size**2 * vision.width * vision.patches
-    image += _tower_flops(vision, vision.tokens + vision.patches, kept=model.vision.kept)
-    latents = text.tokens if text.tokens > 1 else 0
-    caption = _tower_flops(text, caption_tokens + latents, kept=text.tokens)
-    return image + 2 * _size(model.head.image), caption + 2 * _size(model.head.text)
-
-
-def _tower_flops(config: VisionConfig | TextConfig, positions: int, kept: int) -> int:
-    width, mlp_width = config.width, config.mlp_width or 4 * config.width
-    matrices = 8 * width**2 + 4 * width * mlp_width
-    block = positions * (matrices + 4 * positions * width)
-    last = positions * 4 * width**2 + kept * (matrices - 4 * width**2 + 4 * positions * width)
-    return (config.layers - 1) * block + last
 
 
 def pair_forward_flops(model: ModelConfig) -> float:
@@ -193,7 +151,7 @@ def pair_forward_flops(model: ModelConfig) -> float:
     return 4.0 * k * d + min((m * k) ** 2 * (1 + 1 / m), 2.0 * d**2)
 
 
-def memory(config: TrainingConfig, parameters: Parameters, batch_per_gpu: int, caption_tokens: int) -> Memory:
+def memory(config: TrainingConfig, parameters: int, batch_per_gpu: int, caption_tokens: int) -> Memory:
     """Memory of one GPU for its share of a step."""
     model, images = config.model, batch_per_gpu // config.objective.accumulation
     bf16 = config.precision == "bf16"
@@ -201,9 +159,9 @@ def memory(config: TrainingConfig, parameters: Parameters, batch_per_gpu: int, c
     activations = images * (model.vision.tokens + model.vision.patches) * block(model.vision)
     activations += images * config.data.captions_per_image * caption_tokens * block(model.text)
     return Memory(
-        parameters=(6 if bf16 else 4) * parameters.total,
-        gradients=4 * parameters.total,
-        optimizer=8 * parameters.total,
+        parameters=(6 if bf16 else 4) * parameters,
+        gradients=4 * parameters,
+        optimizer=8 * parameters,
         activations=activations,
         pairs=_pair_bytes(config, batch_per_gpu),
     )
@@ -248,8 +206,8 @@ def table(settings: Plan, capacity: Capacity) -> str:
         ("steps", f"{c.steps:,} of {c.batch_size:,} images, {c.batch_per_gpu:,} a GPU"),
         (
             "parameters",
-            f"{c.parameters.total / 1e6:,.1f} M: vision {c.parameters.vision / 1e6:,.1f}, "
-            f"text {c.parameters.text / 1e6:,.1f}, head {c.parameters.head / 1e6:,.1f}",
+            f"{c.size.parameters / 1e6:,.1f} M: vision {c.size.vision_parameters / 1e6:,.1f}, "
+            f"text {c.size.text_parameters / 1e6:,.1f}, head {c.size.head_parameters / 1e6:,.1f}",
         ),
         ("model FLOPs a step", f"{flops:.3g}, pair scores {c.pair_flops / flops:.1%}"),
         ("time a step", f"{c.seconds_per_step:.2f} s at {settings.mfu:.0%} MFU, {c.images_per_second:,.0f} images/s"),

@@ -114,7 +114,7 @@ def _number(data, offsets, table, token_bytes, token_offsets, tokens, starts):
             else:
                 tokens[at] = token
             at += 1
-            begin = i + 1
+            begin = np.int64(i + 1)
     starts[len(offsets) - 1] = at
     return count
 

@@ -27,7 +27,7 @@ def curated(folder: Path, rows: list[dict[str, Any]], files: int = 3) -> str:
     write_parquet(folder, rows, files=files)
     entries = [
         FileEntry(name=p.name, rows=pq.read_metadata(p).num_rows, bytes=p.stat().st_size, sha256="unused")
-        for p in sorted(folder.iterdir())
+        for p in sorted(folder.glob("*.parquet"))
     ]
     manifest.write(str(folder), Manifest(kind="curated", files=tuple(entries), config={"pool": "a test's"}))
     return str(folder)

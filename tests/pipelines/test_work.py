@@ -1,5 +1,6 @@
 """Units of work: order, resuming, and mistakes that tasks find."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ from pipelines.stages.work import Stage, run
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def double(unit: int, *, folder: str, bad: int | None) -> dict[str, Any]:
-    if unit == bad:
-        raise ValueError(f"unit {unit} is bad")
-    with Path(folder, f"calls-{unit}").open("a") as file:
-        file.write("x")
-    return {"double": 2 * unit}
+def doubling() -> Callable[..., dict[str, Any]]:
+    """A unit's work; a local function travels to the workers by value, since they cannot import this file."""
+
+    def double(unit: int, *, folder: str, bad: int | None) -> dict[str, Any]:
+        if unit == bad:
+            raise ValueError(f"unit {unit} is bad")
+        with Path(folder, f"calls-{unit}").open("a") as file:
+            file.write("x")
+        return {"double": 2 * unit}
+
+    return double
 
 
 def calls(folder: Path) -> dict[int, int]:
@@ -25,11 +31,11 @@ def calls(folder: Path) -> dict[int, int]:
 def test_results_come_in_order_and_finished_units_are_not_done_again(tmp_path: Path) -> None:
     stage = Stage(name="double", markers=str(tmp_path / "markers"))
     units, sizes = list(range(9)), [1] * 9
-    with pytest.raises(ValueError, match="^unit 8 is bad$"):
-        run(stage, units, double, sizes=sizes, shared={"folder": str(tmp_path), "bad": 8})
+    with pytest.raises(ValueError, match=r"^unit 8 is bad$"):
+        run(stage, units, doubling(), sizes=sizes, shared={"folder": str(tmp_path), "bad": 8})
     done = {int(p.stem) for p in (tmp_path / "markers/double").iterdir()}
     assert done and 8 not in done
-    results = run(stage, units, double, sizes=sizes, shared={"folder": str(tmp_path), "bad": None})
+    results = run(stage, units, doubling(), sizes=sizes, shared={"folder": str(tmp_path), "bad": None})
     assert results == [{"double": 2 * u} for u in units]
     assert calls(tmp_path) == dict.fromkeys(units, 1)
 
@@ -39,4 +45,4 @@ def test_shared_references_arrive_as_values(tmp_path: Path) -> None:
 
     stage = Stage(name="double", markers=str(tmp_path / "markers"))
     shared = {"folder": ray.put(str(tmp_path)), "bad": None}
-    assert run(stage, [4], double, sizes=[1], shared=shared) == [{"double": 8}]
+    assert run(stage, [4], doubling(), sizes=[1], shared=shared) == [{"double": 8}]

@@ -62,7 +62,7 @@ def backward(
     own = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
     output = loss(
         concatenate([images for images, _ in leaves]),
-        _concatenate_captions([texts for _, texts in leaves], captions_per_image),
+        concatenate_captions([texts for _, texts in leaves], captions_per_image),
         parameters._replace(**own),
     )
     output.loss.backward()
@@ -90,7 +90,7 @@ def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
     torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
-def _concatenate_captions(parts: list[Any], captions: int) -> Any:
+def concatenate_captions(parts: list[Any], captions: int) -> Any:
     """Parts `[C·b, ...]`, caption-major each, as one `[C·B, ...]`, caption-major."""
     return type(parts[0])(
         *(

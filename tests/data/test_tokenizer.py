@@ -10,9 +10,9 @@ import torch
 from llip.data.tokenizer import END, START, tokenize
 
 _WORDS = """
-a an the photo picture painting of in on with and red Blue GREEN dog cat bicycles skyline mountains 1999 4K it's don't I'M
-they've WE'LL she'd O'Neill rock'n'roll café naïve Zürich São façade jalapeño señor 3.14 50% $9.99 #art @home c++ R&B
-https://example.org/a_b?c=d&e=f e-mail under_score (brackets) [more] "quoted" ... ?! -- w/ 10x12 20th
+a an the photo picture painting of in on with and red Blue GREEN dog cat bicycles skyline mountains 1999 4K it's don't
+I'M they've WE'LL she'd O'Neill rock'n'roll café naïve Zürich São façade jalapeño señor 3.14 50% $9.99 #art @home c++
+R&B https://example.org/a_b?c=d&e=f e-mail under_score (brackets) [more] "quoted" ... ?! -- w/ 10x12 20th
 """
 _ODD = """
 &amp; &amp;amp; &lt;b&gt; &eacute; &EACUTE; &#233; &#x1F600; &nbsp; &copy &notit; don’t “q” … – — ﬁ Ａ ＴＥＳＴ İ ı ß ẞ

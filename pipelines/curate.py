@@ -120,7 +120,9 @@ def curate(settings: Curate) -> Manifest:
 
 def _config(settings: Curate, pool: Pool, entries: list[str] | None) -> dict[str, Any]:
     """What the result depends on."""
-    values = {k: v for k, v in asdict(settings).items() if k not in ("output", "matches")} | {"where": [*settings.where]}
+    values = {k: v for k, v in asdict(settings).items() if k not in ("output", "matches")} | {
+        "where": [*settings.where]
+    }
     metadata_digest = digest(entries) if entries else None
     return values | {"pool": pool.uri, "pool_digest": pool.digest, "metadata_digest": metadata_digest}
 

@@ -244,7 +244,7 @@ def test_metadata_that_does_not_exist_is_refused() -> None:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(settings: Curate, tmp_path: Path) -> None:
     rows = pool_rows(6000)
-    pool = write_parquet(tmp_path / "large", rows, files=12, row_group_size=100)
+    pool = write_parquet(tmp_path / "large", rows, files=10, row_group_size=100)
     whole = replace(settings, pool=pool, t=300, unit_rows=100)
     output, command = Path(whole.output), [sys.executable, "-m", "pipelines.curate", "--pool", pool, "--t", "300"]
     command += ["--output", whole.output, "--metadata", str(whole.metadata), "--unit-rows", "100"]

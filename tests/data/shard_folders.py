@@ -34,8 +34,9 @@ def row(number: int, image: bytes | None = None) -> dict[str, object]:
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("captions", pa.list_(pa.string()))])
 
 
-def write_shards(folder: Path, rows: Sequence[dict[str, object]], *, files: int, row_group_size: int) -> str:
+def write_shards(folder: Path | str, rows: Sequence[dict[str, object]], *, files: int, row_group_size: int) -> str:
     """Write rows as a finished shards folder of some files of nearly equal size."""
+    folder = Path(folder)
     folder.mkdir(parents=True)
     entries = []
     for index, numbers in enumerate(np.array_split(np.arange(len(rows)), files)):

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -240,3 +243,30 @@ def test_an_object_store_is_read_like_a_folder(folder: str, s3_bucket: str) -> N
     fsspec.filesystem("s3").put(folder, f"{s3_bucket}/shards", recursive=True)
     remote = _batches(f"{s3_bucket}/shards", 5, 12)
     assert all(_equal(a, b) for a, b in zip(_batches(folder, 5, 12), remote, strict=True))
+
+
+def test_decoding_starts_no_threads_of_its_own(tmp_path: Path) -> None:
+    """A team of OpenMP threads for each thread that decodes would take the cores of training."""
+    program = f"""
+import os, sys, torch
+from itertools import islice
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from shard_folders import encode, picture, row, write_shards
+from llip.config import DataConfig
+from llip.data.loader import LaneLoader
+
+torch.set_num_threads(16)
+pictures = [encode(picture(i, 300, 400), ("JPEG", "PNG", "WEBP")[i % 3]) for i in range(64)]
+rows = [row(i, p) for i, p in enumerate(pictures)]
+folder = write_shards({str(tmp_path)!r} + "/shards", rows, files=1, row_group_size=64)
+config = DataConfig(batch_size=32, lanes=8, threads=2, prefetch=2)
+with LaneLoader(folder, config, image_size=224, context_length=16, seed=0) as loader:
+    before = len(os.listdir("/proc/self/task"))
+    list(islice(loader.iter_from(0), 4))
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) <= 2 + 8 + 8, "decoding, reading, and those of Arrow"

@@ -52,8 +52,8 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bicubic resizing of uint8 [3, H, W]."""
     if pixels.shape[1:] == (height, width):
         return pixels
-    # torch resizes dense channels-last pixels at once; others it would copy first, with a team of OpenMP threads for every
-    # thread that decodes. numpy copies without one.
+    # torch resizes dense channels-last pixels at once; others it would copy first, with a team of OpenMP threads for
+    # every thread that decodes. numpy copies without one.
     dense = torch.from_numpy(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
     return functional.interpolate(dense[None], (height, width), mode="bicubic", antialias=True)[0]
 

@@ -84,6 +84,11 @@ class ContrastiveModel(nn.Module):
         """Keep the scale in [1, maximum]."""
         self.logit_scale.clamp_(0, math.log(maximum))
 
+    def compile_towers(self, backend: str = "inductor") -> None:
+        """Compile both towers in place, the text tower for any layout of captions: packing stays outside."""
+        self.vision.compile(fullgraph=True, backend=backend)
+        self.text.compile(fullgraph=True, dynamic=True, backend=backend)
+
     def set_activation_checkpointing(self, on: bool) -> None:
         """Recompute the activations of every transformer block in the backward pass, or keep them."""
         for module in self.modules():

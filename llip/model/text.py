@@ -44,13 +44,7 @@ class TextTransformer(nn.Module):
     ) -> Tensor:
         """The fields of `PackedCaptions` -> [T, K, W]."""
         mask_RNN = (caption_RN[:, :, None] == caption_RN[:, None, :]).tril()
-        mask_RSN = mask_RNN.gather(1, kept_RS[:, :, None].expand(-1, -1, mask_RNN.shape[2]))
-        states_RSW = self.transformer(
-            self._embed(token_RN, position_RN),
-            lambda x: x.gather(1, kept_RS[:, :, None].expand(-1, -1, x.shape[2])),
-            mask_B1NN=mask_RNN[:, None],
-            mask_B1QN=mask_RSN[:, None],
-        )
+        states_RSW = self.transformer(self._embed(token_RN, position_RN), kept_RS, mask_RNN)
         return self.norm_after(states_RSW.flatten(0, 1)[state_TK])
 
     def _embed(self, token_RN: Tensor, position_RN: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Axes: B rows · N positions of a row · Q positions that are kept · W width · H attention heads · E width of a head.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-QUICK_GELU_SLOPE = 1.702
+Kept = int | Tensor
+"""Positions that something is computed for: the first ones of every row, or [B, Q] positions."""
 
-Select = Callable[[Tensor], Tensor]
-"""Picks the kept positions: [B, N, W] -> [B, Q, W]."""
+
+def select(x_BNX: Tensor, kept: Kept) -> Tensor:
+    """[B, N, X] -> [B, Q, X], at the kept positions."""
+    if isinstance(kept, int):
+        return x_BNX[:, :kept]
+    return x_BNX.gather(1, kept[:, :, None].expand(-1, -1, x_BNX.shape[2]))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), as a scaled SiLU: one fused kernel that keeps one activation for the backward pass."""
-    return F.silu(QUICK_GELU_SLOPE * x) * (1 / QUICK_GELU_SLOPE)
+    return F.silu(1.702 * x) * (1 / 1.702)
 
 
 class Attention(nn.Module):
@@ -31,7 +35,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BNW: Tensor, kept_BQW: Tensor | None, mask_B1QN: Tensor | None) -> Tensor:
+    def forward(self, x_BNW: Tensor, kept_BQW: Tensor | None, mask_BQN: Tensor | None) -> Tensor:
         """The output at every position, or at the kept ones only: the others then serve as keys and values alone."""
         if kept_BQW is None:
             query, key, value = self.qkv(x_BNW).chunk(3, dim=-1)
@@ -40,6 +44,7 @@ class Attention(nn.Module):
             query = F.linear(kept_BQW, weight[:width], bias[:width])
             key, value = F.linear(x_BNW, weight[width:], bias[width:]).chunk(2, dim=-1)
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        mask_B1QN = None if mask_BQN is None else mask_BQN[:, None]
         mixed_BHQE = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1QN)
         return self.out(mixed_BHQE.transpose(1, 2).flatten(2))
 
@@ -55,12 +60,13 @@ class Block(nn.Module):
         self.mlp_up = nn.Linear(width, mlp_width)
         self.mlp_down = nn.Linear(mlp_width, width)
 
-    def forward(self, x_BNW: Tensor, mask_B1QN: Tensor | None, keep: Select | None = None) -> Tensor:
+    def forward(self, x_BNW: Tensor, mask_BNN: Tensor | None, kept: Kept | None = None) -> Tensor:
         """[B, N, W] -> [B, N, W], or [B, Q, W] at the kept positions only."""
-        normed_BNW = self.attention_norm(x_BNW)
-        kept_BQW = None if keep is None else keep(normed_BNW)
-        x_BQW = x_BNW if keep is None else keep(x_BNW)
-        x_BQW = x_BQW + self.attention(normed_BNW, kept_BQW, mask_B1QN)
+        normed_BNW, kept_BQW, x_BQW = self.attention_norm(x_BNW), None, x_BNW
+        if kept is not None:
+            kept_BQW, x_BQW = select(normed_BNW, kept), select(x_BNW, kept)
+            mask_BNN = None if mask_BNN is None else select(mask_BNN, kept)
+        x_BQW = x_BQW + self.attention(normed_BNW, kept_BQW, mask_BNN)
         return x_BQW + self.mlp_down(quick_gelu(self.mlp_up(self.mlp_norm(x_BQW))))
 
 
@@ -75,17 +81,12 @@ class Transformer(nn.Module):
         self.width = width
         self.blocks = nn.ModuleList(Block(width, heads, mlp_width or 4 * width) for _ in range(layers))
 
-    def forward(
-        self, x_BNW: Tensor, keep: Select, *, mask_B1NN: Tensor | None = None, mask_B1QN: Tensor | None = None
-    ) -> Tensor:
-        """Final states of the kept positions, [B, Q, W].
-
-        The masks (True: attend) say what a position sees in every block, and what a kept one sees in the last.
-        """
+    def forward(self, x_BNW: Tensor, kept: Kept, mask_BNN: Tensor | None = None) -> Tensor:
+        """Final states of the kept positions, [B, Q, W]. In the mask, True: the first position sees the second."""
         *body, last = self.blocks
         for block in body:
-            x_BNW = self._run(block, x_BNW, mask_B1NN)
-        return self._run(last, x_BNW, mask_B1QN, keep)
+            x_BNW = self._run(block, x_BNW, mask_BNN)
+        return self._run(last, x_BNW, mask_BNN, kept)
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

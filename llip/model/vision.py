@@ -34,7 +34,7 @@ class VisionTransformer(nn.Module):
         if pixels_BCHW.shape[1:] != (3, size, size):
             raise ValueError(f"pixels have shape {list(pixels_BCHW.shape)}; this model takes [B, 3, {size}, {size}]")
         states_BNW = self.norm_before(self._embed(pixels_BCHW))
-        return self.norm_after(self.transformer(states_BNW, lambda x: x[:, : self.kept]))
+        return self.norm_after(self.transformer(states_BNW, self.kept))
 
     def _embed(self, pixels_BCHW: Tensor) -> Tensor:
         token_position_KW, patch_position_PW = self.position.split((self.config.tokens, self.config.patches))

@@ -61,7 +61,7 @@ def test_both_ways_of_scoring_mixtures(loss, form, monkeypatch):
 def test_equals_the_literal_form_at_size(loss, tokens, heads, form, monkeypatch):
     monkeypatch.setattr(scoring, "gram_is_cheaper", lambda **_: form == "gram")
     for kind in ("text_query", "image_query"):
-        for images, captions, chunk in ((33, 3, 32), (129, 1, 64)):
+        for images, captions, chunk in ((33, 2, 32), (65, 1, 64)):
             sizes = {"tokens": tokens, "heads": heads, "width": 8}
             assert compare(kind, images, captions, ObjectiveConfig(loss=loss, chunk=chunk), **sizes) < 1e-12
 

@@ -5,13 +5,15 @@
 Forward, loss, backward and AdamW, on the same images and captions in float32. Captions have the lengths of web
 captions (20 tokens on average) and lie 0-padded in the context of 77, as open_clip takes them. The two of a comparison
 take turns; the table gives the ratio of their times, round by round. Time is that of the processor, which other
-processes of a busy machine do not add to.
+processes of a busy machine do not add to. The last line is the text tower alone, forward and backward: a row for each
+caption, cut at the longest, against packed rows.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import open_clip
@@ -21,6 +23,7 @@ import tyro
 from torch import Tensor
 
 from llip import create_model, recipe
+from llip.model.packing import PackedCaptions, pack
 from llip.objective import accumulation
 
 Step = Callable[[], None]
@@ -103,6 +106,30 @@ def against_registers(size: str, tokens: int, settings: Settings) -> tuple[list[
     return compare(step_here(f"llip_{size}_k{tokens}", *data), registers, settings.rounds)
 
 
+def against_packing(settings: Settings) -> tuple[list[float], list[float]]:
+    _, token_ids_TL = batch(settings.batch_size)
+    model = create_model("clip_b32")
+    longest = token_ids_TL[:, : int(token_ids_TL.argmax(dim=1).max()) + 1]
+    single = torch.arange(settings.batch_size)[:, None]
+    unpacked = PackedCaptions(
+        token_RN=longest,
+        position_RN=torch.arange(longest.shape[1]).expand_as(longest),
+        caption_RN=single.expand_as(longest),
+        kept_RS=longest.argmax(dim=1, keepdim=True),
+        state_TK=single,
+    )
+
+    def step(lay_out: Callable[[], PackedCaptions]) -> None:
+        model.zero_grad()
+        model.text(*lay_out()).sum().backward()
+
+    return compare(
+        partial(step, lambda: unpacked),
+        partial(step, lambda: pack(token_ids_TL, latents=0, context_length=77)),
+        settings.rounds,
+    )
+
+
 def report(title: str, times: tuple[list[float], list[float]]) -> float:
     """Print one line; the median ratio."""
     ratios = [a / b for a, b in zip(*times, strict=True)]
@@ -125,6 +152,7 @@ def main(settings: Settings) -> None:
         report(f"open_clip CLIP {size} / CLIP here", against_open_clip(size, settings))
     for size in ("b32", "b16"):
         report(f"Llip {size} K=32 / registers, K=32", against_registers(size, 32, settings))
+    report("captions cut at the longest / packed", against_packing(settings))
 
 
 @pytest.mark.slow

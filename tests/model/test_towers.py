@@ -56,7 +56,7 @@ def test_towers_compile_without_a_break_and_not_anew_for_every_batch(text_tokens
 
     vision = torch.compile(model.vision, backend=count, fullgraph=True)
     text = torch.compile(model.text, backend=count, fullgraph=True, dynamic=True)
-    for captions in (8, 5, 9, 13, 12):
+    for captions in (17, 5, 9, 13, 12):
         pixels, ids_TL = batch(captions, seed=captions)
         packed = pack(ids_TL, latents=model.text.latent_count, context_length=8)
         torch.testing.assert_close(text(*packed), model.text(*packed))

@@ -35,6 +35,9 @@ CHROMIUM_FLAGS = (
     "--hide-scrollbars",
 )
 
+CLOSE_ASSISTANT = 'button[data-component-id="mlflow.assistant.chat_panel.close"]'
+"""MLflow opens a chat beside every page."""
+
 
 @contextmanager
 def serve(store: str, *options: str) -> Iterator[str]:
@@ -72,7 +75,7 @@ def comparison(url: str, runs: Sequence[str], experiments: Sequence[str]) -> str
     return f"{url}/#/compare-runs?" + "&".join(f"{name}={quote(value)}" for name, value in listed.items())
 
 
-def look(page: str, *, until: Sequence[str], picture: Path, size: tuple[int, int] = (1500, 1400)) -> str:
+def look(page: str, *, until: Sequence[str], picture: Path, size: tuple[int, int] = (1200, 2200)) -> str:
     """Open a page, wait until it shows all the given texts, take its picture, and return its text."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -92,6 +95,8 @@ def look(page: str, *, until: Sequence[str], picture: Path, size: tuple[int, int
                 return str(browser.find_element(By.TAG_NAME, "body").get_attribute("innerText"))
 
             WebDriverWait(browser, 90).until(lambda _: all(t in text() for t in until), f"no {until} in {page}")
+            for close in browser.find_elements(By.CSS_SELECTOR, CLOSE_ASSISTANT):
+                close.click()
             time.sleep(2)  # plots are drawn after the texts
             picture.parent.mkdir(parents=True, exist_ok=True)
             picture.write_bytes(browser.get_screenshot_as_png())

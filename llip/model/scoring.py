@@ -187,7 +187,7 @@ def _gram(value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
     return torch.cat([upper_BXX, torch.cat([edge_BX1.transpose(1, 2), corner_B11], dim=2)], dim=1)
 
 
-CPU_TILE, GPU_TILE = 1 << 19, 1 << 26
+CPU_TILE, GPU_TILE = 1 << 19, 1 << 25
 """Numbers in one buffer of a tile: a few buffers stay in the cache of a core, or fill a GPU."""
 
 

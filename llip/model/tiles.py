@@ -80,7 +80,7 @@ def centred_softmax_(logit_MKN: Tensor) -> Tensor:
     """Softmax over K minus its mean 1/K, in place."""
     logit_MKN -= logit_MKN.amax(dim=1, keepdim=True)
     inverse_M1N = logit_MKN.exp_().sum(dim=1, keepdim=True).reciprocal_()
-    mean = logit_MKN.new_tensor(-1 / logit_MKN.shape[1])
+    mean = logit_MKN.new_full((), -1 / logit_MKN.shape[1])
     return torch.addcmul(mean, logit_MKN, inverse_M1N, out=logit_MKN)
 
 

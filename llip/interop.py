@@ -1,18 +1,19 @@
 """Models in and out of files: this project's own, Llip's public release, and CLIP in the names of OpenAI and open_clip.
 
-Nothing here unpickles: a `.pt` or `.bin` file may hold tensors and plain containers, and any other content is refused.
+No code is ever run: a `.pt` or `.bin` file may hold tensors and plain containers, and any other content is refused.
 """
 
 import math
 import pickle
 import re
 import zipfile
+from functools import partial
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from llip import storage
+from llip import storage, torchscript
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig, from_dict, to_dict
 from llip.model.build import ContrastiveModel
 from llip.recipes import SIGLIP_INIT_BIAS
@@ -52,6 +53,9 @@ RELEASE_NAMES = TOWER_NAMES | {
     "head.text.target_proj": "text_projection",
     "head.out_proj": "pred.out_proj",
 }
+
+NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+"""Numbers that OpenAI's files hold beside the weights, and the causal mask."""
 
 VISION_HEAD_WIDTHS = {1280: 80, 1664: 104}
 """Width of an attention head where it is not 64, by the width of the tower: H/14 and bigG/14."""
@@ -101,9 +105,7 @@ def load_open_clip(path: str) -> ContrastiveModel:
     sizes. Raises ValueError for any other model, naming what does not fit.
     """
     vision_head_width, text_head_width = _read_sidecar(path)
-    state = _read_state(path)
-    for name in ("input_resolution", "context_length", "vocab_size"):  # numbers in OpenAI's files
-        state.pop(name, None)
+    state = {name: tensor for name, tensor in _read_state(path).items() if not name.endswith(NO_PARAMETERS)}
     _check_tokens(state, 1, "of one class token", path)
     if "visual.class_embedding" in state:
         state["visual.class_embedding"] = state["visual.class_embedding"][None]
@@ -184,9 +186,11 @@ def _read_state(path: str) -> dict[str, Tensor]:
     with files.open(inner_path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is not a file that torch.save has written")
-        file.seek(0)
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            archive = torchscript.is_archive(file)
+            file.seek(0)
+            read = torchscript.read_tensors if archive else partial(torch.load, map_location="cpu", weights_only=True)
+            content = read(file)
         except (pickle.UnpicklingError, RuntimeError) as error:
             raise ValueError(_refusal(path, str(error))) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -196,8 +200,6 @@ def _read_state(path: str) -> dict[str, Tensor]:
 
 
 def _refusal(path: str, error: str) -> str:
-    if "TorchScript" in error:
-        return f"{path} is a TorchScript archive, which holds code; save its state_dict() with torch.save and give that"
     if found := re.search(r"GLOBAL (\S+)", error):
         return f"{path} holds a {found[1]} beside its tensors, and reading that could run code; save the tensors alone"
     return f"{path} cannot be read: {error.splitlines()[0]}"

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import open_clip
@@ -153,12 +155,22 @@ def write_bin(state: dict[str, Tensor], path: Path) -> None:
     torch.save({name: t.half() for name, t in state.items()} | {"input_resolution": torch.tensor(32)}, path)
 
 
+def write_torchscript(state: dict[str, Tensor], path: Path) -> None:
+    """As OpenAI did: a traced model in half precision."""
+    model = open_clip_model()
+    model.load_state_dict(state)
+    traced = torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 16).long()), check_trace=False)
+    torch.jit.save(traced.half(), path)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated
 @pytest.mark.parametrize(
     ("name", "write", "bias", "tolerance"),
     [
         ("clip.safetensors", safetensors.torch.save_file, None, 1e-5),
         ("clip.pt", write_pt, -10.0, 1e-5),
         ("clip.bin", write_bin, None, 2e-2),
+        ("openai.pt", write_torchscript, None, 2e-2),
     ],
 )
 def test_features_are_those_of_open_clip(
@@ -245,11 +257,22 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"llip\.pt holds a argparse\.Namespace .* could run code"):
             interop.load_llip_release(str(tmp_path / "llip.pt"))
 
-    @pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and torch.load warns before it refuses
-    def test_torchscript(self, tmp_path: Path) -> None:
-        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "clip.pt")
-        with pytest.raises(ValueError, match=r"TorchScript archive, which holds code"):
-            interop.load_open_clip(str(tmp_path / "clip.pt"))
+    @pytest.mark.filterwarnings("ignore")
+    def test_pickled_objects_in_a_torchscript_archive(self, tmp_path: Path) -> None:
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "plain.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+            zipfile.ZipFile(tmp_path / "evil.pt", "w") as evil,
+        ):
+            for name in plain.namelist():
+                content = plain.read(name)
+                evil.writestr(name, pickle.dumps(print) if name.endswith("data.pkl") else content)
+        with pytest.raises(ValueError, match=r"evil\.pt holds a builtins\.print .* could run code"):
+            interop.load_open_clip(str(tmp_path / "evil.pt"))
+        with pytest.raises(
+            ValueError, match=r"plain\.pt is not CLIP .* it has no visual\.class_embedding, but bias, weight"
+        ):
+            interop.load_open_clip(str(tmp_path / "plain.pt"))
 
     def test_no_tensors(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {"a": 1}}, tmp_path / "a.bin")

@@ -34,14 +34,16 @@ class PackedCaptions(NamedTuple):
 
 @torch.compiler.disable  # shapes depend on the captions: the towers are what is compiled
 def pack(token_ids_TL: Tensor, *, latents: int, context_length: int) -> PackedCaptions:
-    """Lay captions, 0-padded behind their end-of-text token (the highest id), out in rows of one context, on the CPU.
+    """Lay captions, 0-padded behind their end-of-text token (the highest id), out in rows, on the CPU.
 
     `latents` positions follow each end-of-text token, and their states are kept; without latents, that of the token is.
+    A row holds one context, rounded up to a multiple of 8: attention kernels of GPUs copy masks of other widths.
     """
     token_ids = token_ids_TL.numpy(force=True)
     words_T = token_ids.argmax(axis=1) + 1
     length_T = words_T + latents
-    row_T, start_T, slot_T = _best_fit(length_T, context_length + latents)
+    capacity = (context_length + latents + 7) // 8 * 8
+    row_T, start_T, slot_T = _best_fit(length_T, capacity)
     rows, kept = row_T.max() + 1, max(latents, 1)
     positions = (start_T + length_T).max()
 

@@ -93,7 +93,7 @@ def _training(size: str, model: ModelConfig) -> TrainingConfig:
             objective=objective,
             optimizer=replace(optimizer, warmup_steps=100),
             data=DataConfig(batch_size=64, captions_per_image=4, lanes=8, threads=1),
-            steps=800,
+            steps=1200,
             precision="fp32",
             checkpoint_every=200,
         )

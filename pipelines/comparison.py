@@ -1,6 +1,8 @@
 """Runs side by side: where their configurations differ, what they reached, and how they got there."""
 
 import html
+import re
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +64,23 @@ class Comparison:
         names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         return {name: [run.metrics.get(name) for run in self.runs] for name in names}
 
+    def repeated(self) -> list[tuple[str, list[Run]]]:
+        """Runs that differ in nothing but the seed, by their name without it; empty where none does."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(repr({k: v for k, v in run.settings.items() if k != "seed"}), []).append(run)
+        if all(len(group) == 1 for group in groups.values()):
+            return []
+        return [(f"{_without_seed(group)} ({len(group)})", group) for group in groups.values()]
+
+    def spreads(self) -> dict[str, list[str]]:
+        """Every metric with its mean and standard deviation over the seeds of each repeated configuration."""
+        groups = [group for _, group in self.repeated()]
+        names = self.metrics() if groups else {}
+        return {n: [_spread([r.metrics[n].value for r in g if n in r.metrics]) for g in groups] for n in names}
+
     def markdown(self) -> str:
-        """Two tables: settings that differ, and metrics with the best of each row in bold."""
+        """Tables: settings that differ, metrics with the best of each row in bold, and means over seeds."""
         heads = " | ".join(run.name for run in self.runs)
         rule = " | ".join("---:" for _ in self.runs)
         settings = [f"| {key} | {' | '.join(map(str, values))} |" for key, values in self.differences().items()]
@@ -72,7 +89,16 @@ class Comparison:
             for name, values in self.metrics().items()
         ]
         lines = [f"| setting | {heads} |", f"| --- | {rule} |", *settings, ""]
-        return "\n".join([*lines, f"| metric | chance | {heads} |", f"| --- | ---: | {rule} |", *metrics, ""])
+        lines += [f"| metric | chance | {heads} |", f"| --- | ---: | {rule} |", *metrics, ""]
+        if groups := self.repeated():
+            lines += [f"| mean ± sd over seeds | chance | {' | '.join(name for name, _ in groups)} |"]
+            lines += [f"| --- | ---: | {' | '.join('---:' for _ in groups)} |"]
+            lines += [
+                f"| {name} | {_chance(self.metrics()[name]):.3f} | {' | '.join(cells)} |"
+                for name, cells in self.spreads().items()
+            ]
+            lines += [""]
+        return "\n".join(lines)
 
     def html(self) -> str:
         """One page with both tables, the metrics as bars, and the training curves."""
@@ -89,8 +115,16 @@ class Comparison:
                 *self._curves(),
                 f"<h2>Metrics</h2>{self._bars()}<p>An asterisk marks the highest of a row.</p>",
                 f"<table>{_row('metric', ['chance', *names], 'th')}{''.join(metrics)}</table>",
+                *self._over_seeds(),
             ],
         )
+
+    def _over_seeds(self) -> Sequence[str]:
+        if not (groups := self.repeated()):
+            return []
+        head = _row("mean ± sd", ["chance", *(name for name, _ in groups)], "th")
+        rows = [_row(name, [f"{_chance(self.metrics()[name]):.3f}", *cells]) for name, cells in self.spreads().items()]
+        return [f"<h2>Over seeds</h2><table>{head}{''.join(rows)}</table>"]
 
     def _bars(self) -> str:
         """The metrics that all runs have, one figure for each set."""
@@ -127,6 +161,17 @@ def _row(name: str, cells: Iterable[str], tag: str = "td") -> str:
     return f"<tr><{tag}>{html.escape(name)}</{tag}>" + "".join(
         f'<{tag} class="n">{html.escape(cell)}</{tag}>' for cell in cells
     )
+
+
+def _without_seed(group: Sequence[Run]) -> str:
+    name = group[0].name
+    return re.sub(r"[-_]?(seed)?[-_]?\d+$", "", name) if len(group) > 1 else name
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "–"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def _chance(values: Sequence[Metric | None]) -> float:

@@ -1,6 +1,7 @@
 """Runs side by side: what differs, who is ahead, and what cannot be compared."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_settings_that_differ_and_metrics_stand_side_by_side(runs, tmp_path, cap
     assert "| s/top5 | 0.100 | **0.800** | **0.800** |" in text
     assert "| c/context_accuracy | 0.100 | **0.900** | – |" in text
     assert text in capsys.readouterr().out
+
+
+def test_seeds_of_one_configuration_become_a_mean_with_its_spread(runs, tmp_path):
+    again = write_run(tmp_path / "llip-seed1", replace(recipe("llip_tiny_k8"), seed=1), {"s/top1": 0.7, "s/top5": 0.8})
+    found = Comparison([Run.read(run) for run in (*runs, again)])
+    assert [name for name, _ in found.repeated()] == ["llip (2)", "siglip (1)"]
+    assert found.spreads()["s/top1"] == ["0.600 ± 0.141", "0.600"]
+    assert found.spreads()["c/context_accuracy"] == ["0.900", "–"]
+    assert "| s/top1 | 0.100 | 0.600 ± 0.141 | 0.600 |" in found.markdown()
+    assert "0.600 ± 0.141" in found.html()
+    assert Comparison([Run.read(run) for run in runs]).repeated() == []
 
 
 def test_the_page_has_bars_of_shared_sets_and_the_curves(runs, tmp_path):

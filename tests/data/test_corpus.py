@@ -14,6 +14,7 @@ from PIL import Image
 from llip import storage
 from llip.data import corpus, evaluation_set, manifest
 from llip.data.corpus import captions, contact_sheet, names, scenes, sources
+from llip.data.corpus.__main__ import main
 from llip.data.corpus.catalogue import Catalogue, catalogue
 from llip.data.corpus.pool import SCHEMA, captioned, rows
 
@@ -224,6 +225,17 @@ def test_the_contact_sheet_shows_the_pictures_of_the_pool(tmp_path: Path, drawin
         left, top = contact_sheet.MARGIN, contact_sheet.MARGIN + contact_sheet.TITLE
         box = (left + 20, top + 20, left + contact_sheet.PICTURE - 20, top + contact_sheet.PICTURE - 20)
         assert sheet.crop(box).tobytes() != other.crop(box).tobytes()
+
+
+def test_the_command_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--output", str(tmp_path), "--rows", "40", "--evaluation-images", "12"]
+    main(small)
+    assert {p.name for p in tmp_path.iterdir()} == {"pool", "evaluation", "metadata.json", "contact_sheet.png"}
+    assert "40 images" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as refusal:
+        main([*small, "--canvas", "8"])
+    assert refusal.value.code == 2
+    assert "canvas is 8" in capsys.readouterr().err
 
 
 def test_every_source_has_a_licence_and_an_author() -> None:

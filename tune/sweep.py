@@ -9,7 +9,7 @@ Run again, it goes on where it was: finished trials are kept, the others resume 
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -197,23 +197,15 @@ def _report(
     storage.write_json(storage.join(plan.folder, "results.json"), [asdict(r) for r in results.values()])
     best = report.best(summaries)
     if parent:
-        stopped = [plan.trial_folder(name) for name, r in results.items() if r.metrics and not r.finished]
-        _log(*parent, settings, files, best, plan.tracking, stopped)
+        _log(*parent, settings, files, best)
+        _end_stopped(parent[0], plan, results)
     print(f"\n{table}\n\nplot         {storage.join(plan.folder, 'sweep.png')}")
     print(f"best         {_command(settings, best.point)}")
     return summaries
 
 
-def _log(
-    client: Any,
-    run_id: str,
-    settings: Sweep,
-    files: Mapping[str, bytes],
-    best: Summary,
-    tracking: Tracking,
-    stopped: Sequence[str],
-) -> None:
-    """Log the report to the parent run, and end the runs of trials that the scheduler stopped before they could."""
+def _log(client: Any, run_id: str, settings: Sweep, files: Mapping[str, bytes], best: Summary) -> None:
+    """Log the report to the parent run."""
     try:
         known = client.get_run(run_id).data.params
         for name, value in asdict(settings).items():
@@ -225,11 +217,24 @@ def _log(
                 path = Path(local) / name
                 path.write_bytes(content)
                 client.log_artifact(run_id, str(path))
-        for folder in stopped:
-            client.set_terminated(open_run(tracking, folder)[1], "KILLED")
         client.set_terminated(run_id)
     except Exception as error:  # the report lies in the folder
         print(f"MLflow does not answer ({str(error).splitlines()[0]}): the report was not logged")
+
+
+def _end_stopped(client: Any, plan: trials.Plan, results: Mapping[str, TrialResult]) -> None:
+    """End the MLflow runs of trials that the scheduler stopped before they could send their last numbers."""
+    try:
+        for name, result in results.items():
+            if not result.metrics or result.finished:
+                continue
+            run_id = open_run(plan.trial_tracking(name), plan.trial_folder(name))[1]
+            step = result.samples // plan.trials[name].config.data.batch_size
+            for metric, value in result.metrics.items():
+                client.log_metric(run_id, metric, value, step=step)
+            client.set_terminated(run_id, "KILLED")
+    except Exception as error:  # results.json has their numbers
+        print(f"MLflow does not answer ({str(error).splitlines()[0]}): stopped trials were not ended in it")
 
 
 def _command(settings: Sweep, point: Point) -> str:

@@ -51,6 +51,10 @@ class Plan:
         """URI of a trial's run folder."""
         return storage.join(self.folder, "trials", name)
 
+    def trial_tracking(self, name: str) -> Tracking:
+        """The trial's MLflow run, a child of the sweep's."""
+        return replace(self.tracking, run_name=name, parent_run_id=self.parent_run_id)
+
 
 def run(plan: Plan) -> dict[str, TrialResult]:
     """Run every trial that is not finished; results by trial, in the order of the plan.
@@ -127,7 +131,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         shards=plan.shards,
         folder=plan.trial_folder(name),
         evaluation=plan.evaluation,
-        tracking=replace(plan.tracking, run_name=name, parent_run_id=plan.parent_run_id),
+        tracking=plan.trial_tracking(name),
     )
     if plan.workers:
         train.fit(job, workers=plan.workers, callbacks=[TuneReportCallback()])

@@ -131,7 +131,7 @@ def encode_texts(model: ContrastiveModel, texts: Sequence[str], batch_size: int 
     parts = []
     for start in range(0, len(order), batch_size):
         token_ids = tokenize([texts[i] for i in order[start : start + batch_size]], model.config.text.context_length)
-        parts.append(model.encode_text(token_ids.to(device)))
+        parts.append(model.encode_text(token_ids))
     inverse = torch.empty(len(order), dtype=torch.long)
     inverse[torch.tensor(order)] = torch.arange(len(order))
     return take(concatenate(parts), inverse.to(device))

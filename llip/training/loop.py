@@ -109,9 +109,12 @@ def train(
 
 
 def parts(batch: Batch, config: TrainingConfig, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """A batch on the device, in `accumulation` parts: pixels [b, 3, H, W] and caption-major token ids [C·b, L]."""
+    """A batch in `accumulation` parts: pixels [b, 3, H, W] on the device and caption-major token ids [C·b, L].
+
+    Captions stay in main memory: the text tower packs them there, and would wait for the device to read them back.
+    """
     pixels_BCHW = batch.images.to(device, non_blocking=True)
-    ids_CBL = batch.token_ids.to(device, non_blocking=True).unflatten(0, (config.data.captions_per_image, -1))
+    ids_CBL = batch.token_ids.unflatten(0, (config.data.captions_per_image, -1))
     pieces = config.objective.accumulation
     return [
         (normalize(pixels, torch.float32), ids.flatten(0, 1))

@@ -52,13 +52,12 @@ class Towers:
     def __init__(self, model: ContrastiveModel, config: TrainingConfig, world: World) -> None:
         model.set_activation_checkpointing(config.activation_checkpointing)
         self._autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        self._forward: Any = torch.compile(model) if config.compile else model
-        if (
-            world.group is not None
-        ):  # W_O, scale and bias are used by the loss alone; DDP waits for their gradients as well
-            self._forward = DistributedDataParallel(
-                self._forward, process_group=world.group, gradient_as_bucket_view=True
-            )
+        if config.compile:
+            model.compile_towers()
+        self._forward: Any = model
+        if world.group is not None:
+            # W_O, scale and bias are used by the loss alone; DDP waits for their gradients as well.
+            self._forward = DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)
 
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
         """Features in the run's precision."""

@@ -56,7 +56,14 @@ def ray_session(s3_server: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_environment(s3_server).items():
             patch.setenv(name, value)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        for last in (False, False, True):
+            try:
+                ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+                break
+            except Exception:  # Ray gives its node 30 s to start, however busy the machine
+                ray.shutdown()
+                if last:
+                    raise
     yield
     ray.shutdown()
 

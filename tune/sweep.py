@@ -1,6 +1,6 @@
 """Sweep K and heads of Llip, beside other objectives, with Ray Tune.
 
-    uv run tune/sweep.py                                             # the built-in corpus, a few minutes
+    uv run tune/sweep.py                                             # the built-in corpus
     uv run tune/sweep.py --objective siglip llip --k 1 2 4 8 16 --heads 1 4 8 --seeds 3 --scheduler none
     python tune/sweep.py --recipe llip_b32_k32 --k 32 64 128 --heads 1 8 16 --steps 20000 --workers 8 \\
         --shards s3://bucket/shards --evaluation s3://bucket/evaluation --metric imagenet/top1 --output s3://bucket/work

@@ -20,6 +20,8 @@ Head = Literal["class_token", "register", "mean", "learned_query", "text_query",
 - `image_query`: Llip mirrored, K tokens on the text side, mixed by the image
 """
 
+Activation = Literal["quick_gelu", "gelu"]
+
 MIXTURE_HEADS: tuple[Head, ...] = ("mean", "learned_query", "text_query", "image_query")
 """Heads that project every token to keys and values of several heads."""
 
@@ -47,6 +49,8 @@ class VisionConfig:
     """K: learnable tokens before the patches (1: the usual class token)."""
     patch_dropout: float = 0.0
     """Share of the patches dropped in training."""
+    position_std: float | None = None
+    """Standard deviation of the initial position embedding; width^-½ where not given."""
 
     def __post_init__(self) -> None:
         _check(
@@ -61,6 +65,8 @@ class VisionConfig:
         _check(self.layers >= 1, "vision.layers", self.layers, "at least 1")
         _check(self.tokens >= 1, "vision.tokens", self.tokens, "at least 1")
         _check(0 <= self.patch_dropout < 1, "vision.patch_dropout", self.patch_dropout, "in [0, 1)")
+        std = self.position_std
+        _check(std is None or std > 0, "vision.position_std", std, "positive, or None")
 
     @property
     def patches(self) -> int:
@@ -118,12 +124,15 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig
     head: HeadConfig = field(default_factory=HeadConfig)
+    activation: Activation = "quick_gelu"
+    """Of the MLPs of both towers. gelu, the exact one, is that of many of open_clip's weights."""
     init_logit_scale: float = 1 / 0.07
     """Initial factor of the cosines; learned in log space."""
     init_logit_bias: float | None = None
     """Initial bias of the scores (sigmoid loss); None: no bias (InfoNCE)."""
 
     def __post_init__(self) -> None:
+        _check(self.activation in typing.get_args(Activation), "activation", self.activation, "quick_gelu or gelu")
         mixed = self.head.kind in MIXTURE_HEADS
         if mixed:
             _check(
@@ -174,8 +183,8 @@ class ObjectiveConfig:
     """How captions travel between ranks: all at once, or block by block around a ring (less memory)."""
     chunk: int = 1024
     """Captions scored at once; memory grows with images times chunk."""
-    split_gram: bool = False
-    """Keep the Gram matrix in two bf16 halves: accurate gradients also where heads cancel."""
+    split_gram: bool = True
+    """Keep the Gram matrix in two halves where products are of bf16: accurate gradients also where heads cancel."""
     accumulation: int = 1
     """Micro-batches of a step; the loss stays that of the whole batch."""
 
@@ -215,6 +224,11 @@ class DataConfig:
     """Images of a step, over all ranks."""
     captions_per_image: int = 1
     """Captions of an image in one step; the loss is the mean over them."""
+    synthetic_share: float = 0.0
+    """Probability that a drawn caption is one of the row's synthetic ones, where it has any (column
+    `synthetic_captions` of the shards)."""
+    weights: tuple[float, ...] | None = None
+    """Shares of several shards folders in every batch, in any unit; None: in proportion to their rows."""
     lanes: int = 1024
     """Streams (a power of two) that a batch draws from equally; world sizes that divide it see the same batches."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -223,6 +237,9 @@ class DataConfig:
     """Threads that decode, on each rank."""
     prefetch: int = 4
     """Batches held ready, on each rank."""
+    jpeg_device: Literal["cuda"] | None = None
+    """Decode, crop and resize JPEGs on the device that trains, by nvJPEG, whose pixels are not quite libjpeg's; None:
+    on the CPU, as other images always are."""
 
     def __post_init__(self) -> None:
         _check(self.lanes >= 1 and self.lanes & (self.lanes - 1) == 0, "data.lanes", self.lanes, "a power of two")
@@ -233,6 +250,9 @@ class DataConfig:
             f"a multiple of lanes {self.lanes}",
         )
         _check(self.captions_per_image >= 1, "data.captions_per_image", self.captions_per_image, "at least 1")
+        weights = self.weights
+        _check(weights is None or all(w > 0 for w in weights), "data.weights", weights, "positive numbers, or None")
+        _check(0 <= self.synthetic_share <= 1, "data.synthetic_share", self.synthetic_share, "in [0, 1]")
         _check(
             0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
             "data.crop_scale",
@@ -241,6 +261,7 @@ class DataConfig:
         )
         _check(self.threads >= 1, "data.threads", self.threads, "at least 1")
         _check(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
+        _check(self.jpeg_device in (None, "cuda"), "data.jpeg_device", self.jpeg_device, "cuda, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,12 +272,16 @@ class TrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    start_from: str | None = None
+    """File of a CLIP model with the same towers whose weights a run starts from; None: fresh weights."""
     steps: int = 390_624
     """Optimizer steps."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast of the towers; parameters, norms and losses stay in fp32."""
     compile: bool = False
     """Compile the towers with torch.compile."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state."""
     activation_checkpointing: bool = False
     """Recompute the activations of transformer blocks in the backward pass."""
     log_every: int = 10
@@ -267,14 +292,26 @@ class TrainingConfig:
     """Newest checkpoints kept."""
     evaluate_every: int | None = None
     """Steps between evaluations in training; None: none."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, which is then what is evaluated and exported; None: none."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """Where the loss or the gradient is not finite: stop before the update, or leave the batch out and count it."""
+    peak_flops: float | None = None
+    """FLOP/s that a device can do, for model FLOPs utilisation; None: what is known of it, if anything."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        _check(self.parallel in ("ddp", "fsdp"), "parallel", self.parallel, "ddp or fsdp")
         for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         every = self.evaluate_every
         _check(every is None or every >= 1, "evaluate_every", every, "at least 1, or None")
+        decay = self.ema_decay
+        _check(decay is None or 0 < decay < 1, "ema_decay", decay, "between 0 and 1, or None")
+        peak = self.peak_flops
+        _check(peak is None or peak > 0, "peak_flops", peak, "positive, or None")
+        _check(self.nonfinite in ("stop", "skip"), "nonfinite", self.nonfinite, "stop or skip")
         warmup, bias = self.optimizer.warmup_steps, self.model.init_logit_bias
         _check(warmup < self.steps, "optimizer.warmup_steps", warmup, f"below steps {self.steps}")
         if self.objective.loss == "sigmoid":
@@ -311,8 +348,9 @@ def _revive(hint: Any, value: Any, where: str) -> Any:
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if isinstance(hint, types.UnionType):
         members = [m for m in typing.get_args(hint) if dataclasses.is_dataclass(m)]
-        return from_dict(members[0], value, where) if members and isinstance(value, dict) else value  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        if members and isinstance(value, dict):
+            return from_dict(members[0], value, where)  # type: ignore[arg-type]
+    if isinstance(value, list) and tuple in [typing.get_origin(h) for h in (hint, *typing.get_args(hint))]:
         return tuple(value)
     return value
 

@@ -6,14 +6,17 @@ No code is ever run: a `.pt` or `.bin` file may hold tensors and plain container
 import math
 import pickle
 import re
+import warnings
 import zipfile
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from llip import storage, torchscript
+from llip import parts, storage, torchscript
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig, from_dict, to_dict
 from llip.model.build import ContrastiveModel
 from llip.recipes import SIGLIP_INIT_BIAS
@@ -57,23 +60,36 @@ RELEASE_NAMES = TOWER_NAMES | {
 NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """Numbers that OpenAI's files hold beside the weights, and the causal mask."""
 
+OTHER_ARCHITECTURES = {
+    "text_decoder.": "CoCa",
+    "visual.attn_pool.": "a vision transformer with attention pooling (CoCa, SigLIP)",
+    "visual.trunk.attn_pool.": "SigLIP with attention pooling (MAP)",
+    "visual.trunk.": "a model with an image tower of timm",
+    "visual.attnpool.": "CLIP with a ResNet",
+    "text.transformer.": "a model with a text tower of its own class",
+    "text_model.": "a model in the names of Hugging Face's transformers",
+}
+"""By how names of their parameters start."""
+
 VISION_HEAD_WIDTHS = {1280: 80, 1664: 104}
 """Width of an attention head where it is not 64, by the width of the tower: H/14 and bigG/14."""
 
 
 def save_model(model: ContrastiveModel, folder: str) -> None:
     """Write `model.safetensors` and `model.json`, its configuration, into a folder, local or remote."""
-    storage.write_bytes(storage.join(folder, WEIGHTS), _to_safetensors(model.state_dict()))
+    storage.write_bytes(storage.join(folder, WEIGHTS), parts.serialise(model.state_dict()))
     storage.write_json(storage.join(folder, CONFIG), to_dict(model.config))
 
 
 def load_model(folder: str) -> ContrastiveModel:
-    """The model that `save_model` wrote, on the CPU. Raises ValueError where the folder does not hold one."""
+    """The model that `save_model` or a training run wrote, on the CPU.
+
+    Raises ValueError where the folder does not hold one.
+    """
     config_file = storage.join(folder, CONFIG)
     if not storage.exists(config_file):
         raise ValueError(f"{config_file} does not exist: {folder} does not hold a model")
-    weights = storage.join(folder, WEIGHTS)
-    return _assemble(from_dict(ModelConfig, storage.read_json(config_file)), _read_state(weights), {}, weights)
+    return _assemble(from_dict(ModelConfig, storage.read_json(config_file)), parts.read(folder, "model"), {}, folder)
 
 
 def load_llip_release(
@@ -97,22 +113,37 @@ def load_llip_release(
     return _assemble(_config_of(state, head, vision_head_width, text_head_width, path), state, RELEASE_NAMES, path)
 
 
-def load_open_clip(path: str) -> ContrastiveModel:
-    """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer and QuickGELU, local or remote.
+def load_open_clip(path: str, *, quick_gelu: bool | None = None) -> ContrastiveModel:
+    """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer, local or remote.
 
-    Weights show neither their activation nor the number of heads: an `open_clip_config.json` beside them tells, and
-    without one they are taken to be QuickGELU's, as OpenAI's and MetaCLIP's are, with the head widths of the published
-    sizes. Raises ValueError for any other model, naming what does not fit.
+    Weights show neither their activation nor the number of heads: an `open_clip_config.json` beside them tells.
+    Without one, heads have the widths of the published sizes, and `quick_gelu` says which activation: that of OpenAI's
+    and MetaCLIP's weights, or the exact GELU of most that open_clip's authors trained. None takes QuickGELU and warns,
+    unless the file is one of OpenAI's. Raises ValueError for any other model, naming what does not fit.
     """
-    vision_head_width, text_head_width = _read_sidecar(path)
-    state = {name: tensor for name, tensor in _read_state(path).items() if not name.endswith(NO_PARAMETERS)}
+    state = _read_state(path)
+    by_openai = "input_resolution" in state
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(NO_PARAMETERS)}
+    sidecar = _read_sidecar(path)
+    if sidecar is not None and quick_gelu not in (None, sidecar.quick_gelu):
+        raise ValueError(f"quick_gelu={quick_gelu} contradicts the {OPEN_CLIP_CONFIG} beside {path}")
+    _refuse_other_architectures(state, path)
     _check_tokens(state, 1, "of one class token", path)
     if "visual.class_embedding" in state:
         state["visual.class_embedding"] = state["visual.class_embedding"][None]
     width = len(state.get("visual.conv1.weight", ()))
-    head_widths = vision_head_width or VISION_HEAD_WIDTHS.get(width, 64), text_head_width or 64
+    told = sidecar or _Sidecar(quick_gelu is not False, None, None)
+    head_widths = told.vision_head_width or VISION_HEAD_WIDTHS.get(width, 64), told.text_head_width or 64
     config = _config_of(state, HeadConfig(kind="class_token"), *head_widths, path)
-    return _assemble(config, state, CLIP_NAMES, path)
+    config = replace(config, activation="quick_gelu" if told.quick_gelu else "gelu")
+    model = _assemble(config, state, CLIP_NAMES, path)
+    if sidecar is None and quick_gelu is None and not by_openai:
+        warnings.warn(
+            f"{path} does not say its activation, and no {OPEN_CLIP_CONFIG} lies beside it: taken for QuickGELU, "
+            "as OpenAI's and MetaCLIP's weights are. Say quick_gelu=True, or quick_gelu=False for the exact GELU",
+            stacklevel=2,
+        )
+    return model
 
 
 def export_open_clip(model: ContrastiveModel, folder: str) -> None:
@@ -125,10 +156,10 @@ def export_open_clip(model: ContrastiveModel, folder: str) -> None:
         raise ValueError(f"open_clip has no {config.head.kind} head; only class_token models can be exported to it")
     state = {_their_name(name, CLIP_NAMES): tensor for name, tensor in model.state_dict().items()}
     state["visual.class_embedding"] = state["visual.class_embedding"][0]
-    storage.write_bytes(storage.join(folder, OPEN_CLIP_WEIGHTS), _to_safetensors(state))
+    storage.write_bytes(storage.join(folder, OPEN_CLIP_WEIGHTS), parts.serialise(state))
     model_cfg = {
         "embed_dim": config.embed_dim,
-        "quick_gelu": True,
+        "quick_gelu": config.activation == "quick_gelu",
         "init_logit_bias": config.init_logit_bias,
         "vision_cfg": {
             "image_size": config.vision.image_size,
@@ -150,26 +181,28 @@ def export_open_clip(model: ContrastiveModel, folder: str) -> None:
     storage.write_json(storage.join(folder, OPEN_CLIP_CONFIG), {"model_cfg": model_cfg, "preprocess_cfg": {}})
 
 
-def _to_safetensors(state: dict[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-
-
 def _mlp_ratio(tower: VisionConfig | TextConfig) -> float:
     """Half a unit above the ratio: open_clip truncates `width * ratio`, which rounding could bring below the width."""
     return ((tower.mlp_width or 4 * tower.width) + 0.5) / tower.width
 
 
-def _read_sidecar(path: str) -> tuple[int | None, int | None]:
-    """Widths of a head of both towers, from the `open_clip_config.json` beside a checkpoint; None where untold."""
+class _Sidecar(NamedTuple):
+    """What the `open_clip_config.json` beside a checkpoint tells of what shapes do not; None where untold."""
+
+    quick_gelu: bool
+    vision_head_width: int | None
+    text_head_width: int | None
+
+
+def _read_sidecar(path: str) -> _Sidecar | None:
     folder, slash, _ = path.rpartition("/")
-    sidecar = f"{folder}{slash}{OPEN_CLIP_CONFIG}"
-    if not storage.exists(sidecar):
-        return None, None
-    values = storage.read_json(sidecar)["model_cfg"]
-    if not values.get("quick_gelu", False):
-        raise ValueError(f"{path} is not a QuickGELU model, says {sidecar}; the towers here have no other activation")
+    file = f"{folder}{slash}{OPEN_CLIP_CONFIG}"
+    if not storage.exists(file):
+        return None
+    values = storage.read_json(file)["model_cfg"]
     vision, text = values["vision_cfg"], values["text_cfg"]
-    return vision.get("head_width"), text["width"] // text["heads"] if "heads" in text else None
+    text_head_width = text["width"] // text["heads"] if "heads" in text else None
+    return _Sidecar(values.get("quick_gelu", False), vision.get("head_width"), text_head_width)
 
 
 def _read_state(path: str) -> dict[str, Tensor]:
@@ -203,6 +236,12 @@ def _refusal(path: str, error: str) -> str:
     if found := re.search(r"GLOBAL (\S+)", error):
         return f"{path} holds a {found[1]} beside its tensors, and reading that could run code; save the tensors alone"
     return f"{path} cannot be read: {error.splitlines()[0]}"
+
+
+def _refuse_other_architectures(state: dict[str, Tensor], path: str) -> None:
+    for prefix, architecture in OTHER_ARCHITECTURES.items():
+        if found := [name for name in state if name.startswith(prefix)]:
+            raise ValueError(f"{path} holds {found[0]}: it is {architecture}, not CLIP with a class-token transformer")
 
 
 def _check_tokens(state: dict[str, Tensor], axes: int, expected: str, path: str) -> None:

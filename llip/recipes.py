@@ -21,6 +21,7 @@ from llip.config import (
 )
 
 SIGLIP_INIT_BIAS = -10.0
+"""About -log of the paper's batch: at first a pair is as likely a match as it is in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,9 @@ class Size:
     temperature: float = 5.0
     norm: bool = False
     learning_rate: float = 5e-4
+    logit_scale: float = 1 / 0.07
+    logit_bias: float = SIGLIP_INIT_BIAS
+    """Initial ones; the bias is that of the sigmoid losses."""
     activation_checkpointing: bool = False
 
 
@@ -48,10 +52,13 @@ def _base(patch_size: int) -> Size:
 SIZES: dict[str, Size] = {
     "tiny": Size(
         embed_dim=64,
-        vision=VisionConfig(image_size=48, patch_size=12, width=128, layers=4, head_width=32),
+        # positions as large as the embedded patches, which drown those of width^-½
+        vision=VisionConfig(image_size=48, patch_size=12, width=128, layers=4, head_width=32, position_std=0.7),
         text=TextConfig(context_length=32, width=128, heads=4, layers=1),
         mixture_heads=4,
         learning_rate=1e-3,
+        logit_scale=10.0,
+        logit_bias=-5.0,
     ),
     "b32": _base(32),
     "b16": _base(16),
@@ -92,7 +99,8 @@ def _training(size: str, model: ModelConfig) -> TrainingConfig:
             model=model,
             objective=objective,
             optimizer=replace(optimizer, warmup_steps=100),
-            data=DataConfig(batch_size=64, captions_per_image=4, lanes=8, threads=1),
+            # whole pictures: the corpus itself moves and scales what it draws
+            data=DataConfig(batch_size=64, captions_per_image=4, lanes=8, crop_scale=(1.0, 1.0), threads=1),
             steps=1200,
             precision="fp32",
             checkpoint_every=200,
@@ -110,7 +118,11 @@ def clip(size: str) -> TrainingConfig:
     """
     towers = SIZES[size]
     model = ModelConfig(
-        embed_dim=towers.embed_dim, vision=towers.vision, text=towers.text, head=HeadConfig(kind="class_token")
+        embed_dim=towers.embed_dim,
+        vision=towers.vision,
+        text=towers.text,
+        head=HeadConfig(kind="class_token"),
+        init_logit_scale=towers.logit_scale,
     )
     return _training(size, model)
 
@@ -121,7 +133,7 @@ def siglip(size: str) -> TrainingConfig:
     `python pipelines/pretrain.py --recipe siglip_b32 --pool s3://bucket/pool --workers 128`
     The paper's ImageNet zero-shot accuracy: B/32 67.3, B/16 72.3, L/14 79.4.
     """
-    model = replace(clip(size).model, init_logit_bias=SIGLIP_INIT_BIAS)
+    model = replace(clip(size).model, init_logit_bias=SIZES[size].logit_bias)
     return _training(size, model)
 
 
@@ -149,12 +161,18 @@ def mixture(kind: Head, size: str, tokens: int) -> TrainingConfig:
         vision=replace(towers.vision, tokens=1 if text_side else tokens),
         text=replace(towers.text, tokens=tokens if text_side else 1),
         head=HeadConfig(kind=kind, heads=towers.mixture_heads, temperature=towers.temperature, norm=towers.norm),
-        init_logit_bias=SIGLIP_INIT_BIAS,
+        init_logit_scale=towers.logit_scale,
+        init_logit_bias=towers.logit_bias,
     )
     return _training(size, model)
 
 
 ABLATIONS: tuple[Head, ...] = ("register", "mean", "learned_query", "image_query")
+
+
+def size_of(model: ModelConfig) -> str:
+    """The size of a recipe's model, whatever its head and its number of tokens."""
+    return next(name for name, size in SIZES.items() if replace(model.vision, tokens=1) == size.vision)
 
 
 def _register() -> dict[str, Callable[[], TrainingConfig]]:

@@ -52,6 +52,14 @@ def listing(uri: str, suffix: str = "") -> list[str]:
     return [p if is_local(uri) else fs.unstrip_protocol(p) for p in found]
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of the files at any depth under a folder, by path inside it, sorted; empty without the folder."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    found = fs.find(path, detail=True) if fs.exists(path) else {}
+    return {name.removeprefix(path).lstrip("/"): int(info["size"]) for name, info in sorted(found.items())}
+
+
 def remove(uri: str) -> None:
     """Remove a file or a whole folder; nothing happens where there is none."""
     fs, path = filesystem(uri)
@@ -112,4 +120,8 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(uri, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -132,13 +133,13 @@ def test_llip_release(tmp_path: Path, with_norm: bool, prefix: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def open_clip_model(**options: object) -> torch.nn.Module:
+def open_clip_model(*, quick_gelu: bool = True, **options: object) -> torch.nn.Module:
     torch.manual_seed(0)
     model = open_clip.CLIP(
         embed_dim=48,
         vision_cfg=open_clip.CLIPVisionCfg(image_size=32, patch_size=8, width=128, layers=3, head_width=64),
         text_cfg=open_clip.CLIPTextCfg(context_length=16, vocab_size=60, width=64, heads=1, layers=2),
-        quick_gelu=True,
+        quick_gelu=quick_gelu,
         **options,
     )
     for parameter in model.parameters():  # biases and norms too
@@ -163,6 +164,21 @@ def write_torchscript(state: dict[str, Tensor], path: Path) -> None:
     torch.jit.save(traced.half(), path)
 
 
+def assert_features_are_those_of(theirs: torch.nn.Module, ours: torch.nn.Module, tolerance: float) -> None:
+    pixels, ids = torch.randn(4, 3, 32, 32), torch.zeros(5, 16, dtype=torch.long)
+    for caption, length in enumerate((3, 16, 7, 2, 9)):
+        ids[caption, :length] = torch.randint(1, 59, (length,))
+        ids[caption, length - 1] = 59
+    with torch.no_grad():
+        images, texts = ours(pixels, ids)
+        expected = theirs.encode_image(pixels), theirs.encode_text(ids)
+        for feature, reference in zip((images.vector_BD, texts.vector_BD), expected, strict=True):
+            scale = reference.abs().max()
+            torch.testing.assert_close(feature / scale, reference / scale, rtol=0, atol=tolerance)
+        cosines = torch.nn.functional.normalize(expected[0]) @ torch.nn.functional.normalize(expected[1]).T
+        torch.testing.assert_close(ours.pair_scores(images, texts), cosines, rtol=0, atol=tolerance)
+
+
 @pytest.mark.filterwarnings("ignore")  # tracing is deprecated
 @pytest.mark.parametrize(
     ("name", "write", "bias", "tolerance"),
@@ -180,28 +196,50 @@ def test_features_are_those_of_open_clip(
     write(theirs.state_dict(), tmp_path / name)
     ours = interop.load_open_clip(str(tmp_path / name))
     assert (ours.logit_bias is None) == (bias is None)
-    pixels, ids = torch.randn(4, 3, 32, 32), torch.zeros(5, 16, dtype=torch.long)
-    for caption, length in enumerate((3, 16, 7, 2, 9)):
-        ids[caption, :length] = torch.randint(1, 59, (length,))
-        ids[caption, length - 1] = 59
-    with torch.no_grad():
-        images, texts = ours(pixels, ids)
-        expected = theirs.encode_image(pixels), theirs.encode_text(ids)
-        for feature, reference in zip((images.vector_BD, texts.vector_BD), expected, strict=True):
-            scale = reference.abs().max()
-            torch.testing.assert_close(feature / scale, reference / scale, rtol=0, atol=tolerance)
-        cosines = torch.nn.functional.normalize(expected[0]) @ torch.nn.functional.normalize(expected[1]).T
-        torch.testing.assert_close(ours.pair_scores(images, texts), cosines, rtol=0, atol=tolerance)
+    assert_features_are_those_of(theirs, ours, tolerance)
 
 
-@pytest.mark.parametrize("bias", [None, -10.0])
-def test_open_clip_reads_what_is_exported_to_it(tmp_path: Path, bias: float | None) -> None:
+def write_config(folder: Path, **values: object) -> None:
+    towers = {"vision_cfg": {"width": 128, "head_width": 64}, "text_cfg": {"width": 64, "heads": 1}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers | values}))
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+def test_either_activation_is_read(tmp_path: Path, beside: bool, quick_gelu: bool) -> None:
+    """As the configuration beside the file says (exact where it says nothing, as in open_clip), or the option."""
+    theirs, path = open_clip_model(quick_gelu=quick_gelu), str(tmp_path / "open_clip_model.safetensors")
+    safetensors.torch.save_file(theirs.state_dict(), path)
+    if beside:
+        write_config(tmp_path, **({"quick_gelu": True} if quick_gelu else {}))
+        ours = interop.load_open_clip(path)
+        with pytest.raises(ValueError, match=f"quick_gelu={not quick_gelu} contradicts the open_clip_config"):
+            interop.load_open_clip(path, quick_gelu=not quick_gelu)
+    else:
+        ours = interop.load_open_clip(path, quick_gelu=quick_gelu)
+    assert_features_are_those_of(theirs, ours, 1e-5)
+
+
+def test_an_activation_that_nothing_tells_is_taken_for_quickgelu_with_a_warning(tmp_path: Path) -> None:
+    state, path = open_clip_model().state_dict(), tmp_path / "metaclip.pt"
+    write_pt(state, path)
+    with pytest.warns(UserWarning, match=r"metaclip\.pt does not say its activation.* quick_gelu=False"):
+        assert interop.load_open_clip(str(path)).config.activation == "quick_gelu"
+    write_bin(state, tmp_path / "openai.bin")  # OpenAI's own files have marks of their own, and only QuickGELU
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert interop.load_open_clip(str(tmp_path / "openai.bin")).config.activation == "quick_gelu"
+
+
+@pytest.mark.parametrize(("bias", "activation"), [(None, "quick_gelu"), (-10.0, "gelu")])
+def test_open_clip_reads_what_is_exported_to_it(tmp_path: Path, bias: float | None, activation: str) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
         embed_dim=32,
         vision=VisionConfig(image_size=32, patch_size=8, width=64, layers=2, head_width=32, mlp_width=200),
         text=TextConfig(context_length=16, vocabulary=60, width=64, heads=2, layers=2),
         head=HeadConfig(kind="class_token"),
+        activation=activation,
         init_logit_bias=bias,
     )
     ours = create_model(config)
@@ -266,8 +304,8 @@ class TestRefusals:
         ):
             for name in plain.namelist():
                 content = plain.read(name)
-                evil.writestr(name, pickle.dumps(print) if name.endswith("data.pkl") else content)
-        with pytest.raises(ValueError, match=r"evil\.pt holds a builtins\.print .* could run code"):
+                evil.writestr(name, pickle.dumps(eval) if name.endswith("data.pkl") else content)
+        with pytest.raises(ValueError, match=r"evil\.pt holds a builtins\.eval .* could run code"):
             interop.load_open_clip(str(tmp_path / "evil.pt"))
         with pytest.raises(
             ValueError, match=r"plain\.pt is not CLIP .* it has no visual\.class_embedding, but bias, weight"
@@ -285,19 +323,26 @@ class TestRefusals:
             (tmp_path / "model.json").write_text("{}")
             interop.load_open_clip(str(tmp_path / "model.json"))
 
-    def test_a_convolutional_tower(self, tmp_path: Path) -> None:
-        state = {"visual.layer1.0.conv1.weight": torch.zeros(1), "text_projection": torch.zeros(2, 2)}
-        safetensors.torch.save_file(state, tmp_path / "rn50.safetensors")
-        with pytest.raises(ValueError, match=r"it has no visual\.class_embedding, but text_projection, visual\.layer1"):
-            interop.load_open_clip(str(tmp_path / "rn50.safetensors"))
+    @pytest.mark.parametrize(
+        ("name", "architecture"),
+        [
+            ("visual.attnpool.positional_embedding", "CLIP with a ResNet"),
+            ("text_decoder.ln_final.weight", "CoCa"),
+            ("visual.trunk.attn_pool.latent", r"SigLIP with attention pooling \(MAP\)"),
+            ("text_model.embeddings.position_ids", "a model in the names of Hugging Face's"),
+        ],
+    )
+    def test_another_architecture_by_name(self, tmp_path: Path, name: str, architecture: str) -> None:
+        state = open_clip_model().state_dict() | {name: torch.zeros(2)}
+        safetensors.torch.save_file(state, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=rf"holds {name}: it is {architecture}"):
+            interop.load_open_clip(str(tmp_path / "other.safetensors"))
 
     def test_parameters_that_no_clip_has(self, tmp_path: Path) -> None:
-        state = open_clip_model().state_dict() | {"text_decoder.ln_final.weight": torch.zeros(2)}
-        safetensors.torch.save_file(state, tmp_path / "coca.safetensors")
-        with pytest.raises(
-            ValueError, match=r"holds text_decoder\.ln_final\.weight, which a class_token model does not"
-        ):
-            interop.load_open_clip(str(tmp_path / "coca.safetensors"))
+        state = open_clip_model().state_dict() | {"visual.extra": torch.zeros(2)}
+        safetensors.torch.save_file(state, tmp_path / "extra.safetensors")
+        with pytest.raises(ValueError, match=r"holds visual\.extra, which a class_token model does not"):
+            interop.load_open_clip(str(tmp_path / "extra.safetensors"))
 
     def test_clip_is_not_llip_and_llip_is_not_clip(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "clip.safetensors")
@@ -307,13 +352,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"visual\.class_embedding has shape \[3, 32\].*class token"):
             interop.load_open_clip(str(tmp_path / "llip.safetensors"))
 
-    def test_another_activation(self, tmp_path: Path) -> None:
-        safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "open_clip_model.safetensors")
-        config = tmp_path / "open_clip_config.json"
-        towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 4}}
-        config.write_text(json.dumps({"model_cfg": towers}))
-        with pytest.raises(ValueError, match=r"not a QuickGELU model, says .*open_clip_config\.json"):
-            interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors"))
-        config.write_text(json.dumps({"model_cfg": towers | {"quick_gelu": True}}))
-        loaded = interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config
-        assert (loaded.vision.head_width, loaded.text.heads) == (32, 4)
+
+def test_heads_are_those_of_the_configuration_beside_the_file(tmp_path: Path) -> None:
+    safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "open_clip_model.safetensors")
+    towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 4}}
+    write_config(tmp_path, **towers)
+    loaded = interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config
+    assert (loaded.vision.head_width, loaded.text.heads) == (32, 4)

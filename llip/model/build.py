@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llip.config import ModelConfig, TrainingConfig
 from llip.model import scoring
-from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
+from llip.model.features import ImageFeatures, Message, Mixture, Pooled, Query, TextFeatures
 from llip.model.mixing import Head, mix
 from llip.model.packing import pack
 from llip.model.text import TextTransformer
@@ -27,8 +27,8 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.config = config
         kept = 1 if config.head.kind in ("class_token", "register", "image_query") else config.mixture_tokens
-        self.vision = VisionTransformer(config.vision, kept)
-        self.text = TextTransformer(config.text)
+        self.vision = VisionTransformer(config.vision, kept, config.activation)
+        self.text = TextTransformer(config.text, config.activation)
         self.head = Head(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
         """Logarithm of the factor of the cosines, a scalar."""
@@ -56,7 +56,14 @@ class ContrastiveModel(nn.Module):
         texts = self.encode_text(token_ids_TL)  # first, so that packing waits for nothing of this step
         return self.encode_image(pixels_BCHW), texts
 
-    def pair_scores(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
+    def prepare_texts(self, texts: TextFeatures) -> Message | Mixture:
+        """Captions that many batches of images will be scored with: what depends on them alone is done once.
+
+        For inference: these are of the precision of products. Tokens on the text side need nothing done.
+        """
+        return texts if isinstance(texts, Mixture) else scoring.message(texts, out_proj_DD=self.head.out_proj)
+
+    def pair_scores(self, images: ImageFeatures, texts: TextFeatures | Message) -> Tensor:
         """Cosine of every image with every caption, [B, T] in [-1, 1], before scale and bias."""
         return scoring.pair_scores(
             images, texts, out_proj_DD=self.head.out_proj, temperature=self.config.head.temperature

@@ -36,9 +36,16 @@ class Query(NamedTuple):
     target_BD: Tensor
 
 
+class Message(NamedTuple):
+    """A Pooled or a Query with done once what every score with it needs (`scoring.message`)."""
+
+    vector_BW: Tensor
+    """The unit vector (W = D), or the query and the target as values see it, `W_O t̂` (W = 2D)."""
+
+
 ImageFeatures = Pooled | Mixture | Query
 TextFeatures = Pooled | Mixture | Query
-Features = TypeVar("Features", bound=Pooled | Mixture | Query)
+Features = TypeVar("Features", bound=Pooled | Mixture | Query | Message)
 
 
 def batch_slice(features: Features, rows: slice) -> Features:

@@ -4,6 +4,8 @@ Axes: B samples · K tokens · W width of the tower · D compared width · M hea
 Matrices multiply from the right (`state @ matrix`) and have no bias.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -100,6 +102,13 @@ def mix(mixture: Mixture, query_TME: Tensor, temperature: float) -> Tensor:
     """Every mixture seen with every query, literally (Llip, eq. 2 and 3): [B, T, D] before the output projection."""
     logit_BTMK = torch.einsum("tme,bmke->btmk", query_TME, mixture.key_BMKE) / temperature
     return torch.einsum("btmk,bmke->btme", logit_BTMK.softmax(dim=-1), mixture.value_BMKE).flatten(2)
+
+
+def mixing_entropy(mixture: Mixture, query_TME: Tensor, temperature: float) -> Tensor:
+    """Entropy of the mixing weights of every pair and head, over its maximum ln K; the mean, a scalar in [0, 1]."""
+    logit_BTMK = torch.einsum("tme,bmke->btmk", query_TME.float(), mixture.key_BMKE.float()) / temperature
+    log_BTMK = logit_BTMK.log_softmax(dim=-1)
+    return -(log_BTMK.exp() * log_BTMK).sum(dim=-1).mean() / math.log(logit_BTMK.shape[-1])
 
 
 class Head(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llip.config import TextConfig
+from llip.config import Activation, TextConfig
 from llip.model.transformer import Transformer, initialise_by_depth
 
 
@@ -20,14 +20,14 @@ class TextTransformer(nn.Module):
     position embedding.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, activation: Activation = "quick_gelu") -> None:
         super().__init__()
         self.config = config
         self.latent_count = config.tokens if config.tokens > 1 else 0
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(torch.empty(config.context_length, config.width))
         self.latents = nn.Parameter(torch.empty(self.latent_count, config.width)) if self.latent_count else None
-        self.transformer = Transformer(config.width, config.layers, config.heads, config.mlp_width)
+        self.transformer = Transformer(config.width, config.layers, config.heads, config.mlp_width, activation)
         self.norm_after = nn.LayerNorm(config.width)
         self._initialise()
 

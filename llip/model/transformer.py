@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llip.config import Activation
+from llip.model.mlp import MLPS
+
 Kept = int | Tensor
 """Positions that something is computed for: the first ones of every row, or [B, Q] positions."""
 
@@ -19,11 +22,6 @@ def select(x_BNX: Tensor, kept: Kept) -> Tensor:
     if isinstance(kept, int):
         return x_BNX[:, :kept]
     return x_BNX.gather(1, kept[:, :, None].expand(-1, -1, x_BNX.shape[2]))
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x · sigmoid(1.702 x), as a scaled SiLU: one fused kernel that keeps one activation for the backward pass."""
-    return F.silu(1.702 * x) * (1 / 1.702)
 
 
 class Attention(nn.Module):
@@ -52,13 +50,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One residual block: attention, then an MLP, each behind its own LayerNorm."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_up = nn.Linear(width, mlp_width)
         self.mlp_down = nn.Linear(mlp_width, width)
+        self.mlp = MLPS[activation]
 
     def forward(self, x_BNW: Tensor, mask_BNN: Tensor | None, kept: Kept | None = None) -> Tensor:
         """[B, N, W] -> [B, N, W], or [B, Q, W] at the kept positions only."""
@@ -67,7 +66,7 @@ class Block(nn.Module):
             kept_BQW, x_BQW = select(normed_BNW, kept), select(x_BNW, kept)
             mask_BNN = None if mask_BNN is None else select(mask_BNN, kept)
         x_BQW = x_BQW + self.attention(normed_BNW, kept_BQW, mask_BNN)
-        return x_BQW + self.mlp_down(quick_gelu(self.mlp_up(self.mlp_norm(x_BQW))))
+        return x_BQW + self.mlp(self.mlp_norm(x_BQW), self.mlp_up, self.mlp_down)
 
 
 class Transformer(nn.Module):
@@ -76,10 +75,12 @@ class Transformer(nn.Module):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_width: int | None) -> None:
+    def __init__(
+        self, width: int, layers: int, heads: int, mlp_width: int | None, activation: Activation = "quick_gelu"
+    ) -> None:
         super().__init__()
         self.width = width
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_width or 4 * width) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_width or 4 * width, activation) for _ in range(layers))
 
     def forward(self, x_BNW: Tensor, kept: Kept, mask_BNN: Tensor | None = None) -> Tensor:
         """Final states of the kept positions, [B, Q, W]. In the mask, True: the first position sees the second."""

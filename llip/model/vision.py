@@ -6,14 +6,14 @@ Axes: B images · C colours · H, W of pixels · P patches · K tokens · N = K 
 import torch
 from torch import Tensor, nn
 
-from llip.config import VisionConfig
+from llip.config import Activation, VisionConfig
 from llip.model.transformer import Transformer, initialise_uniformly
 
 
 class VisionTransformer(nn.Module):
     """Pixels in, the final states of the kept positions out."""
 
-    def __init__(self, config: VisionConfig, kept: int) -> None:
+    def __init__(self, config: VisionConfig, kept: int, activation: Activation = "quick_gelu") -> None:
         """`kept` positions are returned: 1 for the first token, K for the tokens, K + P for tokens and patches."""
         super().__init__()
         self.config = config
@@ -22,10 +22,11 @@ class VisionTransformer(nn.Module):
         self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
         self.position = nn.Parameter(torch.empty(config.tokens + config.patches, config.width))
         self.norm_before = nn.LayerNorm(config.width)
-        self.transformer = Transformer(config.width, config.layers, config.width // config.head_width, config.mlp_width)
+        heads = config.width // config.head_width
+        self.transformer = Transformer(config.width, config.layers, heads, config.mlp_width, activation)
         self.norm_after = nn.LayerNorm(config.width)
         nn.init.normal_(self.tokens, std=config.width**-0.5)
-        nn.init.normal_(self.position, std=config.width**-0.5)
+        nn.init.normal_(self.position, std=config.position_std or config.width**-0.5)
         initialise_uniformly(self.transformer)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:

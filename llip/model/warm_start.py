@@ -52,8 +52,18 @@ def _refuse_other_towers(config: ModelConfig, clip: ModelConfig) -> None:
     context = min(config.text.context_length, clip.text.context_length)
     text = replace(clip.text, tokens=config.text.tokens, context_length=context)
     lines = differences(
-        {"embed_dim": clip.embed_dim, "vision": asdict(vision), "text": asdict(text)},
-        {"embed_dim": config.embed_dim, "vision": asdict(config.vision), "text": asdict(config.text)},
+        {
+            "embed_dim": clip.embed_dim,
+            "activation": clip.activation,
+            "vision": asdict(vision),
+            "text": asdict(text),
+        },
+        {
+            "embed_dim": config.embed_dim,
+            "activation": config.activation,
+            "vision": asdict(config.vision),
+            "text": asdict(config.text),
+        },
     )
     if lines:
         raise ValueError(f"the CLIP model's towers are not those of the new model (CLIP → new): {'; '.join(lines)}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from llip.config import ObjectiveConfig
 from llip.model.features import Features, concatenate
@@ -48,8 +49,10 @@ def backward(
     loss = partial(loss_of_features, config=config, captions_per_image=captions_per_image, group=group)
     if len(parts) == 1:
         images, texts = forward(*parts[0])
-        output = loss(images, texts, parameters)
-        output.loss.backward()
+        with record_function("loss"):
+            output = loss(images, texts, parameters)
+        with record_function("backward"):
+            output.loss.backward()
         return LossOutput(output.loss.detach(), output.guard_hits)
 
     states, leaves = [], []
@@ -60,12 +63,13 @@ def backward(
     learned = {name: getattr(parameters, name) for name in LEARNED}
     learned = {name: tensor for name, tensor in learned.items() if tensor is not None and tensor.requires_grad}
     own = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
-    output = loss(
-        concatenate([images for images, _ in leaves]),
-        concatenate_captions([texts for _, texts in leaves], captions_per_image),
-        parameters._replace(**own),
-    )
-    output.loss.backward()
+    with record_function("loss"):
+        output = loss(
+            concatenate([images for images, _ in leaves]),
+            concatenate_captions([texts for _, texts in leaves], captions_per_image),
+            parameters._replace(**own),
+        )
+        output.loss.backward()
 
     last = len(parts) - 1
     for index, part in enumerate(parts):
@@ -76,7 +80,8 @@ def backward(
             if index == last:
                 outputs += learned.values()
                 gradients += [tensor.grad for tensor in own.values()]
-            _backward(outputs, gradients)
+            with record_function("backward"):
+                _backward(outputs, gradients)
     return LossOutput(output.loss.detach(), output.guard_hits)
 
 

@@ -8,10 +8,13 @@ Axes: R ranks · C captions of an image · N columns of a block · W width of a 
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from llip.objective.waiting import waiting
 
 Combination = Literal["sum", "logsumexp"]
 
@@ -32,7 +35,8 @@ class Exchange:
     """Shows the columns of all ranks to each rank, all at once (`gather`) or one rank's after another (`ring`).
 
     Columns are [C, B, W] on each of R ranks. Gathering moves them once and holds R·C·B of them; around the ring they
-    move R - 1 times, while a rank computes, and 2·C·B are held. Every rank has to make the same calls.
+    move R - 1 times, while a rank computes, and 2·C·B are held. Every rank has to make the same calls with as many
+    columns: ValueError where it does not the first time that a group is used.
     """
 
     def __init__(self, message_CBW: Tensor, kind: Literal["gather", "ring"], group: dist.ProcessGroup | None) -> None:
@@ -41,6 +45,9 @@ class Exchange:
         self._size = 1 if group is None else dist.get_world_size(group)
         self._rank = 0 if group is None else dist.get_rank(group)
         self._kind = kind
+        if group is not None and self._size > 1 and group not in _checked:
+            _refuse_unequal(self._message_CBW, group)
+            _checked.add(group)
         self._gathered_CNW = self._gather(self._message_CBW) if self._size > 1 and kind == "gather" else None
 
     def visit(self, see: See, *, combine: Combination, attached_CBA: Tensor | None = None) -> Tensor:
@@ -62,20 +69,23 @@ class Exchange:
         if combine == "sum":
             return self._sum_home(found_CNA)
         largest_CNA = found_CNA.clone()
-        dist.all_reduce(largest_CNA, op=dist.ReduceOp.MAX, group=self._group)
+        with waiting.on(largest_CNA.device):
+            dist.all_reduce(largest_CNA, op=dist.ReduceOp.MAX, group=self._group)
         total_CBA = self._sum_home((found_CNA - largest_CNA).exp_())
         batch = total_CBA.shape[1]
         return largest_CNA[:, self._rank * batch : (self._rank + 1) * batch] + total_CBA.log_()
 
     def _gather(self, local_CBA: Tensor) -> Tensor:
         gathered = local_CBA.new_empty(self._size * len(local_CBA), *local_CBA.shape[1:])
-        dist.all_gather_single(gathered, local_CBA.contiguous(), group=self._group)
+        with waiting.on(gathered.device):
+            dist.all_gather_single(gathered, local_CBA.contiguous(), group=self._group)
         return gathered.unflatten(0, (self._size, -1)).transpose(0, 1).flatten(1, 2)
 
     def _sum_home(self, found_CNA: Tensor) -> Tensor:
         by_rank = found_CNA.unflatten(1, (self._size, -1)).transpose(0, 1).contiguous()
         home_CBA = torch.empty_like(by_rank[0])
-        dist.reduce_scatter_single(home_CBA, by_rank.flatten(0, 1), group=self._group)
+        with waiting.on(home_CBA.device):
+            dist.reduce_scatter_single(home_CBA, by_rank.flatten(0, 1), group=self._group)
         return home_CBA
 
     def _visit_ring(self, see: See, combine: Combination, attached_CBA: Tensor | None) -> Tensor:
@@ -102,6 +112,23 @@ class Exchange:
         return _Hop(tensors, (self._rank + 1) % self._size, (self._rank - 1) % self._size, self._group)
 
 
+_checked: WeakSet[dist.ProcessGroup] = WeakSet()
+"""Groups whose ranks were found to have as many columns: asking costs a message and waits for its answer."""
+
+
+def _refuse_unequal(message_CBW: Tensor, group: dist.ProcessGroup) -> None:
+    columns = message_CBW.shape[0] * message_CBW.shape[1]
+    extremes = torch.tensor([columns, -columns], device=message_CBW.device)
+    with waiting.on(extremes.device):
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+    largest, smallest = extremes.tolist()
+    if largest != -smallest:
+        raise ValueError(
+            f"this rank has {columns} columns in its batch, and ranks have from {-smallest} to {largest}: "
+            "the loss over several ranks needs batches of one size"
+        )
+
+
 class _Hop:
     """Tensors on their way to the next rank, and those of the previous rank on their way here."""
 
@@ -113,6 +140,7 @@ class _Hop:
         self._work = dist.batch_isend_irecv(sends + receives)
 
     def arrived(self) -> list[Tensor]:
-        for work in self._work:
-            work.wait()
+        with waiting.on(self._received[0].device):
+            for work in self._work:
+                work.wait()
         return self._received

@@ -7,6 +7,7 @@ Axes: I rows of a tile · J columns of a tile · B images of a rank · C caption
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from llip.config import ObjectiveConfig
 from llip.model import scoring
 from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.objective.exchange import Block
-from llip.objective.pair_scores import Layout, Loss, Outcome, Pairs, loss_over_pairs
+from llip.objective.pair_scores import Layout, Loss, Outcome, Pairs, Tile, loss_over_pairs
 
 
 class LossOutput(NamedTuple):
@@ -95,6 +96,7 @@ def loss_of_features(
         out_proj_DD=parameters.out_proj_DD,
         temperature=parameters.temperature,
         total=len(columns[0]) * (1 if group is None else dist.get_world_size(group)),
+        gradients=True,
         split_gram=config.split_gram,
     )
     captions = (captions_per_image, 1) if swapped else (1, captions_per_image)
@@ -104,44 +106,44 @@ def loss_of_features(
     return LossOutput(*loss_over_pairs(LOSSES[config.loss], prepared, layout, scale, bias))
 
 
-class _Sums:
-    """Sums over all pairs, in fp64: there are billions of them."""
+class _Gradients:
+    """What the pairs add up to: gradients tile by tile, and sums in fp64, as there are billions of terms."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.loss, self.scale, self.bias = torch.zeros(3, dtype=torch.float64, device=like.device).unbind()
+    def __init__(self, pairs: Pairs, scale: Tensor) -> None:
+        self._pairs, self._scale = pairs, scale
+        self._tiles = pairs.tiles(gradients=True)
+        self.loss, self._scale_gradient, self._bias_gradient = scale.new_zeros(3, dtype=torch.float64).unbind()
 
-    def add_slopes(self, slope_IJ: Tensor, score_IJ: Tensor) -> None:
-        """Gradients of scale and bias, given those of the logits."""
-        self.scale += (slope_IJ * score_IJ).sum(dtype=torch.float64)
-        self.bias += slope_IJ.sum(dtype=torch.float64)
+    def of_block(self, block: Block, slope: Callable[[Tile], Tensor]) -> Tensor:
+        """Add a block's pairs, given the gradient of the logits of a tile; returns that of the columns."""
+        gradient_CNW = torch.zeros_like(block.message_CNW, dtype=self._pairs.dtype)
+        for tile in self._pairs.scored(self._tiles, block):
+            slope_IJ = slope(tile)
+            self._scale_gradient += (slope_IJ * tile.score_IJ).sum(dtype=torch.float64)
+            self._bias_gradient += slope_IJ.sum(dtype=torch.float64)
+            self._tiles.backward(slope_IJ * self._scale, gradient_CNW[tile.column_caption, tile.columns])
+        return gradient_CNW
+
+    def outcome(self, weight: float, message_CBW: Tensor) -> Outcome:
+        sums = (self.loss * weight, self._scale_gradient, self._bias_gradient)
+        loss, scale, bias = (total.to(self._scale.dtype) for total in sums)
+        return Outcome(loss, scale, bias, message_CBW, self._tiles.gradients, self._tiles.held)
 
 
 def sigmoid(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
     """`-(1/B) Σ_ij log σ(y_ij x_ij)`, y = +1 for a row's own column, else -1 (Zhai et al. 2023; Llip, section 3.1)."""
     weight = 1 / (pairs.batch * math.prod(pairs.captions))
-    tiles, sums = pairs.tiles(gradients=True), _Sums(scale)
+    sums = _Gradients(pairs, scale)
 
-    def see(block: Block) -> Tensor:
-        gradient_CNW = torch.zeros_like(block.message_CNW, dtype=pairs.dtype)
-        for tile in pairs.scored(tiles, block):
-            flipped_IJ = tile.score_IJ * scale + bias  # -y x: the loss is softplus of it
-            flipped_IJ.diagonal(tile.diagonal).neg_()
-            sums.loss -= F.logsigmoid(-flipped_IJ).sum(dtype=torch.float64)
-            slope_IJ = flipped_IJ.sigmoid_().mul_(weight)
-            slope_IJ.diagonal(tile.diagonal).neg_()
-            sums.add_slopes(slope_IJ, tile.score_IJ)
-            tiles.backward(slope_IJ * scale, gradient_CNW[tile.column_caption, tile.columns])
-        return gradient_CNW
+    def slope(tile: Tile) -> Tensor:
+        flipped_IJ = tile.score_IJ * scale + bias  # -y x: the loss is softplus of it
+        flipped_IJ.diagonal(tile.diagonal).neg_()
+        sums.loss -= F.logsigmoid(-flipped_IJ).sum(dtype=torch.float64)
+        slope_IJ = flipped_IJ.sigmoid_().mul_(weight)
+        slope_IJ.diagonal(tile.diagonal).neg_()
+        return slope_IJ
 
-    message_CBW = pairs.exchange.visit(see, combine="sum")
-    return Outcome(
-        (sums.loss * weight).to(scale.dtype),
-        sums.scale.to(scale.dtype),
-        sums.bias.to(bias.dtype),
-        message_CBW,
-        tiles.gradients,
-        tiles.held,
-    )
+    return sums.outcome(weight, pairs.exchange.visit(lambda block: sums.of_block(block, slope), combine="sum"))
 
 
 def softmax(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
@@ -151,7 +153,7 @@ def softmax(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
     """
     row_captions, column_captions = pairs.captions
     weight = 1 / (2 * pairs.batch * row_captions * column_captions)
-    sums = _Sums(scale)
+    sums = _Gradients(pairs, scale)
     row_CR = torch.full((column_captions, pairs.rows), -math.inf, dtype=pairs.dtype, device=scale.device)
     tiles = pairs.tiles(gradients=False)
 
@@ -170,31 +172,22 @@ def softmax(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
 
     column_CBC = pairs.exchange.visit(normalisers, combine="logsumexp")
     sums.loss += row_CR.sum(dtype=torch.float64) + column_CBC.sum(dtype=torch.float64)
-    held, tiles = tiles.held, pairs.tiles(gradients=True)
 
     def gradients(block: Block) -> Tensor:
         assert block.attached_CNA is not None
-        gradient_CNW = torch.zeros_like(block.message_CNW, dtype=pairs.dtype)
-        for tile in pairs.scored(tiles, block):
+        normaliser_CNC = block.attached_CNA
+
+        def slope(tile: Tile) -> Tensor:
             logit_IJ = tile.score_IJ * scale + bias
             row_I = row_CR[tile.column_caption, tile.rows]
-            column_J = block.attached_CNA[tile.column_caption, tile.columns, tile.row_caption]
+            column_J = normaliser_CNC[tile.column_caption, tile.columns, tile.row_caption]
             slope_IJ = (logit_IJ - row_I[:, None]).exp_() + (logit_IJ - column_J).exp_()
             slope_IJ.diagonal(tile.diagonal).sub_(2)
-            slope_IJ *= weight
-            sums.add_slopes(slope_IJ, tile.score_IJ)
-            tiles.backward(slope_IJ * scale, gradient_CNW[tile.column_caption, tile.columns])
-        return gradient_CNW
+            return slope_IJ.mul_(weight)
 
-    message_CBW = pairs.exchange.visit(gradients, combine="sum", attached_CBA=column_CBC)
-    return Outcome(
-        (sums.loss * weight).to(scale.dtype),
-        sums.scale.to(scale.dtype),
-        sums.bias.to(bias.dtype),
-        message_CBW,
-        tiles.gradients,
-        held,
-    )
+        return sums.of_block(block, slope)
+
+    return sums.outcome(weight, pairs.exchange.visit(gradients, combine="sum", attached_CBA=column_CBC))
 
 
 LOSSES: dict[str, Loss] = {"sigmoid": sigmoid, "softmax": softmax}

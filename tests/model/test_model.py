@@ -1,5 +1,6 @@
 """Every kind of model against the paper's formulae, written out sample by sample, in float64."""
 
+import math
 from dataclasses import replace
 
 import plain_model
@@ -87,6 +88,7 @@ def test_pair_scores_are_the_cosines_of_the_contextual_features(name: str) -> No
     scores_BT = model.pair_scores(images, texts)
     assert scores_BT.shape == (3, 5)
     torch.testing.assert_close(scores_BT[1, 2], feature_BTD[1, 2] @ F.normalize(target_D, dim=0), rtol=0, atol=1e-12)
+    assert torch.equal(model.pair_scores(images, model.prepare_texts(texts)), scores_BT)
 
 
 def test_feature_types_follow_the_head() -> None:
@@ -111,7 +113,7 @@ def test_initial_values_follow_the_paper() -> None:
     width, text_width, dim = recipe.model.vision.width, recipe.model.text.width, recipe.model.embed_dim
     expected = {
         "vision.tokens": width**-0.5,
-        "vision.position": width**-0.5,
+        "vision.position": recipe.model.vision.position_std or width**-0.5,
         "head.image.key_proj": width**-0.5,
         "head.image.value_proj": width**-0.5,
         "head.text.query_proj": text_width**-0.5,
@@ -125,8 +127,8 @@ def test_initial_values_follow_the_paper() -> None:
     parameters = dict(model.named_parameters())
     for name, std in expected.items():
         assert parameters[name].std().item() == pytest.approx(std, rel=0.06), name
-    assert model.logit_scale.item() == pytest.approx(2.6592600369)
-    assert model.logit_bias.item() == -10.0
+    assert model.logit_scale.item() == pytest.approx(math.log(recipe.model.init_logit_scale))
+    assert model.logit_bias.item() == recipe.model.init_logit_bias
 
 
 def test_clip_has_no_bias_and_its_scale_is_clamped() -> None:

@@ -7,7 +7,9 @@ import torch
 
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
 from llip.model.build import ContrastiveModel, create_model
+from llip.model.mlp import quick_gelu_mlp
 from llip.model.packing import pack
+from llip.model.transformer import Block
 from llip.model.vision import VisionTransformer
 
 END = 30
@@ -131,3 +133,19 @@ def test_autocast_keeps_the_residual_stream_in_float32() -> None:
     assert seen == [torch.float32] * 4
     assert images.key_BMKE.dtype == texts.target_BD.dtype == torch.bfloat16
     torch.testing.assert_close(model.pair_scores(images, texts).float(), model.pair_scores(*exact), rtol=0, atol=0.05)
+
+
+def test_the_constants_of_quickgelu_are_where_the_literal_form_has_them() -> None:
+    """x · sigmoid(1.702 x) between two layers, in double precision, with every gradient."""
+    torch.manual_seed(0)
+    block, x_BNW = Block(8, 2, 24, "quick_gelu").double(), torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    hidden = block.mlp_up(x_BNW)
+    literal = block.mlp_down(hidden * torch.sigmoid(1.702 * hidden))
+    weights = (x_BNW, *block.mlp_up.parameters(), *block.mlp_down.parameters())
+    gradient = torch.randn_like(literal)
+    ours = quick_gelu_mlp(x_BNW, block.mlp_up, block.mlp_down)
+    torch.testing.assert_close(ours, literal, rtol=1e-12, atol=1e-14)
+    for a, b in zip(
+        torch.autograd.grad(ours, weights, gradient), torch.autograd.grad(literal, weights, gradient), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

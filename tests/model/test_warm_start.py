@@ -79,6 +79,8 @@ def test_other_towers_are_refused_by_field() -> None:
     wider = replace(CLIP, vision=replace(CLIP.vision, width=160), text=replace(CLIP.text, context_length=40))
     with pytest.raises(ValueError, match=r"text\.context_length: 32 → 40; vision\.width: 128 → 160"):
         start_from_clip(create_model(wider), create_model(CLIP))
+    with pytest.raises(ValueError, match="activation: 'gelu' → 'quick_gelu'"):
+        start_from_clip(create_model(CLIP), create_model(replace(CLIP, activation="gelu")))
     with pytest.raises(ValueError, match="a register head is no CLIP model"):
         register: ModelConfig = replace(CLIP, head=HeadConfig(kind="register"))
         start_from_clip(create_model(CLIP), create_model(register))

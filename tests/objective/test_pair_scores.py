@@ -1,13 +1,17 @@
 """Pair scores against the literal form: values and gradients, both ways of scoring mixtures, in every precision."""
 
+from functools import partial
+
 import literal
 import pytest
 import torch
 from torch import Tensor
 
+from llip.config import ObjectiveConfig
 from llip.model import scoring
 from llip.model.features import Mixture, Pooled, Query
 from llip.model.mixture_tiles import GramRows, MetricRows
+from llip.objective.losses import ScoreParameters, loss_of_features
 
 FORMS = ("gram", "metric")
 
@@ -53,6 +57,16 @@ def test_mixed_by_images(form, monkeypatch):
     assert compare("image_query", 5, 9, monkeypatch, chunk=4, tile=50) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["class_token", "text_query"])
+def test_columns_prepared_once_have_the_same_scores(kind, dtype, form):
+    image, text, out_proj_DD = literal.features(kind, 5, 9, dtype=dtype)
+    expected = scoring.pair_scores(image, text, out_proj_DD=out_proj_DD, temperature=1.7)
+    message = scoring.message(text, out_proj_DD=out_proj_DD)
+    assert message.vector_BW.dtype == dtype
+    assert torch.equal(scoring.pair_scores(image, message, out_proj_DD=out_proj_DD, temperature=1.7), expected)
+
+
 def test_pooled(monkeypatch):
     assert compare("class_token", 5, 9, monkeypatch, chunk=4, tile=8) < 1e-12
 
@@ -65,29 +79,50 @@ def test_mixtures_equal_the_literal_form_at_size(tokens, heads, images, texts, c
     assert compare("text_query", images, texts, monkeypatch, chunk=chunk, tokens=tokens, heads=heads, width=8) < 1e-12
 
 
-def rows_of(tokens: int, dim: int, columns: int) -> type:
-    image, text, out_proj_DD = literal.features("text_query", 1, 1, tokens=tokens, heads=8, width=dim // 8)
-    prepared = scoring.prepare(image, text, out_proj_DD=out_proj_DD, temperature=1.0, total=columns)
-    return type(prepared.rows)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_choice_of_the_form(gradients):
+    """The form of the fewer multiply-adds: few columns do not pay for a Gram matrix, nor do many tokens."""
+
+    def gram(tokens: int, dim: int, columns: int) -> bool:
+        image, text, out_proj_DD = literal.features("text_query", 1, 1, tokens=tokens, heads=8, width=dim // 8)
+        prepared = scoring.prepare(
+            image, text, out_proj_DD=out_proj_DD, temperature=1.0, total=columns, gradients=gradients
+        )
+        assert isinstance(prepared.rows, GramRows | MetricRows)
+        return isinstance(prepared.rows, GramRows)
+
+    # B/32 and L/14 with 32 tokens and H/14 with 64 at the paper's batch, and zero-shot with 1,000 prompts.
+    for columns in (1_000, 32_768):
+        assert gram(32, 512, columns) and gram(32, 768, columns) and gram(64, 1024, columns)
+    assert not gram(32, 768, 60)
+    assert not gram(128, 512, 32_768)
+    # As many tokens as a head is wide: a symmetric matrix is cheaper than W_O W_Oᵀ, a whole one is not.
+    assert gram(64, 512, 32_768) is not gradients
 
 
-def test_choice_of_the_form():
-    # B/32 and L/14 with 32 tokens, H/14 with 64, at the paper's batch; more tokens than a head is wide; few captions.
-    assert rows_of(32, 512, 32768) is GramRows
-    assert rows_of(32, 768, 32768) is GramRows
-    assert rows_of(64, 1024, 32768) is GramRows
-    assert rows_of(64, 512, 32768) is MetricRows
-    assert rows_of(128, 512, 32768) is MetricRows
-    assert rows_of(32, 768, 100) is MetricRows
-
-
-def test_choice_changes_at_some_number_of_captions_and_the_scores_do_not(monkeypatch):
-    sizes = {"tokens": 2, "heads": 2, "width": 6}
-    chosen = [scoring.gram_is_cheaper(tokens=2, heads=2, dim=12, columns=columns) for columns in range(1, 40)]
-    first = chosen.index(True) + 1
-    assert 1 < first < 39
+@pytest.mark.parametrize("gradients", [True, False])
+def test_choice_changes_at_some_number_of_captions_and_the_scores_do_not(gradients, monkeypatch):
+    choose = partial(scoring.gram_is_cheaper, tokens=2, heads=2, dim=12, gradients=gradients)
+    first = next(columns for columns in range(1, 40) if choose(columns=columns))
+    assert first > 1 and choose(columns=40)
     for columns in (first - 1, first):
-        assert compare("text_query", 3, columns, monkeypatch, **sizes) < 1e-12
+        assert compare("text_query", 3, columns, monkeypatch, tokens=2, heads=2, width=6) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["class_token", "text_query"])
+def test_scores_and_loss_compile_without_a_break(kind, form):
+    image, text, out_proj_DD = literal.features(kind, 4, 4)
+    own = ScoreParameters(out_proj_DD, 1.7, torch.tensor(1.0).double(), torch.tensor(-2.0).double())
+
+    def stage(image, text):
+        score_BT = scoring.pair_scores(image, text, out_proj_DD=out_proj_DD, temperature=1.7)
+        return score_BT.square().sum() + loss_of_features(image, text, own, config=ObjectiveConfig()).loss
+
+    torch.compiler.reset()
+    values = [f(image, text) for f in (stage, torch.compile(stage, fullgraph=True, backend="eager"))]
+    gradients = [torch.autograd.grad(value, (*image, *text)) for value in values]
+    assert literal.errors((values[0], *gradients[0]), (values[1], *gradients[1])) < 1e-12
 
 
 def test_sides_that_do_not_belong_together():
@@ -165,10 +200,8 @@ def literal_under_autocast(*args, **kwargs):
 
 
 @pytest.mark.parametrize("name", ["uniform", "shared", "plain", "peaked", "cancelling"])
-def test_bf16_is_no_less_accurate_than_the_literal_form(name, form, monkeypatch):
+def test_bf16_is_no_less_accurate_than_the_literal_form(name, form):
     tensors = regime(name)
-    prepare = scoring.prepare
-    monkeypatch.setattr(scoring, "prepare", lambda *a, **k: prepare(*a, **k, split_gram=name == "cancelling"))
     exact = gradients([t.double() for t in tensors], literal.scores)
     errors = [
         [((a.double() - e).norm() / e.norm()).item() for a, e in zip(gradients(tensors, score), exact, strict=True)]
@@ -179,22 +212,13 @@ def test_bf16_is_no_less_accurate_than_the_literal_form(name, form, monkeypatch)
 
 
 def test_cancelling_heads_need_the_gram_matrix_in_two_parts(monkeypatch):
-    """What `split_gram` is for: without it rounding takes cosines beyond ±1, and these are counted."""
+    """Without `split_gram` rounding takes cosines beyond ±1; these are counted and get no gradient."""
     force("gram", monkeypatch)
-    tensors = regime("cancelling")
-    held = []
-    for split in (False, True):
-        prepared = scoring.prepare(
-            Mixture(*tensors[:2]),
-            Query(*tensors[2:4]),
-            out_proj_DD=tensors[4],
-            temperature=1.0,
-            total=32,
-            split_gram=split,
-        )
-        tiles = prepared.tiles(prepared.rows, gradients=False)
-        for tile in scoring.sweep(tiles, 32, 32, 1024):
-            assert tiles.scores(prepared.message_TW[tile.columns]).abs().max() <= 1
-        held.append(tiles.held.item())
-    assert held[0] > 0
-    assert held[1] == 0
+    key, value, query, target, out_proj_DD = regime("cancelling")
+    own = ScoreParameters(out_proj_DD, 1.0, torch.tensor(2.0), torch.tensor(-2.0))
+    hits = [
+        loss_of_features(Mixture(key, value), Query(query, target), own, config=config).guard_hits.item()
+        for config in (ObjectiveConfig(split_gram=False), ObjectiveConfig())
+    ]
+    assert hits[0] > 0
+    assert hits[1] == 0

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import literal
 import pytest
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llip.config import ObjectiveConfig
-from llip.model.features import batch_slice
+from llip.model.features import Pooled, batch_slice
 from llip.objective import accumulation
 from llip.objective.losses import ScoreParameters, loss_of_features
 
@@ -86,6 +87,17 @@ def error_of_step(count: int, group: dist.ProcessGroup) -> float:
     return literal.errors([*mean([output.loss], group), *(p.grad for p in model.parameters())], expected)
 
 
+def refusal_of_unequal_batches(kind: str) -> str:
+    """The message of a rank whose batch has another size than those of the others."""
+    group = dist.new_group(list(range(WORLD)))
+    images = LOCAL + dist.get_rank()
+    features = [Pooled(torch.randn(images, 4)) for _ in range(2)]
+    own = ScoreParameters(None, 1.0, torch.tensor(1.0), torch.tensor(-2.0))
+    with pytest.raises(ValueError) as refusal:
+        loss_of_features(*features, own, config=ObjectiveConfig(exchange=kind), group=group)
+    return str(refusal.value)
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
@@ -98,14 +110,21 @@ def work(rank: int, folder: str) -> None:
             errors[f"{case}/{ranks}"] = error_of_loss(case, group)
         for count in (1, 3):
             errors[f"step/{count}/{ranks}"] = error_of_step(count, group)
-    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
+    refusals = {kind: refusal_of_unequal_batches(kind) for kind in ("gather", "ring")}
+    Path(folder, f"{rank}.json").write_text(json.dumps({"errors": errors, "refusals": refusals}))
     dist.barrier()
     dist.destroy_process_group()
 
 
+class Found(NamedTuple):
+    errors: dict[str, float]
+    """Largest over the ranks, by case."""
+    refusals: list[dict[str, str]]
+    """Of each rank, by exchange."""
+
+
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Largest error over the ranks, by case."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("ranks")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "llip.model.build"])  # seconds of imports, once for all of them
@@ -115,20 +134,25 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * WORLD
-    largest: dict[str, float] = {}
-    for rank in range(WORLD):
-        for case, error in json.loads((folder / f"{rank}.json").read_text()).items():
-            largest[case] = max(error, largest.get(case, 0.0))
-    return largest
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    cases = ranks[0]["errors"]
+    largest = {case: max(rank["errors"].get(case, 0.0) for rank in ranks) for case in cases}
+    return Found(largest, [rank["refusals"] for rank in ranks])
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_equal_one_process(case, ranks, errors):
-    assert errors[f"{case}/{ranks}"] < 1e-12
+def test_ranks_equal_one_process(case, ranks, found):
+    assert found.errors[f"{case}/{ranks}"] < 1e-12
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("count", [1, 3])
-def test_accumulation_under_data_parallelism(count, ranks, errors):
-    assert errors[f"step/{count}/{ranks}"] < 1e-12
+def test_accumulation_under_data_parallelism(count, ranks, found):
+    assert found.errors[f"step/{count}/{ranks}"] < 1e-12
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_batches_of_unequal_size_are_refused_on_every_rank(exchange, found):
+    for rank, refusals in enumerate(found.refusals):
+        assert f"this rank has {LOCAL + rank} columns in its batch, and ranks have from 3 to 6" in refusals[exchange]

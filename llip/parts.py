@@ -1,0 +1,93 @@
+"""Named tensors in safetensors files: whole in one, or rows of each in several.
+
+    model.safetensors                     written by one process
+    model-00001-of-00002.safetensors …    written by two
+
+One after the other along the first axis, parts are the tensors. Their rows are cut as torch.chunk and FSDP2 cut them; a
+scalar is in the first part.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from llip import storage
+
+
+class Place(NamedTuple):
+    """Memory for some consecutive rows of a tensor."""
+
+    rows: Tensor
+    """[n, ...], or a scalar."""
+    first: int
+    """The first of them, in the whole tensor."""
+    total: int
+    """Rows of the whole tensor."""
+
+
+def name_of(kind: str, index: int, count: int) -> str:
+    """Name of part `index`, from 0, of `count`."""
+    return f"{kind}.safetensors" if count == 1 else f"{kind}-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def rows_of(total: int, index: int, count: int) -> slice:
+    """The rows of a tensor with `total` that are in part `index` of `count`; the last parts may be empty."""
+    size = -(-total // count)
+    return slice(min(index * size, total), min((index + 1) * size, total))
+
+
+def files(names: Iterable[str], kind: str) -> list[str]:
+    """The parts of a kind among the names of files, in order; empty where one is missing."""
+    found = sorted(name for name in names if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.safetensors", name))
+    return found if found == [name_of(kind, index, len(found)) for index in range(len(found))] else []
+
+
+def serialise(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def read(folder: str, kind: str) -> dict[str, Tensor]:
+    """The whole tensors. Raises ValueError where a part is missing."""
+    parts = [safetensors.torch.load(storage.read_bytes(uri)) for uri in _uris(folder, kind)]
+    return {
+        name: torch.cat([part[name] for part in parts if name in part]) if first.ndim else first
+        for name, first in parts[0].items()
+    }
+
+
+def read_into(folder: str, kind: str, places: Mapping[str, Place]) -> set[str]:
+    """Fill the places from those parts that hold something of them. Returns the names that were found.
+
+    Raises ValueError where a part is missing.
+    """
+    uris, found = _uris(folder, kind), set()
+    for index, uri in enumerate(uris):
+        overlaps = {}
+        for name, place in places.items():
+            part = rows_of(place.total, index, len(uris))
+            size = len(place.rows) if place.rows.ndim else 1
+            first, last = max(part.start, place.first), min(part.stop, place.first + size)
+            if first < last:
+                overlaps[name] = (place, slice(first - place.first, last - place.first), first - part.start)
+        tensors = safetensors.torch.load(storage.read_bytes(uri)) if overlaps else {}
+        for name in overlaps.keys() & tensors.keys():
+            place, into, start = overlaps[name]
+            if place.rows.ndim:
+                place.rows[into] = tensors[name][start : start + into.stop - into.start]
+            else:
+                place.rows.copy_(tensors[name])
+            found.add(name)
+    return found
+
+
+def _uris(folder: str, kind: str) -> list[str]:
+    names = [uri.rsplit("/", 1)[1] for uri in storage.listing(folder, ".safetensors")]
+    if not (found := files(names, kind)):
+        raise ValueError(
+            f"{folder} does not hold all parts of {kind}.safetensors; it holds {', '.join(names) or 'none'}"
+        )
+    return [storage.join(folder, name) for name in found]

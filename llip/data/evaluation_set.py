@@ -7,6 +7,7 @@
 | context | `image`, `caption_a`, `caption_b` | two captions, each true of another part of the image |
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """One set, in memory except for its pixels: images stay encoded."""
+    """One set, in memory except for its pixels: images stay encoded, or where they lie (`llip.data.pictures`)."""
 
     name: str
     task: Literal["classification", "retrieval", "context"]
@@ -34,6 +35,17 @@ class EvaluationSet:
     """Class names (classification)."""
     templates: tuple[str, ...] = ("{}",)
     """Prompts, each with one `{}` for the class name (classification)."""
+
+    @classmethod
+    def of_captions(
+        cls, name: str, image: pa.Array | pa.ChunkedArray, captions: Sequence[list[str]]
+    ) -> "EvaluationSet":
+        """A retrieval set without kinds of captions."""
+        kinds = [["caption"] * len(of_image) for of_image in captions]
+        listed = {
+            column: pa.array(of, pa.list_(pa.string())) for column, of in (("captions", captions), ("kinds", kinds))
+        }
+        return cls(name=name, task="retrieval", table=pa.table({"image": image} | listed))
 
     def __post_init__(self) -> None:
         where = f"evaluation set {self.name}"

@@ -7,7 +7,7 @@ batch has the same bits whichever rank and thread made it.
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,9 +19,13 @@ from torch import Tensor
 from llip.config import DataConfig
 from llip.data import draws
 from llip.data.decode import DecodeError
+from llip.data.jpeg_device import CHUNK as DEVICE_CHUNK
+from llip.data.jpeg_device import JpegDevice
+from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples
 from llip.data.read_ahead import ReadAhead
-from llip.data.shards import RowGroup, Shards
+from llip.data.shard_sets import ShardSets
+from llip.data.shards import RowGroup, Texts
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import crop_draws, training_transform
 
@@ -34,7 +38,7 @@ class Batch:
     """What one rank reads at one step: B images with C captions each."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], channels last in memory, pinned where there is CUDA."""
+    """uint8 [B, 3, H, W], channels last in memory: pinned where there is CUDA, or on the device that decodes."""
     token_ids: Tensor
     """int64 [C*B, L], row c*B + i is caption c of image i; as long as the longest caption."""
     sample_ids: list[str]
@@ -48,6 +52,8 @@ class LoaderStats:
     batches: int = 0
     wait_seconds: float = 0.0
     """Time the consumer waited for batches."""
+    tokens: int = 0
+    """Of captions, start and end of text included."""
     decode_errors: int = 0
     """Images that could not be decoded; another of the same row group took the place of each."""
 
@@ -56,22 +62,26 @@ class LoaderStats:
 class _Chunk:
     token_ids: Tensor
     """[C*n, L]"""
+    tokens: int
+    """How many they are without padding."""
     sample_ids: list[str]
     decode_errors: int
+    images: Tensor | None
+    """[n, H, W, 3] on the device that decodes, if one does."""
 
 
 class LaneLoader:
-    """Endless batches of one rank from a shards folder.
+    """Endless batches of one rank from a shards folder, or from several mixed by `config.weights`.
 
     `seed` decides order, crops and captions; rank `rank` of `world_size` reads the lanes rank, rank + world_size, …,
-    each of which fills `batch_size / lanes` consecutive places of its batch. Raises ValueError where `world_size` does
-    not divide `config.lanes`, where there are fewer samples than `config.batch_size`, and for a damaged folder (see
-    `Shards`).
+    each of which fills `batch_size / lanes` consecutive places of its batch. `jpegs` decodes JPEGs on a device.
+    Raises ValueError where `world_size` does not divide `config.lanes`, where there are fewer samples than
+    `config.batch_size`, and for a damaged folder (see `Shards`).
     """
 
     def __init__(
         self,
-        shards: str,
+        shards: str | Sequence[str],
         config: DataConfig,
         *,
         image_size: int,
@@ -79,6 +89,7 @@ class LaneLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        jpegs: JpegDevice | None = None,
     ) -> None:
         if config.lanes % world_size:
             raise ValueError(
@@ -87,13 +98,17 @@ class LaneLoader:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it has to be in 0 … {world_size - 1}")
-        self._shards = Shards(shards)
-        self._order = SampleOrder(self._shards.group_rows, batch_size=config.batch_size, lanes=config.lanes, seed=seed)
+        if config.jpeg_device and jpegs is None:
+            raise ValueError(f"data.jpeg_device is {config.jpeg_device}; the loader was given no device")
+        folders = (shards,) if isinstance(shards, str) else tuple(shards)
+        self._shards = ShardSets(folders, synthetic=config.synthetic_share > 0)
+        self._order = _order(self._shards.group_rows, config, seed)
         self._config = config
         self._image_size = image_size
         self._context_length = context_length
         self._seed = seed
         self._lanes = np.arange(rank, config.lanes, world_size)
+        self._jpegs = jpegs
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
         self.stats = LoaderStats()
 
@@ -103,7 +118,7 @@ class LaneLoader:
 
     def iter_from(self, step: int) -> Generator[Batch, None, None]:
         """Batches of `step` and all that follow; any step is reached at once. Closing it drops what is prepared."""
-        ahead = -(-self._shards.manifest.row_group_size // self._order.samples_per_lane)  # type: ignore[operator]
+        ahead = -(-self._shards.row_group_size // self._order.samples_per_lane)
         pending: deque[_PendingBatch] = deque()
         reader = ReadAhead(self._shards, self._order, self._lanes, step, steps=ahead)
         try:
@@ -130,35 +145,69 @@ class LaneLoader:
 
     def _submit(self, step: int, samples: Samples, groups: "dict[int, Future[RowGroup]]") -> "_PendingBatch":
         count, side = len(samples.group), self._image_size
-        images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        images, size = None, DEVICE_CHUNK
+        if self._jpegs is None:
+            images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            size = _CHUNK
         chunks = []
-        for start in range(0, count, _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, count, size):
+            part = slice(start, start + size)
             places = samples.group[part].tolist(), samples.row[part].tolist()
-            chunks.append(self._pool.submit(self._prepare, samples.epoch, *places, groups, images[part].numpy()))
+            target = None if images is None else images[part].numpy()
+            chunks.append(self._pool.submit(self._prepare, samples.epoch[part], *places, groups, target))
         return _PendingBatch(step, images, chunks)
 
     def _prepare(
         self,
-        epoch: int,
+        epoch: NDArray[np.int64],
         groups: list[int],
         rows: list[int],
         contents: "dict[int, Future[RowGroup]]",
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | None,
     ) -> _Chunk:
-        """Fill `images` [n, H, W, 3] with the samples at some places, and tokenise their captions."""
+        """Fill `images` [n, H, W, 3], if given, with the samples at some places, and tokenise their captions."""
         found = [contents[g].result() for g in groups]
-        numbers = crop_draws(self._seed, epoch, [g.first + row for g, row in zip(found, rows, strict=True)])
-        used = []
-        for place, (group, row) in enumerate(zip(found, rows, strict=True)):
-            pixels, kept = self._decode(group, row, numbers[place])
-            images[place] = pixels.permute(1, 2, 0).numpy()
-            used.append(kept)
+        places = np.array([g.first + row for g, row in zip(found, rows, strict=True)])
+        numbers = crop_draws(self._seed, epoch, places.tolist())
+        rows = self._taken(epoch, found, rows, places)
+        if images is None:
+            on_device, used = self._make(found, rows, numbers)
+        else:
+            on_device, used = None, []
+            for place, (group, row) in enumerate(zip(found, rows, strict=True)):
+                pixels, kept = self._decode(group, row, numbers[place])
+                images[place] = pixels.permute(1, 2, 0).numpy()
+                used.append(kept)
+        token_ids = tokenize(self._draw_captions(epoch, found, used, places), self._context_length)
         return _Chunk(
-            token_ids=tokenize(self._draw_captions(epoch, found, used), self._context_length),
+            token_ids=token_ids,
+            tokens=int((token_ids.argmax(dim=1) + 1).sum()),  # the end of text has the highest id
             sample_ids=[group.ids[row].as_py() for group, row in zip(found, used, strict=True)],
             decode_errors=sum((kept - row) % len(g) for g, kept, row in zip(found, used, rows, strict=True)),
+            images=on_device,
         )
+
+    def _taken(
+        self, epoch: NDArray[np.int64], groups: list[RowGroup], rows: list[int], places: NDArray[np.int64]
+    ) -> list[int]:
+        """The rows that stand at some places: others than those of the order only where balancing is online."""
+        keys = draws.column(epoch), draws.column(places)
+        numbers = draws.uniform(self._seed, draws.ONLINE, *keys, np.arange(2)).tolist()
+        return [
+            group.keep.row(row, *of_place) if group.keep else row
+            for group, row, of_place in zip(groups, rows, numbers, strict=True)
+        ]
+
+    def _make(self, groups: list[RowGroup], rows: list[int], crops: list[list[float]]) -> tuple[Tensor, list[int]]:
+        """`_decode` of rows, on the device where that can do it; pixels [n, H, W, 3]."""
+        assert self._jpegs
+        encoded = [group.image(row) for group, row in zip(groups, rows, strict=True)]
+        made = self._jpegs.crops(encoded, self._image_size, self._config.crop_scale, crops)
+        kept = [
+            self._decode(group, row, crop) if pixels is None else (pixels, row)
+            for group, row, crop, pixels in zip(groups, rows, crops, made, strict=True)
+        ]
+        return self._jpegs.stack([pixels for pixels, _ in kept]), [row for _, row in kept]
 
     def _decode(self, group: RowGroup, row: int, crop: list[float]) -> tuple[Tensor, int]:
         """The pixels of a row or, where it is broken, of the next of its row group that is not; and that row."""
@@ -169,20 +218,58 @@ class LaneLoader:
                 continue
         raise ValueError(f"{group.where} holds no image that can be decoded")
 
-    def _draw_captions(self, epoch: int, groups: list[RowGroup], rows: list[int]) -> list[str]:
+    def _draw_captions(
+        self, epoch: NDArray[np.int64], groups: list[RowGroup], rows: list[int], places: NDArray[np.int64]
+    ) -> list[str]:
         """C captions of every row, caption-major."""
         for group, row in zip(groups, rows, strict=True):
-            if not group.caption_count(row):
+            if not group.captions.count(row):
                 raise ValueError(f"{group.where}, row {row} has no caption; every row of a shard needs one")
-        counts = np.array([group.caption_count(row) for group, row in zip(groups, rows, strict=True)])
-        samples = [group.first + row for group, row in zip(groups, rows, strict=True)]
-        drawn = draws.choices(
-            counts, self._config.captions_per_image, self._seed, draws.CAPTIONS, epoch, np.array(samples)
+        samples = np.array(
+            [
+                group.first + row if group.keep is None else place  # a row may stand at several
+                for group, row, place in zip(groups, rows, places, strict=True)
+            ]
         )
+        kept = [self._kept(*at) for at in zip(epoch.tolist(), groups, rows, places.tolist(), strict=True)]
+        drawn = self._draw(draws.CAPTIONS, epoch, [group.captions for group in groups], rows, samples, kept)
+        share = self._config.synthetic_share
+        if not share:
+            return [text for of_rows in zip(*drawn, strict=True) for text in of_rows]
+        texts = [group.synthetic for group in groups if group.synthetic]
+        every = [range(of_group.count(row)) for of_group, row in zip(texts, rows, strict=True)]
+        written = self._draw(draws.SYNTHETIC, epoch, texts, rows, samples, every)
+        places = np.arange(self._config.captions_per_image)
+        keys = draws.column(epoch), draws.column(samples)
+        taken = draws.uniform(self._seed, draws.SOURCE, *keys, places) < share
         return [
-            group.caption(row, index)
-            for of_rows in drawn.T.tolist()
-            for group, row, index in zip(groups, rows, of_rows, strict=True)
+            (written if taken[i, c] and written[i] else drawn)[i][c]
+            for c in range(len(places))
+            for i in range(len(samples))
+        ]
+
+    def _kept(self, epoch: int, group: RowGroup, row: int, place: int) -> Sequence[int]:
+        """The captions of a row that may be drawn at a place."""
+        every = range(group.captions.count(row))
+        if group.keep is None:
+            return every
+        return group.keep.captions(row, draws.uniform(self._seed, draws.ONLINE, epoch, place, np.array(every) + 2))
+
+    def _draw(
+        self,
+        use: int,
+        epoch: NDArray[np.int64],
+        texts: list[Texts],
+        rows: list[int],
+        samples: NDArray[np.int64],
+        allowed: Sequence[Sequence[int]],
+    ) -> list[list[str]]:
+        """C of the allowed texts of every row; none of a row that has none."""
+        counts = np.array([len(of_row) for of_row in allowed])
+        drawn = draws.choices(np.maximum(counts, 1), self._config.captions_per_image, self._seed, use, epoch, samples)
+        return [
+            [of_group.text(row, chosen[index]) for index in of_row] if chosen else []
+            for of_group, row, of_row, chosen in zip(texts, rows, drawn.tolist(), allowed, strict=True)
         ]
 
     def _collect(self, batch: "_PendingBatch") -> Batch:
@@ -190,9 +277,14 @@ class LaneLoader:
         chunks = [chunk.result() for chunk in batch.chunks]
         self.stats.wait_seconds += time.perf_counter() - start
         self.stats.batches += 1
+        self.stats.tokens += sum(c.tokens for c in chunks)
         self.stats.decode_errors += sum(c.decode_errors for c in chunks)
+        images = batch.images
+        if images is None:
+            assert self._jpegs
+            images = self._jpegs.join([c.images for c in chunks if c.images is not None])
         return Batch(
-            images=batch.images.permute(0, 3, 1, 2),
+            images=images.permute(0, 3, 1, 2),
             token_ids=_caption_major([c.token_ids for c in chunks], self._config.captions_per_image),
             sample_ids=[i for c in chunks for i in c.sample_ids],
             step=batch.step,
@@ -202,9 +294,17 @@ class LaneLoader:
 @dataclass(frozen=True)
 class _PendingBatch:
     step: int
-    images: Tensor
-    """[B, H, W, 3], being filled by the chunks."""
+    images: Tensor | None
+    """[B, H, W, 3], being filled by the chunks; None where these bring their own."""
     chunks: "list[Future[_Chunk]]"
+
+
+def _order(group_rows: list[NDArray[np.int64]], config: DataConfig, seed: int) -> SampleOrder | MixedOrder:
+    """Of one set or, by weights, of several; without weights each counts by its rows."""
+    if len(group_rows) == 1 and config.weights is None:
+        return SampleOrder(group_rows[0], batch_size=config.batch_size, lanes=config.lanes, seed=seed)
+    weights = config.weights or [float(rows.sum()) for rows in group_rows]
+    return MixedOrder(group_rows, weights, batch_size=config.batch_size, lanes=config.lanes, seed=seed)
 
 
 def _caption_major(chunks: list[Tensor], captions: int) -> Tensor:

@@ -29,7 +29,9 @@ class Manifest:
     """pool, curated, shards or evaluation."""
     files: tuple[FileEntry, ...]
     config: dict[str, Any]
-    """Settings of the stage that wrote the folder, its source included."""
+    """Settings of the stage that wrote the folder, and digests of what it read; no places, so that it can be moved."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where lay what it read."""
     row_group_size: int | None = None
     """Rows of every row group but the last of each file (shards)."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +66,12 @@ def read(folder: str, kind: str) -> Manifest:
         )
     files = tuple(FileEntry(**f) for f in values.pop("files"))
     return Manifest(files=files, **{k: v for k, v in values.items() if k not in ("rows", "bytes")})
+
+
+def kind_of(folder: str) -> str | None:
+    """What a finished folder holds; None where it has no manifest."""
+    uri = storage.join(folder, NAME)
+    return storage.read_json(uri).get("kind") if storage.exists(uri) else None
 
 
 def is_done(folder: str, kind: str, config: dict[str, Any]) -> bool:

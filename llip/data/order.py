@@ -20,9 +20,10 @@ from llip.data import draws
 
 @dataclass(frozen=True)
 class Samples:
-    """Places of samples, all of one epoch, lane after lane."""
+    """Places of samples, lane after lane."""
 
-    epoch: int
+    epoch: NDArray[np.int64]
+    """Epoch in which its set is read: that of the step, but where sets are mixed."""
     group: NDArray[np.int64]
     """Row group, numbered through all files."""
     row: NDArray[np.int64]
@@ -54,9 +55,13 @@ class SampleOrder:
     def samples(self, step: int, lanes: NDArray[np.int64]) -> Samples:
         """The samples of some lanes at a step, `samples_per_lane` of each."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        groups, ends = self._epoch_stream(epoch)
         starts = (lanes * self.steps_per_epoch + step) * self.samples_per_lane
         places = (starts[:, None] + np.arange(self.samples_per_lane)).ravel()
+        return Samples(np.full(len(places), epoch), *self.locate(epoch, places))
+
+    def locate(self, epoch: int, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row group and row of some places of the stream of an epoch."""
+        groups, ends = self._epoch_stream(epoch)
         index = np.searchsorted(ends, places, side="right")
         group = groups[index]
         shuffled = places - ends[index] + self.group_rows[group]
@@ -64,4 +69,4 @@ class SampleOrder:
         for g in np.unique(group).tolist():
             here = group == g
             row[here] = draws.permutation(int(self.group_rows[g]), self.seed, draws.ROWS, epoch, g)[shuffled[here]]
-        return Samples(epoch, group, row)
+        return group, row

@@ -5,8 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples
-from llip.data.shards import RowGroup, Shards
+from llip.data.shard_sets import ShardSets
+from llip.data.shards import RowGroup
 
 _THREADS = 8
 """Enough to hide an object store's latency; local reads need few of them."""
@@ -18,7 +20,15 @@ class ReadAhead:
     A row group is read once while consecutive steps need it, and let go after the last of them.
     """
 
-    def __init__(self, shards: Shards, order: SampleOrder, lanes: NDArray[np.int64], step: int, *, steps: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSets,
+        order: SampleOrder | MixedOrder,
+        lanes: NDArray[np.int64],
+        step: int,
+        *,
+        steps: int,
+    ) -> None:
         self._shards = shards
         self._order = order
         self._lanes = lanes

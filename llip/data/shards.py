@@ -10,8 +10,13 @@ import pyarrow.parquet as pq
 
 from llip import storage
 from llip.data import integrity, manifest
+from llip.data.online import KeepProbabilities
 
 _COLUMNS = ["id", "image", "captions"]
+SYNTHETIC = "synthetic_captions"
+"""list<string>: texts that a model wrote, drawn in place of captions as often as is asked for."""
+KEEP_PROBABILITY = "keep_probability"
+"""list<double>, parallel to the captions: online balancing, see `llip.data.online`."""
 _CHECKSUMS_BELOW = 1 << 30
 _OPEN_FILES = 256
 
@@ -26,10 +31,11 @@ class RowGroup:
     """Number of its first row, counted through all files."""
     ids: pa.StringArray
     images: pa.BinaryArray
-    captions: pa.StringArray
-    """Captions of all rows, one after the other."""
-    caption_bounds: list[int]
-    """Where the captions of a row begin, and where those of the last end."""
+    captions: "Texts"
+    synthetic: "Texts | None"
+    """None where they are not asked for."""
+    keep: KeepProbabilities | None = None
+    """None where captions were balanced in curation."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,11 +44,18 @@ class RowGroup:
         """An encoded image, not copied."""
         return memoryview(self.images[row].as_buffer())
 
-    def caption_count(self, row: int) -> int:
-        return self.caption_bounds[row + 1] - self.caption_bounds[row]
 
-    def caption(self, row: int, index: int) -> str:
-        return self.captions[self.caption_bounds[row] + index].as_py()
+class Texts:
+    """Lists of texts, one for each row; a null is an empty list."""
+
+    def __init__(self, lists: pa.ListArray) -> None:
+        self._values, self._bounds = lists.values, lists.offsets.to_pylist()
+
+    def count(self, row: int) -> int:
+        return int(self._bounds[row + 1] - self._bounds[row])
+
+    def text(self, row: int, index: int) -> str:
+        return str(self._values[self._bounds[row] + index])
 
 
 class Shards:
@@ -53,9 +66,12 @@ class Shards:
     Parquet pages, which every read compares, and on `integrity.check_checksums`, which reads everything.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, synthetic: bool = False) -> None:
+        """`synthetic`: rows are read with their synthetic captions."""
         self.folder = folder
         self.manifest = manifest.read(folder, "shards")
+        online = self.manifest.summary.get("online", False)
+        self._columns = [*_COLUMNS, *([SYNTHETIC] if synthetic else []), *([KEEP_PROBABILITY] if online else [])]
         size = self.manifest.row_group_size
         if not size:
             raise ValueError(f"the manifest of {folder} has no row_group_size; shards are written with one")
@@ -80,8 +96,8 @@ class Shards:
         # Arrow fetches the ranges it needs; the file system's own read-ahead would fetch more.
         source = pa.memory_map(path) if storage.is_local(uri) else fs.open(path, "rb", cache_type="none")
         file = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
-        if missing := [c for c in _COLUMNS if c not in file.schema_arrow.names]:
-            raise ValueError(f"{uri} has no column {missing[0]!r}; shards have {', '.join(_COLUMNS)}")
+        if missing := [c for c in self._columns if c not in file.schema_arrow.names]:
+            raise ValueError(f"{uri} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
         expected = self.group_rows[self._file == index].tolist()
         found = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         if found != expected:
@@ -96,11 +112,19 @@ class Shards:
         try:
             file, lock = self._open(index)
             with lock:
-                table = file.read_row_group(inside, columns=_COLUMNS, use_threads=False)
+                table = file.read_row_group(inside, columns=self._columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
-        ids, images, captions = (table.column(c).combine_chunks() for c in _COLUMNS)
-        return RowGroup(where, int(self._first_row[group]), ids, images, captions.values, captions.offsets.to_pylist())
+        found = {name: table.column(name).combine_chunks() for name in self._columns}
+        return RowGroup(
+            where,
+            int(self._first_row[group]),
+            found["id"],
+            found["image"],
+            Texts(found["captions"]),
+            Texts(found[SYNTHETIC]) if SYNTHETIC in found else None,
+            KeepProbabilities(found[KEEP_PROBABILITY]) if KEEP_PROBABILITY in found else None,
+        )
 
     def close(self) -> None:
         """Close the files."""

@@ -34,14 +34,21 @@ def row(number: int, image: bytes | None = None) -> dict[str, object]:
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("captions", pa.list_(pa.string()))])
 
 
-def write_shards(folder: Path | str, rows: Sequence[dict[str, object]], *, files: int, row_group_size: int) -> str:
+def write_shards(
+    folder: Path | str,
+    rows: Sequence[dict[str, object]],
+    *,
+    files: int,
+    row_group_size: int,
+    schema: pa.Schema = SCHEMA,
+) -> str:
     """Write rows as a finished shards folder of some files of nearly equal size."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     entries = []
     for index, numbers in enumerate(np.array_split(np.arange(len(rows)), files)):
         path = folder / f"part-{index:05d}.parquet"
-        table = pa.Table.from_pylist([rows[i] for i in numbers], schema=SCHEMA)
+        table = pa.Table.from_pylist([rows[i] for i in numbers], schema=schema)
         pq.write_table(table, path, row_group_size=row_group_size, write_page_checksum=True)
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()

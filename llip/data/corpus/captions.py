@@ -1,7 +1,7 @@
 """What is said of a picture: templates by kind, and the canonical statements that evaluation compares.
 
-Every caption is true. It speaks of one aspect of the picture (kinds `object`, `position`, `category`, `ground`,
-`count`, `style`, `keywords`) or of more (`several`).
+Every caption is true. It speaks of one aspect of the picture (kinds `object`, `position`, `place`, `category`,
+`ground`, `count`, `style`, `keywords`) or of more (`several`).
 """
 
 from collections.abc import Callable
@@ -39,8 +39,7 @@ POSITION = (
     "at the {place} there is {a}",
     "the {name} is at the {place}",
 )
-OCCUPIED = ("something at the {place}", "something in the {place} corner")
-EMPTY = ("nothing at the {place}", "an empty {place} corner")
+PLACES = ("things at {places}", "there are things at {places}", "{places}: things", "something at {places}")
 SIDE = ("{a} at the {side}", "{a} in the {side} half", "the {name} is at the {side}")
 RELATION = {
     "column": ("{a} left of {b}", "{a} to the left of {b}", "{b} right of {a}", "{b} to the right of {a}"),
@@ -86,26 +85,35 @@ def _object(scene: Scene, random: Random) -> str:
 
 
 def _position(scene: Scene, random: Random) -> str:
-    """Where one thing is: by its name, by its category alone, as seen from another, or whether there is any.
+    """Where one thing is: by its name, by its category alone, or as seen from another.
 
     Few pictures of a batch share a thing, so a name finds the picture without its place; a category does not.
     """
     draw = random.random()
-    if draw < 0.2:
-        quarter = random.choice(QUARTERS)
-        occupied = any(p.quarter == quarter for p in scene.placements)
-        return random.choice(OCCUPIED if occupied else EMPTY).format(place=_place(quarter))
     placement = random.choice(scene.placements)
     others = [p for p in scene.placements if p is not placement]
-    if others and draw < 0.3:
+    if others and draw < 0.12:
         return _relation(placement, random.choice(others), random)
     assert placement.quarter is not None
-    name = placement.concept.name if draw < 0.7 else placement.concept.subgroups[0]
+    name = placement.concept.name if draw < 0.62 else placement.concept.subgroups[0]
     words = {"a": with_article(name), "name": name}
     if random.random() < 0.2:
         axis = random.randrange(2)
         return random.choice(SIDE).format(side=(ROWS, COLUMNS)[axis][placement.quarter[axis]], **words)
     return random.choice(POSITION).format(place=_place(placement.quarter), **words)
+
+
+def _taken(scene: Scene) -> str:
+    """`the top left and the bottom right`: every place where something is, in reading order."""
+    places = [f"the {_place(q)}" for q in QUARTERS if any(p.quarter == q for p in scene.placements)]
+    if len(places) == len(QUARTERS):
+        return "every corner"
+    return " and ".join([*places[:-2], " and ".join(places[-2:])])
+
+
+def _places(scene: Scene, random: Random) -> str:
+    """Which places are taken, whatever is there. All of them: one says little of a picture."""
+    return random.choice(PLACES).format(places=_taken(scene))
 
 
 def _relation(one: Placement, other: Placement, random: Random) -> str:
@@ -161,6 +169,7 @@ def _style(scene: Scene, random: Random) -> str:
 SPEAKERS: dict[str, Callable[[Scene, Random], str]] = {
     "object": _object,
     "position": _position,
+    "place": _places,
     "category": _category,
     "ground": _ground,
     "count": _count,
@@ -205,5 +214,6 @@ def statements(scene: Scene) -> list[tuple[str, str]]:
     facts[f"{with_article(scene.color)} background"] = "ground"
     facts[f"a {scene.texture} background"] = "ground"
     if not scene.is_single:
+        facts[f"things at {_taken(scene)}"] = "place"
         facts[f"{NUMBERS[len(scene.placements)]} things"] = "count"
     return list(facts.items())

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 class KindMix:
     """Shares of the caption kinds of a scene. They need not add up to one."""
 
-    object: float = 0.40
-    position: float = 0.30
+    object: float = 0.30
+    position: float = 0.20
+    place: float = 0.25
     category: float = 0.12
     ground: float = 0.08
     count: float = 0.05
@@ -37,7 +38,7 @@ class CorpusConfig:
     """Share of composed scenes; the others show a single drawing."""
     icon_share: float = 0.3
     """Share of icons among the single drawings; the others are emoji."""
-    scene_concepts: int = 32
+    scene_concepts: int = 24
     """Concepts that scenes are composed of, spread over categories of up to four at a time."""
     min_drawings: int = 1
     """Fewest drawings in a scene."""

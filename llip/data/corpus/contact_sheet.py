@@ -20,6 +20,7 @@ INK, FAINT, PAPER = "#1d1f24", "#6b7078", "#ffffff"
 KIND_COLORS = {
     "object": "#1f6feb",
     "position": "#c2410c",
+    "place": "#a16207",
     "category": "#15803d",
     "ground": "#7e22ce",
     "count": "#b91c7c",

@@ -1,0 +1,35 @@
+"""Names of sets and classes, and prompts, where a layout keeps them in text files."""
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from llip import storage
+
+CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+def of_set(uri: str, path: str) -> str:
+    """Name of the set in the folder `path` under `uri`."""
+    return path.replace("/", "-") or uri.rpartition("/")[2]
+
+
+def lines(uri: str) -> tuple[str, ...] | None:
+    """Lines of a text file without surrounding space; None where there is no file."""
+    if not storage.exists(uri):
+        return None
+    return tuple(line.strip() for line in storage.read_bytes(uri).decode().strip().splitlines())
+
+
+def templates(folder: str) -> tuple[str, ...]:
+    """Prompts of a set, `{c}` (as CLIP_benchmark writes) or `{}` standing for the class; else `a photo of a {}.`"""
+    found = lines(storage.join(folder, TEMPLATES))
+    return tuple(t.replace("{c}", "{}") for t in found) if found else DEFAULT_TEMPLATES
+
+
+@cache
+def imagenet() -> dict[str, Any]:
+    """`classes`: the 1,000 names by synset id, in order; `templates`: the 80 prompts (Radford et al. 2021)."""
+    return json.loads(resources.files(__package__).joinpath("imagenet.json").read_text(encoding="utf-8"))

@@ -16,6 +16,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+from s3 import s3_environment
+
+settings.register_profile("repeatable", derandomize=True)  # one change, one result: a failure is of what was changed
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,12 +45,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait()
-
-
-def s3_environment(endpoint: str) -> dict[str, str]:
-    """What makes `s3://` mean the test's service."""
-    names = {"ENDPOINT_URL": endpoint, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}
-    return {f"AWS_{name}": value for name, value in names.items()} | {"AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +85,7 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tracking URI of one database for tests that need any: making the tables takes seconds."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    MlflowClient(uri).search_experiments()
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(uri).create_experiment("llip", artifact_location=str(folder / "artifacts"))
     return uri

@@ -5,43 +5,108 @@
                               optimizer.safetensors             AdamW's moments and step counts, by parameter name
                               state.json                        step, configuration, size and SHA-256 of the others
 
-Nothing else is needed to continue to the bit: the schedule, the order of samples and the randomness of a step are
-functions of (seed, step).
+Where the weights are averaged, the model is the average, and the optimizer's file also holds the weights themselves.
+Several ranks write a part of both files each (see `llip.parts`), the same ones under DistributedDataParallel and FSDP2,
+and any number of ranks reads them. Nothing else is needed to continue to the bit: the schedule, the order of samples
+and the randomness of a step are functions of (seed, step).
 """
 
 import hashlib
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from llip import interop, storage
+from llip import interop, parts, storage
 from llip.config import TrainingConfig, to_dict
-from llip.model.build import ContrastiveModel
+from llip.training.ema import MovingAverage
+from llip.training.parallel import World, alone, local
 from llip.training.revision import git_revision
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 POINTER = "latest.json"
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
+MODEL, OPTIMIZER = "model", "optimizer"
+"""Kinds of files that come in parts."""
+
+Fingerprints = dict[str, dict[str, Any]]
+"""Size and SHA-256 of files, by name."""
 
 
-def save(
-    run_folder: str, step: int, model: ContrastiveModel, optimizer: torch.optim.Optimizer, config: TrainingConfig
-) -> str:
-    """Write the checkpoint of `step` updates, move the pointer to it, then remove the oldest. Returns its URI."""
-    name = f"step-{step:08d}"
-    folder = storage.join(run_folder, "checkpoints", name)
-    storage.remove(folder)  # what a killed save left
-    interop.save_model(model, folder)
-    storage.write_bytes(storage.join(folder, OPTIMIZER), safetensors.torch.save(_optimizer_tensors(model, optimizer)))
-    files = {uri.rsplit("/", 1)[1]: _fingerprint(uri) for uri in storage.listing(folder)}
+class TrainingState:
+    """What a checkpoint holds of a run: the model, AdamW's state, and the average of the weights, if there is one."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None = None
+    ) -> None:
+        self.model, self.optimizer, self.average = model, optimizer, average
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """By kind of file and name; what a shard of them is on this rank, where they are sharded."""
+        parameters = {name: p.detach() for name, p in self.model.named_parameters()}
+        training = {
+            f"{key}/{name}": tensor
+            for name, p in self.model.named_parameters()
+            for key, tensor in self.optimizer.state[p].items()
+        }
+        if self.average is None:
+            return {MODEL: parameters, OPTIMIZER: training}
+        weights = {f"parameter/{name}": tensor for name, tensor in parameters.items()}
+        return {MODEL: self.average.tensors, OPTIMIZER: training | weights}
+
+    def restore(self, folder: str, world: World) -> int:
+        """Load a checkpoint that `latest` found. Returns the number of updates behind it."""
+        for parameter in self.model.parameters():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        with torch.no_grad():
+            for kind, tensors in self.tensors().items():
+                found = parts.read_into(folder, kind, {name: _place(t, world) for name, t in tensors.items()})
+                if kind == OPTIMIZER:
+                    self._forget_all_but(found)
+        return step_of(folder)
+
+    def _forget_all_but(self, found: set[str]) -> None:
+        """Leave out what has no state: parameters that were never updated."""
+        for name, parameter in self.model.named_parameters():
+            if f"step/{name}" not in found:
+                del self.optimizer.state[parameter]
+
+
+def snapshot(state: TrainingState, world: World) -> dict[str, dict[str, Tensor]]:
+    """The rows of every tensor that this rank writes, by kind and name, copied to main memory."""
+    return {
+        kind: {
+            name: rows.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+            if (rows := _own_rows(tensor, world)).numel()
+        }
+        for kind, tensors in state.tensors().items()
+    }
+
+
+def write(folder: str, content: dict[str, dict[str, Tensor]], model: nn.Module, world: World) -> Fingerprints:
+    """Write this rank's part of a checkpoint. Returns what rank 0 has to know to `commit` it."""
+    prints = {}
+    for kind, tensors in content.items():
+        name = parts.name_of(kind, world.rank, world.size)
+        prints[name] = _write(storage.join(folder, name), parts.serialise(tensors))
+    if world.rank == 0:
+        description = storage.to_json(to_dict(model.config))
+        prints[interop.CONFIG] = _write(storage.join(folder, interop.CONFIG), description)
+    return prints
+
+
+def commit(run_folder: str, step: int, files: Fingerprints, config: TrainingConfig) -> None:
+    """Make a checkpoint whose parts are written the newest one, then remove those that the policy does not keep."""
     state = {
         "step": step,
         "samples": step * config.data.batch_size,
@@ -50,20 +115,47 @@ def save(
         "torch": torch.__version__,
         "files": files,
     }
+    folder = folder_of(run_folder, step)
     storage.write_json(storage.join(folder, STATE), state)
-    storage.write_json(storage.join(run_folder, "checkpoints", POINTER), {"step": step, "folder": name})
+    storage.write_json(
+        storage.join(run_folder, "checkpoints", POINTER), {"step": step, "folder": folder.rsplit("/", 1)[1]}
+    )
     for old in _folders(run_folder)[config.keep_checkpoints :]:
         storage.remove(old)
+
+
+def save(run_folder: str, step: int, state: TrainingState, config: TrainingConfig) -> str:
+    """Write a checkpoint of one process and wait for it. Returns its URI."""
+    folder, world = folder_of(run_folder, step), alone()
+    files = write(folder, snapshot(state, world), state.model, world)
+    commit(run_folder, step, files, config)
     return folder
 
 
-def latest(run_folder: str) -> str | None:
-    """URI of the newest checkpoint whose files are as they were written, or None. Warns of those passed over."""
-    for folder in _folders(run_folder):
-        if not (fault := _fault(folder)):
+def latest(run_folder: str, world: World | None = None) -> str | None:
+    """URI of the newest checkpoint whose files are as they were written, or None. Warns of those passed over.
+
+    The ranks of `world` share the reading, and all of them get the answer.
+    """
+    world = world or alone()
+    for folder in world.gather(_folders(run_folder))[0]:  # a file system may show ranks different listings
+        faults = [fault for fault in world.gather(_fault(folder, world)) if fault]
+        if not faults:
             return folder
-        logger.warning("checkpoint %s is not usable (%s); trying the one before it", folder, fault)
+        if world.rank == 0:
+            logger.warning("checkpoint %s is not usable (%s); trying the one before it", folder, faults[0])
     return None
+
+
+def remove_after(run_folder: str, step: int) -> None:
+    """Remove what is left of checkpoints of more than `step` updates, none of which `latest` found usable."""
+    for folder in _folders(run_folder):
+        if step_of(folder) > step:
+            storage.remove(folder)
+
+
+def folder_of(run_folder: str, step: int) -> str:
+    return storage.join(run_folder, "checkpoints", f"step-{step:08d}")
 
 
 def step_of(folder: str) -> int:
@@ -71,22 +163,24 @@ def step_of(folder: str) -> int:
     return int(folder.rsplit("step-", 1)[1])
 
 
-def restore(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load model and optimizer from a checkpoint that `latest` found. Returns the number of updates behind it."""
-    model.load_state_dict(safetensors.torch.load(storage.read_bytes(storage.join(folder, MODEL))))
-    tensors = safetensors.torch.load(storage.read_bytes(storage.join(folder, OPTIMIZER)))
-    for name, parameter in model.named_parameters():
-        moments = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in moments.items()}
-    return step_of(folder)
+def model_digest(folder: str) -> str:
+    """SHA-256 of the model of a checkpoint, from what it notes of its files."""
+    files = storage.read_json(storage.join(folder, STATE))["files"]
+    sums = [files[name]["sha256"] for name in parts.files(files, MODEL)]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{key}/{name}": tensor.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, tensor in optimizer.state[parameter].items()
-    }
+def _own_rows(tensor: Tensor, world: World) -> Tensor:
+    if isinstance(tensor, DTensor):
+        return local(tensor)
+    if tensor.ndim == 0:
+        return tensor if world.rank == 0 else tensor.new_empty(0)
+    return tensor[parts.rows_of(len(tensor), world.rank, world.size)]
+
+
+def _place(tensor: Tensor, world: World) -> parts.Place:
+    first = parts.rows_of(len(tensor), world.rank, world.size).start if isinstance(tensor, DTensor) else 0
+    return parts.Place(local(tensor), first, len(tensor) if tensor.ndim else 1)
 
 
 def _folders(run_folder: str) -> list[str]:
@@ -95,28 +189,37 @@ def _folders(run_folder: str) -> list[str]:
     return sorted({m[1] for uri in found if (m := re.match(r"(.*/step-\d{8})/", uri))}, reverse=True)
 
 
-def _fault(folder: str) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def _fault(folder: str, world: World) -> str | None:
+    """What is wrong with this rank's share of the files of a checkpoint, or None."""
     if not storage.exists(storage.join(folder, STATE)):
         return f"{STATE} is missing: saving it was interrupted"
     try:
-        files: dict[str, Any] = storage.read_json(storage.join(folder, STATE))["files"]
+        files: Fingerprints = storage.read_json(storage.join(folder, STATE))["files"]
     except (ValueError, KeyError):
         return f"{STATE} cannot be read"
-    for name, expected in files.items():
+    for name in sorted(files)[world.rank :: world.size]:
         uri = storage.join(folder, name)
         if not storage.exists(uri):
             return f"{name} is missing"
-        if _fingerprint(uri) != expected:
+        if _fingerprint(_blocks(uri)) != files[name]:
             return f"{name} is not what was written"
     return None
 
 
-def _fingerprint(uri: str) -> dict[str, Any]:
-    fs, path = storage.filesystem(uri)
-    digest, size = hashlib.sha256(), 0
-    with fs.open(path, "rb") as file:
+def _write(uri: str, content: bytes) -> dict[str, Any]:
+    storage.write_bytes(uri, content)
+    return _fingerprint([content])
+
+
+def _blocks(uri: str) -> Iterator[bytes]:
+    with storage.opened(uri) as file:
         while block := file.read(1 << 24):
-            digest.update(block)
-            size += len(block)
+            yield block
+
+
+def _fingerprint(blocks: Any) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
     return {"bytes": size, "sha256": digest.hexdigest()}

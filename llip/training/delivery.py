@@ -12,7 +12,7 @@ METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100  # MLflow's limits
 
 
 class Delivery:
-    """Holds metrics, parameters and JSON artifacts of a run in memory until the server has taken them."""
+    """Holds metrics, parameters and artifacts of a run in memory until the server has taken them."""
 
     PAUSE, LONGEST_PAUSE, PATIENCE = 1.0, 60.0, 60.0
     """Seconds between deliveries, between tries of a dead server, and for the last delivery."""
@@ -25,7 +25,7 @@ class Delivery:
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._metrics: list[tuple[str, float, int, int]] = []
         self._parameters: dict[str, str] = {}
-        self._artifacts: dict[str, dict[str, Any]] = {}
+        self._artifacts: dict[str, dict[str, Any] | str] = {}
         self._monitor: Any = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -40,7 +40,7 @@ class Delivery:
         with self._lock:
             self._parameters |= values
 
-    def artifact(self, name: str, content: dict[str, Any]) -> None:
+    def artifact(self, name: str, content: dict[str, Any] | str) -> None:
         with self._lock:
             self._artifacts[name] = content
 
@@ -81,7 +81,8 @@ class Delivery:
         self._deliver_metrics()
         self._deliver_parameters()
         for name, content in list(self._artifacts.items()):
-            self._client.log_dict(self._run_id, content, name)
+            log = self._client.log_text if isinstance(content, str) else self._client.log_dict
+            log(self._run_id, content, name)
             with self._lock:
                 del self._artifacts[name]
 

@@ -4,25 +4,39 @@ Axes: B images of this rank · C captions an image · H, W pixels · L tokens.
 """
 
 import contextlib
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from tqdm import tqdm
 
 import llip
 from llip.config import TrainingConfig
+from llip.data.jpeg_device import jpeg_device
 from llip.data.loader import Batch, LaneLoader
 from llip.data.transforms import normalize
+from llip.interop import load_open_clip
 from llip.model.build import ContrastiveModel
+from llip.model.warm_start import start_from_clip
 from llip.objective import accumulation
 from llip.training import checkpoint
-from llip.training.metrics import Rates, peak_memory
+from llip.training.checkpoint import TrainingState
+from llip.training.ema import MovingAverage
+from llip.training.metrics import Rates, Watched, peak_memory
 from llip.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from llip.training.parallel import Towers, World, gradient_norm, seed_step
+from llip.training.parallel import Towers, World, gradient_norm, local, seed_step, whole_model
+from llip.training.profiling import trace_steps
+from llip.training.saving import Saver
+from llip.training.spikes import SpikeDetector
+from llip.training.stopping import Stop, StoppedError
 from llip.training.tracking import Tracker
+from llip.training.utilisation import utilisation
+
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[int, ContrastiveModel], None]
 Progress = Callable[..., Any]
@@ -41,70 +55,121 @@ def every(step: int, n: int | None) -> bool:
 def train(
     config: TrainingConfig,
     *,
-    shards: str,
+    shards: str | Sequence[str],
     folder: str,
     world: World,
     tracker: Tracker,
     evaluate: Evaluate | None = None,
+    stop: Stop = lambda: False,
+    profile: bool = False,
     progress: Progress = tqdm,
 ) -> ContrastiveModel:
     """Train to `config.steps` from the newest checkpoint in the run's folder, or from the start. Returns the model.
 
     `evaluate(step, model)` runs on every rank, every `config.evaluate_every` steps and at the end, also where nothing
-    was left to train.
-    Raises NonFiniteError, on every rank and before the update, where the loss or the gradient is not finite.
+    was left to train; its model is the average of the weights where `config.ema_decay` asks for one. `profile` leaves
+    a trace of a few steps of rank 0 and a page about them: see `profiling`.
+    Raises, on every rank, NonFiniteError before an update where the loss or the gradient is not finite, unless such
+    batches are left out (`config.nonfinite`), and StoppedError, with a checkpoint written, once `stop()` on any rank.
     """
     torch.manual_seed(config.seed)
-    model = llip.create_model(config).to(world.device)
-    optimizer = build_optimizer(model, config.optimizer)
-    newest = checkpoint.latest(folder)
-    start = checkpoint.restore(newest, model, optimizer) if newest else 0
-    tracker.rewind(start)
+    newest = checkpoint.latest(folder, world)
+    model = llip.create_model(config)
+    if config.start_from is not None and newest is None:
+        begun = start_from_clip(model, load_open_clip(config.start_from))
+        tracker.artifact("start_from.json", begun._asdict())
+        if world.rank == 0:
+            logger.warning("%s: made of its weights: %s; new: %s", config.start_from, *map(", ".join, begun))
+    model.to(world.device)
     towers = Towers(model, config, world)
-    rates = Rates(start * config.data.batch_size)
+    watched = Watched(towers, config.model.head.temperature)
+    optimizer = build_optimizer(model, config.optimizer)
+    average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+    state = TrainingState(model, optimizer, average)
+    start = state.restore(newest, world) if newest else 0
+    if world.rank == 0:
+        checkpoint.remove_after(folder, start)
+    world.barrier()
+    tracker.rewind(start)
+    skipped, stopping = 0, False
+    spikes = SpikeDetector()
+    rates = Rates(start * config.data.batch_size, ranks=world.size, utilisation=utilisation(config, world))
+    trace = trace_steps(folder, tracker, images=config.data.batch_size // world.size, device=world.device)
 
     with (
+        Saver(folder, state, config, world) as saver,
         _loader(config, shards, world) as loader,
         contextlib.closing(loader.iter_from(start)) as batches,
         progress(desc="train", total=config.samples, initial=rates.samples, unit="img") as bar,
+        trace if profile and world.rank == 0 else contextlib.nullcontext() as tracing,
     ):
         for step in range(start, config.steps + 1):  # one turn more than updates: the end is saved and evaluated too
             last = step == config.steps
             with rates.paused():
-                if step > start and (last or every(step, config.checkpoint_every)):
+                if step > start and (last or stopping or every(step, config.checkpoint_every)):
                     tracker.flush()
-                    if world.rank == 0:
-                        checkpoint.save(folder, step, model, optimizer, config)
+                    saver.begin(step)
+                if last or stopping:
+                    saver.finish(required=True)
+                if stopping and not last:
+                    raise StoppedError(f"stopped after step {step} of {config.steps}, as asked; run again to go on")
                 if evaluate and (last or every(step, config.evaluate_every)):
-                    evaluate(step, model)
+                    evaluate(step, whole_model(model, average.tensors if average else None))
             if last:
                 break
 
             seed_step(config.seed, step, world.rank)
             set_learning_rate(optimizer, learning_rate(step, config.steps, config.optimizer))
+            with record_function("load"):
+                batch = parts(next(batches), config, world.device)
             output = accumulation.backward(
                 model,
-                parts(next(batches), config, world.device),
+                batch,
                 config=config.objective,
                 captions_per_image=config.data.captions_per_image,
                 group=world.group,
-                forward=towers,
+                forward=watched,
             )
-            loss, norm, hits = world.mean([output.loss, gradient_norm(model), output.guard_hits])
-            if not math.isfinite(loss + norm):
-                raise NonFiniteError(_diagnosis(step, loss, norm, model))
-            optimizer.step()
+            with record_function("agree"):
+                towers.average_replicated()
+                loss, norm, hits, writing, asked = world.mean(
+                    [output.loss, gradient_norm(model), output.guard_hits, saver.writing, stop()]
+                )
+            stopping = asked > 0
+            if saver.under_way and not writing:
+                with rates.paused():
+                    saver.finish()
+            if math.isfinite(loss + norm):
+                with record_function("update"):
+                    optimizer.step()
+                    model.clamp_logit_scale(config.optimizer.max_logit_scale)
+                    if average:
+                        average.update()
+                if spike := spikes.observe(loss):
+                    logger.warning("step %d: %s", step + 1, spike)
+            elif config.nonfinite == "stop":
+                saver.finish()
+                raise NonFiniteError(
+                    f"{_diagnosis(step, loss, norm, model)}. The checkpoints before it are intact; "
+                    "a lower learning rate or a longer warm-up is the usual cure"
+                )
+            else:
+                logger.warning("%s; going on without this batch", _diagnosis(step, loss, norm, model))
+                skipped += 1
             optimizer.zero_grad()
-            model.clamp_logit_scale(config.optimizer.max_logit_scale)
 
             bar.update(config.data.batch_size)
             if every(step + 1, config.log_every) or step + 1 == config.steps:
-                values = {"loss": loss, "gradient_norm": norm, "guard_hits": hits * world.size}
+                values = {"loss": loss, "gradient_norm": norm, "guard_hits": hits * world.size, "skipped": skipped}
+                values |= {"loss_spikes": spikes.count} | watched.mixing()
                 values |= _model_state(model) | {"learning_rate": optimizer.param_groups[0]["lr"]}
                 values |= rates.lap((step + 1) * config.data.batch_size, loader.stats) | {
                     "memory": peak_memory(world.device)
                 }
                 tracker.log(step + 1, values)
+            if tracing:
+                with rates.paused():
+                    tracing.step()
     return model
 
 
@@ -130,15 +195,13 @@ def _model_state(model: ContrastiveModel) -> dict[str, float]:
 
 def _diagnosis(step: int, loss: float, norm: float, model: ContrastiveModel) -> str:
     """What was not finite, for the error of an update that is not made."""
-    broken = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    gradients = {name: local(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     where = f"; gradients that are not finite: {len(broken)}, first {broken[0]}" if broken else ""
-    return (
-        f"update {step} was not made: loss {loss}, gradient norm {norm}{where}. The checkpoints before it are intact; "
-        "a lower learning rate or a longer warm-up is the usual cure"
-    )
+    return f"update {step} was not made: loss {loss}, gradient norm {norm}{where}"
 
 
-def _loader(config: TrainingConfig, shards: str, world: World) -> LaneLoader:
+def _loader(config: TrainingConfig, shards: str | Sequence[str], world: World) -> LaneLoader:
     return LaneLoader(
         shards,
         config.data,
@@ -147,4 +210,5 @@ def _loader(config: TrainingConfig, shards: str, world: World) -> LaneLoader:
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        jpegs=jpeg_device(config.data, world.device),
     )

@@ -5,11 +5,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.profiler import record_function
 
 from llip.data.loader import LoaderStats
+from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
+from llip.model.mixing import mixing_entropy
+from llip.objective.waiting import waiting
+from llip.training.parallel import Towers
+from llip.training.utilisation import Utilisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +43,60 @@ MEASURES: dict[str, Measure] = {
     "guard_hits": Measure(
         unit="pairs", reduction="last", ranks="sum", meaning="pairs with a norm too small to divide by"
     ),
+    "loss_spikes": Measure(
+        unit="", reduction="total", ranks="first", meaning="losses far above those before; see `spikes`"
+    ),
+    "mixing_entropy": Measure(
+        unit="", reduction="last", ranks="first", meaning="of the mixing weights, over its maximum ln K; 1: even"
+    ),
+    "skipped": Measure(unit="steps", reduction="total", ranks="first", meaning="batches left out: not finite"),
     "samples": Measure(unit="images", reduction="total", ranks="sum", meaning="images seen by the run"),
     "samples_per_second": Measure(
         unit="images/s", reduction="rate", ranks="sum", meaning="evaluation and saving excluded"
     ),
+    "tokens_per_second": Measure(
+        unit="tokens/s", reduction="rate", ranks="sum", meaning="of captions, start and end included"
+    ),
+    "model_flops_utilisation": Measure(
+        unit="", reduction="rate", ranks="mean", meaning="of the towers, over the devices' peak in bf16"
+    ),
     "data_wait_share": Measure(
         unit="", reduction="rate", ranks="first", meaning="share of the time spent waiting for data"
+    ),
+    "communication_share": Measure(
+        unit="",
+        reduction="rate",
+        ranks="first",
+        meaning="share of the time spent waiting for collectives, where no computing hides them; see `waiting`",
     ),
     "decode_errors": Measure(unit="images", reduction="total", ranks="first", meaning="unreadable images, replaced"),
     "memory": Measure(unit="GiB", reduction="peak", ranks="first", meaning="allocated on the GPU, else resident"),
 }
+
+
+class Watched:
+    """Towers of which the features of the first few images and captions are kept: what is measured costs no forward."""
+
+    KEPT = 8
+
+    def __init__(self, towers: Towers, temperature: float) -> None:
+        self._temperature = temperature
+        self._towers = towers
+        self._kept: tuple[Any, ...] = ()
+        self.no_sync = towers.no_sync
+
+    def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
+        with record_function("forward"):
+            features = self._towers(pixels_BCHW, token_ids_TL)
+        self._kept = tuple(type(f)(*(tensor[: self.KEPT].detach().clone() for tensor in f)) for f in features)
+        return features
+
+    def mixing(self) -> dict[str, float]:
+        """Entropy of the mixing weights; nothing where no query mixes tokens."""
+        match self._kept:
+            case (Mixture() as mixture, Query() as query) | (Query() as query, Mixture() as mixture):
+                return {"mixing_entropy": float(mixing_entropy(mixture, query.query_BME, self._temperature))}
+        return {}
 
 
 def peak_memory(device: torch.device) -> float:
@@ -58,9 +109,12 @@ def peak_memory(device: torch.device) -> float:
 class Rates:
     """Throughput since the last lap; what happens inside `paused` does not count."""
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, *, ranks: int, utilisation: Utilisation | None) -> None:
         self.samples = samples
-        self._waited = 0.0
+        self._ranks = ranks
+        self._utilisation = utilisation
+        self._waited, self._tokens = 0.0, 0
+        waiting.lap()  # of an earlier run in this process
         self._start = time.perf_counter()
 
     @contextmanager
@@ -73,10 +127,18 @@ class Rates:
         """The rates up to now, with `samples` seen by the run, over all ranks."""
         now = time.perf_counter()
         seconds, done, waited = now - self._start, samples - self.samples, loader.wait_seconds - self._waited
-        self._start, self.samples, self._waited = now, samples, loader.wait_seconds
-        return {
+        tokens = (loader.tokens - self._tokens) * self._ranks
+        self._start, self.samples, self._waited, self._tokens = now, samples, loader.wait_seconds, loader.tokens
+        values = {
             "samples": samples,
             "samples_per_second": done / seconds,
+            "tokens_per_second": tokens / seconds,
             "data_wait_share": waited / seconds,
             "decode_errors": loader.decode_errors,
         }
+        communication = waiting.lap() / seconds
+        if self._ranks > 1:
+            values["communication_share"] = communication
+        if self._utilisation:
+            values["model_flops_utilisation"] = self._utilisation.share(images=done, tokens=tokens, seconds=seconds)
+        return values

@@ -1,9 +1,11 @@
 """AdamW, its parameter groups, and the learning rate as a function of the step: MetaCLIP's recipe, which Llip keeps."""
 
+import itertools
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llip.config import OptimizerConfig
 
@@ -23,10 +25,11 @@ def decays(parameter: Tensor) -> bool:
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, as one fused kernel; the loop sets the learning rate of every step."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if decays(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
+        {"params": group, "weight_decay": config.weight_decay if decay else 0.0}
+        for decay, sharded in itertools.product((True, False), (False, True))  # a kernel takes shards or whole tensors
+        if (group := [p for p in trained if (decays(p), isinstance(p, DTensor)) == (decay, sharded)])
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 

@@ -1,19 +1,24 @@
 """Everything about devices, ranks, wrapping and precision: the model and the loop stay single-device code."""
 
 import contextlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llip.config import TrainingConfig
-from llip.model.build import ContrastiveModel
+from llip.model.build import ContrastiveModel, create_model
 from llip.model.features import ImageFeatures, TextFeatures
+from llip.objective.waiting import waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +35,34 @@ class World:
         """Scalars averaged over the ranks, the same numbers on all of them."""
         packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
         if self.group is not None:
-            dist.all_reduce(packed, group=self.group)
+            with waiting.on(self.device):
+                dist.all_reduce(packed, group=self.group)
         return [value / self.size for value in packed.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on every one of them."""
+        if self.group is None:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def collect(self, value: Any) -> list[Any] | None:
+        """The values of all ranks, in their order, on rank 0; None on the others."""
+        if self.group is None:
+            return [value]
+        values = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values, group=self.group)
+        return values
 
     def barrier(self) -> None:
         if self.group is not None:
             dist.barrier(group=self.group)
+
+
+def alone() -> World:
+    """One process on the CPU."""
+    return World(rank=0, size=1, device=torch.device("cpu"), group=None)
 
 
 def current_world() -> World:
@@ -47,33 +74,141 @@ def current_world() -> World:
 
 
 class Towers:
-    """A model's forward pass as a rank runs it: compiled, recomputing, under autocast, averaging gradients."""
+    """A model's forward pass as a rank runs it: compiled, recomputing, under autocast, averaging gradients.
+
+    With `config.parallel` "fsdp" the parameters of the model become shards (DTensors): optimizers come after this.
+    """
 
     def __init__(self, model: ContrastiveModel, config: TrainingConfig, world: World) -> None:
         model.set_activation_checkpointing(config.activation_checkpointing)
         self._autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        if config.compile:
+        self._world = world
+        self._replicated: list[nn.Parameter] = []
+        self._buckets_arrived: Callable[[], None] | None = None
+        sharded = world.group is not None and config.parallel == "fsdp"
+        if config.compile and sharded:
+            for block in _blocks(model):  # what FSDP does around a block does not compile
+                block.compile(fullgraph=True)
+        elif config.compile:
             model.compile_towers()
         self._forward: Any = model
-        if world.group is not None:
+        if sharded:
+            self._replicated = _shard(model, world)
+        elif world.group is not None:
             # W_O, scale and bias are used by the loss alone; DDP waits for their gradients as well.
             self._forward = DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)
 
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
         """Features in the run's precision."""
         with self._autocast:
-            return self._forward(pixels_BCHW, token_ids_TL)
+            images, texts = self._forward(pixels_BCHW, token_ids_TL)
+        if isinstance(self._forward, DistributedDataParallel):
+            self._time_buckets((*images, *texts))
+        return images, texts
 
-    def no_sync(self) -> AbstractContextManager[None]:
+    def _time_buckets(self, features: Sequence[Tensor]) -> None:
+        """Time the wait for the buckets of gradients that are on their way when the last gradient is computed.
+
+        DistributedDataParallel queues it for the end of the backward pass, behind what is queued when that begins.
+        """
+
+        def computed() -> None:
+            self._buckets_arrived = waiting.start(self._world.device)
+
+        def begun(gradient: Tensor) -> None:
+            Variable._execution_engine.queue_callback(computed)
+
+        learned = [feature for feature in features if feature.requires_grad]
+        if learned:
+            learned[0].register_hook(begun)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
         """Backward passes inside keep their gradients to this rank: all but the last part of an accumulated step."""
-        return (
-            self._forward.no_sync() if isinstance(self._forward, DistributedDataParallel) else contextlib.nullcontext()
-        )
+        if isinstance(self._forward, DistributedDataParallel):
+            with self._forward.no_sync():
+                yield
+        elif isinstance(self._forward, FSDPModule):
+            self._forward.set_requires_gradient_sync(False)
+            yield
+            self._forward.set_requires_gradient_sync(True)
+        else:
+            yield
+
+    def average_replicated(self) -> None:
+        """Average the gradients of what FSDP does not shard, after the backward pass of a step."""
+        if self._buckets_arrived:
+            self._buckets_arrived()
+            self._buckets_arrived = None
+        for parameter in self._replicated:
+            assert parameter.grad is not None
+            with waiting.on(self._world.device):
+                dist.all_reduce(parameter.grad, group=self._world.group)
+            parameter.grad /= self._world.size
+
+
+def _shard(model: ContrastiveModel, world: World) -> list[nn.Parameter]:
+    """Shard blocks, towers and projections over the ranks (FSDP2), rows of a matrix to each. Returns what stays whole.
+
+    That is what the loss uses outside of any forward pass, where FSDP would have freed it: W_O, scale and bias.
+    Parameters travel in fp32, as autocast wants them: the numbers are those of DistributedDataParallel.
+    """
+    # Features are views, and nothing works on them in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = DeviceMesh.from_group(world.group, world.device.type)  # type: ignore[arg-type]
+    used_by_loss = (model.head.out_proj, model.logit_scale, model.logit_bias)
+    replicated = [parameter for parameter in used_by_loss if parameter is not None]
+    for module in (*_blocks(model), model.vision, model.text, model.head.image, model.head.text, model):
+        fully_shard(module, mesh=mesh, ignored_params=set(replicated))
+        _time_waits(module, world.device)
+    return replicated
+
+
+def _time_waits(module: nn.Module, device: torch.device) -> None:
+    """Time where FSDP2 waits for a module's parameters and gradients; it has no public place for that.
+
+    It also packs and unpacks them there, which counts as waiting; the sum of the shards' squared norms does not.
+    """
+    assert isinstance(module, FSDPModule)
+    for group in module._get_fsdp_state()._fsdp_param_groups:
+        for name in ("unshard", "wait_for_unshard", "post_backward", "finalize_backward"):
+            setattr(group, name, waiting.on(device)(getattr(group, name)))
+
+
+def _blocks(model: ContrastiveModel) -> list[nn.Module]:
+    return [*model.vision.transformer.blocks, *model.text.transformer.blocks]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shards of all ranks, which all have to ask for it; itself where it is not sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_model(model: ContrastiveModel, weights: Mapping[str, Tensor] | None = None) -> ContrastiveModel:
+    """The model with all of it on this rank, or with other weights of it; itself where that is what it is.
+
+    Every rank has to ask for it.
+    """
+    if weights is None and not any(isinstance(p, DTensor) for p in model.parameters()):
+        return model
+    copy = create_model(model.config).to(model.logit_scale)
+    copy.load_state_dict({name: whole(tensor) for name, tensor in (weights or model.state_dict()).items()})
+    return copy
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor; itself where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """L2 norm of the gradient of all parameters, a scalar."""
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    """L2 norm of the gradient of all parameters, a scalar, the same on every rank."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norms = [
+        whole(torch.nn.utils.get_total_norm([g for g in gradients if isinstance(g, DTensor) == sharded]))
+        for sharded in {isinstance(g, DTensor) for g in gradients}
+    ]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -27,14 +27,18 @@ class Record:
     def append(self, step: int, values: Mapping[str, float]) -> None:
         self._lines.append({"step": step, **values})
         self._dirty = True
-        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
-            self.flush()
+
+    @property
+    def due(self) -> bool:
+        """Whether the file was written long ago."""
+        return time.monotonic() - self._written > SECONDS_BETWEEN_WRITES
 
     def flush(self) -> None:
         """Write the file. What a checkpoint holds has always been recorded, so a killed run loses no line."""
+        self._written = time.monotonic()
         if self._dirty:
             storage.write_bytes(self._uri, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
-        self._written, self._dirty = time.monotonic(), False
+        self._dirty = False
 
 
 def read(folder: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The folder of a run: its `config.json` says what it trains and on which shards. A folder holds one run."""
 
 import hashlib
+from collections.abc import Sequence
 
 from llip import storage
 from llip.config import TrainingConfig, differences, to_dict
@@ -8,11 +9,21 @@ from llip.data import manifest
 
 NAME = "config.json"
 
-OPERATIONAL = ("log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "data.threads", "data.prefetch")
+OPERATIONAL = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluate_every",
+    "nonfinite",
+    "parallel",
+    "peak_flops",
+    "data.threads",
+    "data.prefetch",
+)
 """Settings that change nothing of what is learned: a run may go on with other ones."""
 
 
-def check(folder: str, config: TrainingConfig, shards: str | None = None) -> None:
+def check(folder: str, config: TrainingConfig, shards: str | Sequence[str] | None = None) -> None:
     """Raises ValueError where the folder holds a run of another configuration or other shards, naming what differs."""
     uri = storage.join(folder, NAME)
     if not storage.exists(uri):
@@ -30,14 +41,15 @@ def check(folder: str, config: TrainingConfig, shards: str | None = None) -> Non
         )
 
 
-def claim(folder: str, config: TrainingConfig, shards: str) -> None:
+def claim(folder: str, config: TrainingConfig, shards: str | Sequence[str]) -> None:
     """Note in the folder what it trains. Raises ValueError where it trains something else: see `check`."""
     check(folder, config, shards)
     content = {"training": to_dict(config), "shards": shards, "data": fingerprint(shards)}
     storage.write_json(storage.join(folder, NAME), content)
 
 
-def fingerprint(shards: str) -> str:
+def fingerprint(shards: str | Sequence[str]) -> str:
     """SHA-256 over the checksums of the shards: the same for the same samples, wherever they lie."""
-    checksums = [file.sha256 for file in manifest.read(shards, "shards").files]
+    folders = (shards,) if isinstance(shards, str) else shards
+    checksums = [file.sha256 for folder in folders for file in manifest.read(folder, "shards").files]
     return hashlib.sha256("\n".join(checksums).encode()).hexdigest()

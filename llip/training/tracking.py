@@ -109,6 +109,8 @@ class Tracker:
         """Log the numbers of a step."""
         if self._record:
             self._record.append(step, values)
+            if self._record.due:
+                self.flush()
         if self._delivery:
             self._delivery.metrics(step, values)
 
@@ -117,8 +119,8 @@ class Tracker:
         if self._delivery:
             self._delivery.parameters(dict(_flat(values)))
 
-    def artifact(self, name: str, content: dict[str, Any]) -> None:
-        """Log a JSON file."""
+    def artifact(self, name: str, content: dict[str, Any] | str) -> None:
+        """Log a JSON file, or a text file such as a page."""
         if self._delivery:
             self._delivery.artifact(name, content)
 
@@ -128,13 +130,17 @@ class Tracker:
             self._record.rewind(step)
 
     def flush(self) -> None:
-        """Write the record. MLflow gets its share in its own time."""
+        """Write the record; one that cannot be written now is written later. MLflow gets its share in its own time."""
         if self._record:
-            self._record.flush()
+            try:
+                self._record.flush()
+            except OSError as error:
+                logger.warning("%s cannot be written now (%s)", storage.join(self._folder, "metrics.jsonl"), error)
 
     def close(self, status: str = "FINISHED") -> None:
         """Write the record and deliver the rest; what a server did not take is said once."""
-        self.flush()
+        if self._record:
+            self._record.flush()
         if self._delivery and (undelivered := self._delivery.close(status)):
             logger.warning("%s; all metrics are in %s", undelivered, storage.join(self._folder, "metrics.jsonl"))
 

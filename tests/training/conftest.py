@@ -58,7 +58,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> TrainingConfig:
     """Llip on 24-pixel pictures, 6 steps of 16, two captions an image."""
     return TrainingConfig(

@@ -1,35 +1,43 @@
 """The loop: what is learned, logged, saved and evaluated, and when it stops."""
 
+import contextlib
+import errno
 import json
+import logging
+import os
+import re
+import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from faults import numbers, survives
+from noted_pretrain import noted
 
-from llip import storage
-from llip.config import TrainingConfig
-from llip.model.build import ContrastiveModel
-from llip.training import checkpoint, loop, record
+import llip
+from llip import interop, storage
+from llip.config import HeadConfig, TrainingConfig
+from llip.model.build import ContrastiveModel, create_model
+from llip.training import checkpoint, loop, record, stopping
 from llip.training import run_folder as runs
 from llip.training.loop import NonFiniteError, every, train
 from llip.training.metrics import MEASURES
 from llip.training.parallel import current_world
+from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker
 
 Folder = Callable[[str], str]
+Note = Callable[[str, object], None]
 
 
-def _train(config: TrainingConfig, shards: str, folder: str, **options: object) -> ContrastiveModel:
-    with Tracker(None, folder) as tracker:
+def _train(config: TrainingConfig, shards: str | tuple[str, ...], folder: str, **options: object) -> ContrastiveModel:
+    with noted(folder), Tracker(None, folder) as tracker:
         return train(config, shards=shards, folder=folder, world=current_world(), tracker=tracker, **options)
-
-
-def _numbers(folder: str) -> list[tuple[float, ...]]:
-    """What must not depend on interruptions."""
-    names = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "samples")
-    return [tuple(line[name] for name in names) for line in record.read(folder)]
 
 
 class CrashError(Exception):
@@ -62,13 +70,29 @@ def test_every() -> None:
 
 
 def test_training_learns_and_logs_the_registry(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
-    config = replace(small, steps=40)
-    _train(config, shards, run_folder("a"))
+    config = replace(small, steps=40, peak_flops=1e12)
+    _train(config, shards, run_folder("a"), profile=True)
     lines = record.read(run_folder("a"))
     assert [line["step"] for line in lines] == list(range(1, 41))
-    assert lines[-1].keys() == MEASURES.keys() | {"step"}
+    assert lines[-1].keys() == MEASURES.keys() - {"communication_share"} | {"step"}  # that is of several ranks
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert lines[-1]["samples"] == config.samples
+
+
+def test_a_jump_of_the_learning_rate_is_logged_as_a_spike(
+    small: TrainingConfig,
+    shards: str,
+    run_folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rate = loop.learning_rate
+    monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: (100 if step == 50 else 1) * rate(step, *rest))
+    with caplog.at_level(logging.WARNING, "llip"):
+        _train(replace(small, steps=60), shards, run_folder("a"))
+    assert next(line["step"] for line in record.read(run_folder("a")) if line["loss_spikes"]) == 52
+    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith("step 52: loss spike: ")]
+    assert not [r for r in caplog.records if "spike" in r.getMessage() and not r.getMessage().startswith("step 5")]
 
 
 def test_resuming_after_a_crash_repeats_the_undisturbed_run_to_the_bit(
@@ -82,7 +106,7 @@ def test_resuming_after_a_crash_repeats_the_undisturbed_run_to_the_bit(
         with pytest.raises(CrashError):
             _train(small, shards, run_folder("broken"), progress=_crashing_after(crash))
     resumed = _train(small, shards, run_folder("broken"))
-    assert _numbers(run_folder("broken")) == _numbers(run_folder("whole"))
+    assert numbers(run_folder("broken")) == numbers(run_folder("whole"))
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -93,7 +117,7 @@ def test_a_run_in_a_bucket_resumes_too(small: TrainingConfig, shards: str, run_f
         _train(config, shards, folder, progress=_crashing_after(3))
     _train(config, shards, folder)
     _train(config, shards, run_folder("whole"))
-    assert _numbers(folder) == _numbers(run_folder("whole"))
+    assert numbers(folder) == numbers(run_folder("whole"))
     runs.claim(folder, config, shards)
     runs.claim(folder, config, shards)
     names = [uri.removeprefix(f"{folder}/checkpoints/") for uri in storage.listing(f"{folder}/checkpoints")]
@@ -112,6 +136,128 @@ def test_the_end_is_saved_and_evaluated_and_once_more_when_nothing_is_left(
     assert [line["step"] for line in record.read(run_folder("a"))] == [1, 2, 3, 4, 5]
 
 
+def test_steps_go_on_while_a_checkpoint_is_written(
+    small: TrainingConfig, shards: str, run_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, third = [], threading.Event()
+    write = checkpoint.write
+
+    def write_once_a_third_step_is_made(*args: object) -> object:
+        assert third.wait(60), "training waits for the checkpoint"
+        return write(*args)
+
+    def progress(**settings: object) -> object:
+        def update(images: int) -> None:
+            steps.append(images)
+            if len(steps) == 3:
+                third.set()
+
+        return contextlib.nullcontext(SimpleNamespace(update=update))
+
+    monkeypatch.setattr(checkpoint, "write", write_once_a_third_step_is_made)
+    _train(replace(small, checkpoint_every=2), shards, run_folder("a"), progress=progress)
+    kept = sorted(path.name for path in (Path(run_folder("a")) / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "latest.json", "metrics.jsonl"])
+def test_a_full_disk_costs_one_checkpoint(
+    file: str,
+    small: TrainingConfig,
+    shards: str,
+    run_folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    record_property: Note,
+) -> None:
+    write, left = storage.write_bytes, [1]
+
+    def full(uri: str, content: bytes) -> None:
+        if uri.endswith(file) and ("step-00000002" in uri or "step" not in uri) and left:
+            left.clear()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(uri, content)
+
+    _train(small, shards, run_folder("whole"))
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with caplog.at_level(logging.WARNING, "llip"):
+        _train(small, shards, run_folder("full"))
+    assert not left and "No space left on device" in caplog.text
+    fault, ended = f"full disk at {file}", "a warning; went on to the end"
+    survives(record_property, fault, ended, run=run_folder("full"), undisturbed=run_folder("whole"))
+    assert checkpoint.latest(run_folder("full")).endswith("step-00000006")
+
+
+def test_the_last_checkpoint_has_to_be_written(
+    small: TrainingConfig, shards: str, run_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: str, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(OSError, match=r"step 6 was not written \(rank 0: .*No space left on device"):
+        _train(small, shards, run_folder("a"))
+
+
+def test_a_run_that_is_asked_to_stop_saves_first(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
+    config = replace(small, ema_decay=0.9)  # the average comes back too
+    whole = _train(config, shards, run_folder("whole"))
+    answers = iter([False, False, True])
+    with pytest.raises(StoppedError, match="stopped after step 3 of 6"):
+        _train(config, shards, run_folder("stopped"), stop=lambda: next(answers))
+    assert checkpoint.latest(run_folder("stopped")).endswith("step-00000003")
+    evaluated = []
+    resumed = _train(config, shards, run_folder("stopped"), evaluate=lambda _, model: evaluated.append(model))
+    assert numbers(run_folder("stopped")) == numbers(run_folder("whole"))
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    exported = llip.load_model(checkpoint.latest(run_folder("stopped")))
+    for a, b, weight in zip(exported.parameters(), evaluated[-1].parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, weight)
+
+
+def test_the_request_to_stop_is_a_file_that_sigterm_writes(run_folder: Folder) -> None:
+    folder = run_folder("a")
+    with stopping.watched(folder) as stop, stopping.on_sigterm(folder):
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while not stop():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    stopping.withdraw(folder)
+    with stopping.watched(folder) as stop:
+        time.sleep(1.5 * stopping.SECONDS_BETWEEN_LOOKS)
+        assert not stop()
+
+
+def test_a_run_starts_from_the_weights_of_clip_once(
+    small: TrainingConfig, shards: str, run_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip_config = replace(
+        small.model,
+        vision=replace(small.model.vision, tokens=1),
+        head=HeadConfig(kind="class_token"),
+        init_logit_bias=None,
+    )
+    clip = create_model(clip_config)
+    interop.export_open_clip(clip, str(tmp_path / "clip"))
+    weights = tmp_path / "clip" / "open_clip_model.safetensors"
+    config = replace(
+        small,
+        start_from=str(weights),
+        steps=2,
+        optimizer=replace(small.optimizer, learning_rate=1e-9, warmup_steps=1),
+    )
+    model = _train(config, shards, run_folder("run"))
+    torch.testing.assert_close(model.vision.patch_embedding.weight, clip.vision.patch_embedding.weight)
+    torch.testing.assert_close(model.text.token_embedding.weight, clip.text.token_embedding.weight)
+    assert "made of its weights: vision.tokens" in caplog.text
+    assert "new: logit_bias, head.image.key_proj, head.text.query_proj" in caplog.text
+    weights.unlink()
+    _train(config, shards, run_folder("run"))  # goes on from its own checkpoint
+
+
 def test_accumulation_learns_the_same(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
     _train(small, shards, run_folder("one"))
     _train(replace(small, objective=replace(small.objective, accumulation=4)), shards, run_folder("four"))
@@ -126,31 +272,72 @@ def test_scale_stays_below_its_maximum(small: TrainingConfig, shards: str, run_f
     assert max(scales) == pytest.approx(14.3, rel=1e-6) or max(scales) < 14.3
 
 
-@pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_update(
-    poison: str, small: TrainingConfig, shards: str, run_folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backward, seen = loop.accumulation.backward, {}
+@pytest.fixture(params=["loss", "gradient"])
+def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What the fourth update makes of a batch that is not finite; afterwards the model and its weights before."""
+    backward, seen = loop.accumulation.backward, {"kind": request.param, "calls": 0}
 
     def poisoned(model: ContrastiveModel, *args: object, **options: object) -> object:
         output = backward(model, *args, **options)
-        seen["calls"] = seen.get("calls", 0) + 1
+        seen["calls"] += 1
         if seen["calls"] == 4:
             seen["model"], seen["weights"] = model, [p.detach().clone() for p in model.parameters()]
-            if poison == "loss":
+            if request.param == "loss":
                 return output._replace(loss=output.loss * float("nan"))
             model.vision.position.grad[0, 0] = float("inf")
         return output
 
     monkeypatch.setattr(loop.accumulation, "backward", poisoned)
-    message = {
-        "loss": r"update 3 was not made: loss nan",
-        "gradient": r"update 3 was not made: loss \d.*, gradient norm inf; .* not finite: 1, first vision.position",
-    }
-    with pytest.raises(NonFiniteError, match=message[poison]):
+    return seen
+
+
+DIAGNOSES = {
+    "loss": r"update 3 was not made: loss nan",
+    "gradient": r"update 3 was not made: loss \d.*, gradient norm inf; .* not finite: 1, first vision.position",
+}
+
+
+def test_what_is_not_finite_stops_before_the_update(
+    poison: dict[str, object], small: TrainingConfig, shards: str, run_folder: Folder, record_property: Note
+) -> None:
+    with pytest.raises(NonFiniteError, match=DIAGNOSES[poison["kind"]]):
         _train(small, shards, run_folder("a"))
-    assert all(torch.equal(a, b) for a, b in zip(seen["weights"], seen["model"].parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(poison["weights"], poison["model"].parameters(), strict=True))
     assert checkpoint.latest(run_folder("a")).endswith("step-00000002")
+    for name in ("a", "whole"):  # there is poison in the fourth update of this process only
+        _train(small, shards, run_folder(name))
+    fault, ended = f"{poison['kind']} not finite", "NonFiniteError before the update; run again, went on to the end"
+    survives(record_property, fault, ended, run=run_folder("a"), undisturbed=run_folder("whole"))
+
+
+def test_what_is_not_finite_is_left_out_where_the_policy_says_so(
+    poison: dict[str, object],
+    small: TrainingConfig,
+    shards: str,
+    run_folder: Folder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = replace(small, nonfinite="skip", steps=4)
+    with caplog.at_level(logging.WARNING, "llip"):
+        model = _train(config, shards, run_folder("a"))
+    assert re.search(DIAGNOSES[poison["kind"]], caplog.text)
+    assert all(torch.equal(a, b) for a, b in zip(poison["weights"], model.parameters(), strict=True))
+    assert [line["skipped"] for line in record.read(run_folder("a"))] == [0, 0, 0, 1]
+
+
+def test_a_run_on_mixed_sets_resumes_and_belongs_to_them(
+    small: TrainingConfig, shards: str, run_folder: Folder
+) -> None:
+    both, config = (shards, shards), replace(small, data=replace(small.data, weights=(2, 1)))
+    _train(config, both, run_folder("whole"))
+    runs.claim(run_folder("broken"), config, both)
+    with pytest.raises(CrashError):
+        _train(config, both, run_folder("broken"), progress=_crashing_after(3))
+    runs.claim(run_folder("broken"), config, both)
+    _train(config, both, run_folder("broken"))
+    assert numbers(run_folder("broken")) == numbers(run_folder("whole"))
+    with pytest.raises(ValueError, match="which holds other samples"):
+        runs.claim(run_folder("broken"), config, (shards,))
 
 
 def test_a_folder_holds_one_run(small: TrainingConfig, shards: str, run_folder: Folder) -> None:

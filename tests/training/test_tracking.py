@@ -33,6 +33,7 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
     with Tracker(_sqlite(tmp_path), folder) as tracker:
         tracker.parameters({"optimizer": {"learning_rate": 0.5, "betas": [0.9, 0.95]}, "name": "x"})
         tracker.artifact("config.json", {"a": 1})
+        tracker.artifact("page.html", "<p>é</p>")
         tracker.log(1, {"loss": 3.0})
         tracker.log(2, {"loss": 2.0})
     with Tracker(tracking_of(folder), folder) as tracker:
@@ -50,6 +51,7 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
         "new": "1",
     }
     assert run.data.tags["colour"] == "red" and run.data.tags["mlflow.source.git.commit"]
+    assert next((tmp_path / "mlartifacts").rglob("page.html")).read_text() == "<p>é</p>"
     stored = next((tmp_path / "mlartifacts").rglob("config.json"))
     assert json.loads(stored.read_text()) == {"a": 1}
     assert [line["loss"] for line in record.read(folder)] == [3.0, 2.0, 1.5]

@@ -1,0 +1,101 @@
+"""Where a step's time goes: a trace of a few steps for Chrome's or Perfetto's viewer, and one page about them."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from llip import storage
+from llip.training.tracking import Tracker
+
+FIRST, WARMUP, STEPS = 3, 2, 3
+"""Steps that pass before, those that the profiler warms up in, and those that it keeps."""
+
+PHASES = ("load", "forward", "loss", "backward", "agree", "update")
+"""Names under which the loop and what it calls record what they do (`torch.profiler.record_function`).
+
+`agree` is what ends a step on all ranks: the norm of the gradient and the mean of what is measured.
+"""
+TRACE, PAGE = "profile/trace.json", "profile/summary.md"
+_COLLECTIVES = ("nccl", "gloo:")
+_BAR, _OPERATORS = 40, 15
+
+
+def trace_steps(folder: str, tracker: Tracker, *, images: int, device: torch.device) -> profile:
+    """A profiler whose `step()` follows every step of `images` images.
+
+    After `FIRST + WARMUP + STEPS` of them it leaves `TRACE` and `PAGE` in the run's folder and with the tracker.
+    """
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    return profile(
+        activities=activities,
+        schedule=schedule(wait=FIRST, warmup=WARMUP, active=STEPS, repeat=1),
+        on_trace_ready=partial(_finish, folder=folder, tracker=tracker, images=images, device=device),
+    )
+
+
+def _finish(traced: profile, *, folder: str, tracker: Tracker, images: int, device: torch.device) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "trace.json")
+        traced.export_chrome_trace(str(path))
+        trace = path.read_text()
+    events = list(traced.key_averages())
+    page = summary(events, images=images, device=device)
+    for name, content in ((TRACE, trace), (PAGE, page)):
+        storage.write_bytes(storage.join(folder, name), content.encode())
+        tracker.artifact(name, content)
+
+
+def _collectives(events: list[Any], device: torch.device) -> float:
+    """Time in which collectives are under way, over that of the steps; on a GPU that of their kernels.
+
+    `communication_share` has only that part of it which no computing hides.
+    """
+    times = ((e.key, e.self_device_time_total if device.type == "cuda" else e.cpu_time_total) for e in events)
+    return sum(time for name, time in times if name.startswith(_COLLECTIVES)) / _total(events)
+
+
+def summary(events: list[Any], *, images: int, device: torch.device) -> str:
+    """The page, from the events of the profiler by name: Markdown with a bar for every phase."""
+    total, gpu = _total(events), device.type == "cuda"
+    millis = total / STEPS / 1000
+    phases = {name: sum(e.cpu_time_total for e in events if e.key == name) for name in PHASES}
+    phases["rest"] = total - sum(phases.values())
+    operators = {
+        e.key: (e.self_device_time_total if gpu else e.self_cpu_time_total, e.count)
+        for e in events
+        if e.key not in PHASES and not e.key.startswith("ProfilerStep")
+    }
+    first = sorted(operators, key=lambda name: -operators[name][0])[:_OPERATORS]
+    lines = [
+        "# Where a step's time goes",
+        "",
+        f"{STEPS} steps of {images} images on this rank, under the profiler: {millis:,.1f} ms each, "
+        f"{1000 * images / millis:,.0f} images/s. "
+        f"Collectives are under way in {_collectives(events, device):.1%} of the time, waited for or not.",
+        "",
+    ]
+    if gpu:
+        busy = sum(time for time, _ in operators.values()) / total
+        lines += [
+            f"Kernels take {busy:.0%} of the time. Phases are of the host: `agree` is where it waits for the device.",
+            "",
+        ]
+    lines += ["| phase | ms | share | |", "| --- | ---: | ---: | --- |"]
+    for name, time in phases.items():
+        bar = "█" * round(_BAR * time / total)
+        lines.append(f"| {name} | {time / STEPS / 1000:,.2f} | {time / total:.1%} | {bar} |")
+    lines += ["", f"| {'kernel' if gpu else 'operator'} | ms | share | calls |", "| --- | ---: | ---: | ---: |"]
+    for name in first:
+        time, calls = operators[name]
+        label = name[:80].replace("|", "\\|")
+        lines.append(f"| {label} | {time / STEPS / 1000:,.2f} | {time / total:.1%} | {calls / STEPS:g} |")
+    return "\n".join([*lines, "", f"`{TRACE}` opens in chrome://tracing and in Perfetto.", ""])
+
+
+def _total(events: list[Any]) -> float:
+    """Microseconds of all steps."""
+    return sum(e.cpu_time_total for e in events if e.key.startswith("ProfilerStep"))

@@ -1,0 +1,60 @@
+"""What a disturbed run leaves, held against what an undisturbed one leaves. `benchmarks/bench_faults.py` shows it."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from llip import storage
+from llip.training import record
+
+NUMBERS = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "samples")
+"""What must not depend on interruptions."""
+
+
+class Survived(NamedTuple):
+    """A line of the table."""
+
+    fault: str
+    ended: str
+    """How the run ended."""
+    losses: str
+    """How far they are from those of the undisturbed run."""
+    samples: str
+    """Whether each step saw the same ones."""
+
+
+def numbers(folder: str) -> list[tuple[float, ...]]:
+    """The record of a run, as far as it must not depend on interruptions."""
+    return [tuple(line[name] for name in NUMBERS) for line in record.read(folder) if "loss" in line]
+
+
+def samples(folder: str) -> dict[int, set[str]]:
+    """Ids by step over all processes and attempts (see `noted_pretrain`): an attempt that read others adds them."""
+    ids: dict[int, set[str]] = defaultdict(set)
+    for uri in storage.listing(storage.join(folder, "samples")):
+        ids[int(uri.rsplit("/", 1)[1].split("-")[0])].update(storage.read_json(uri))
+    return ids
+
+
+def survives(
+    note: Callable[[str, object], None],
+    fault: str,
+    ended: str,
+    *,
+    run: str,
+    undisturbed: str,
+    tolerance: float = 0.0,
+) -> None:
+    """Assert that two runs learned the same from the same samples, and `note` (pytest's record_property) how nearly.
+
+    `tolerance` is of the losses, relative; with 0 every number of the record has to be the same to the bit.
+    """
+    found, expected = numbers(run), numbers(undisturbed)
+    ids, expected_ids = samples(run), samples(undisturbed)
+    assert found and expected_ids and [line[0] for line in found] == [line[0] for line in expected]
+    difference = max(abs(line[1] / other[1] - 1) for line, other in zip(found, expected, strict=True))
+    equal = "to the bit" if found == expected else f"to {difference:.1g}"
+    same = f"the same in {len(ids)} steps" if ids == expected_ids else "others"
+    note("survived", Survived(fault, ended, equal, same))
+    assert ids == expected_ids
+    assert difference <= tolerance if tolerance else found == expected

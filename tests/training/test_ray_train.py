@@ -1,0 +1,68 @@
+"""Training as a worker of Ray Train: notices of preemption, also from a Ray that keeps them elsewhere, and refusals."""
+
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+from ray.train.v2._internal.execution import context
+
+from llip.config import TrainingConfig
+from llip.training import checkpoint
+from pipelines.stages import train
+
+CONTEXT = "ray.train.v2._internal.execution.context"
+
+
+@pytest.fixture
+def run(small: TrainingConfig, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a worker is given. This process is made to look like one."""
+    worker = SimpleNamespace(get_local_world_size=lambda: 1, get_world_rank=lambda: 1)
+    monkeypatch.setattr(ray.train, "get_context", lambda: worker)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    return {"run": train.Run(config=small, shards=shards, folder=str(tmp_path / "run")), "elastic": True}
+
+
+def _newest(run: dict[str, Any]) -> int:
+    folder = checkpoint.latest(run["run"].folder)
+    assert folder is not None
+    return checkpoint.step_of(folder)
+
+
+def test_a_preemption_saves_and_stops(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is raised, for Ray to start the workers again. The class of the notice is Ray's own."""
+    told = context.PreemptionContext()
+    monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=told))
+    preempted = train._preemption()
+    assert not preempted()
+    told.preemption_info = "soon"  # type: ignore[assignment]
+    assert preempted()
+    with pytest.raises(train.StoppedError):
+        train._train_on_worker(run)
+    assert _newest(run) == 1
+
+
+@pytest.mark.parametrize("missing", ["module", "function", "notice"])
+def test_training_goes_on_where_ray_does_not_tell_of_preemptions(
+    missing: str, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    match missing:
+        case "module":
+            monkeypatch.setitem(sys.modules, CONTEXT, None)
+        case "function":
+            monkeypatch.delattr(context, "get_train_context")
+        case "notice":
+            monkeypatch.setattr(context, "get_train_context", SimpleNamespace)
+    with caplog.at_level(logging.WARNING):
+        assert train._train_on_worker(run) == {}
+    assert caplog.text.count("this Ray does not tell of preemptions") == 1
+    assert _newest(run) == run["run"].config.steps
+
+
+def test_a_run_that_may_shrink_has_no_callbacks(run: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="reports nothing to Ray Train's callbacks"):
+        train.fit(run["run"], workers=2, min_workers=1, callbacks=[object()])

@@ -5,11 +5,11 @@ A *runner* reads the rows of its tasks in batches, decodes their images and does
 give the same numbers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from llip.data import pictures
 from llip.data.decode import DecodeError
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import evaluation_transform, normalize
@@ -25,6 +26,7 @@ from llip.model.build import ContrastiveModel
 from llip.model.features import (
     Features,
     ImageFeatures,
+    Message,
     Mixture,
     Pooled,
     Query,
@@ -50,12 +52,13 @@ class ImageTask:
     name: str
     """Of the set, for progress bars and messages."""
     rows: pa.Table
-    """With a column `image` of encoded pictures."""
+    """With a column `image` of encoded pictures, or of references to them."""
     job: BatchJob
 
 
-Runner = Callable[[Sequence[ImageTask]], list[Arrays]]
-"""Does tasks; the result of each is in the order of its rows."""
+Runner = Callable[[Sequence[ImageTask]], Iterable[Arrays]]
+"""Does tasks one after the other; the result of each is in the order of its rows. An empty list where another process
+gets the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +70,10 @@ class InProcess:
     threads: int = 2
     progress: bool = True
 
-    def __call__(self, tasks: Sequence[ImageTask]) -> list[Arrays]:
+    def __call__(self, tasks: Sequence[ImageTask]) -> Iterator[Arrays]:
         with ThreadPoolExecutor(self.threads) as pool:
-            return [self._do(task, pool) for task in tasks]
+            for task in tasks:
+                yield self._do(task, pool)
 
     def _do(self, task: ImageTask, pool: ThreadPoolExecutor) -> Arrays:
         parts = []
@@ -95,29 +99,39 @@ def model_input(model: ContrastiveModel, pixels_BCHW: Tensor) -> Tensor:
 
 
 def decoded(
-    name: str, rows: pa.Table, batch_size: int, image_size: int, pool: ThreadPoolExecutor, first_row: int = 0
+    name: str,
+    rows: pa.Table,
+    batch_size: int,
+    image_size: int,
+    pool: ThreadPoolExecutor,
+    first_row: int = 0,
+    batches: slice = slice(None),
 ) -> Iterator[tuple[pa.Table, Tensor]]:
-    """Batches with their pixels (uint8 [B, 3, side, side]); the pool is one batch ahead of the caller.
+    """The chosen batches with their pixels (uint8 [B, 3, side, side]); the pool is one batch ahead of the caller.
 
     The name of the set and the first of its rows that is in `rows` are for messages.
     """
 
     def submit(start: int) -> list[Future[Tensor]]:
-        blobs = rows["image"].slice(start, batch_size).to_pylist()
+        found = rows["image"].slice(start, batch_size).to_pylist()
         places = (f"evaluation set {name}, row {row}" for row in count(first_row + start))
-        return [pool.submit(decode, blob, image_size, where) for blob, where in zip(blobs, places, strict=False)]
+        return [pool.submit(decode, picture, image_size, where) for picture, where in zip(found, places, strict=False)]
 
-    ahead = submit(0)
-    for start in range(0, rows.num_rows, batch_size):
-        current, ahead = ahead, submit(start + batch_size)
+    starts = range(0, rows.num_rows, batch_size)[batches]
+    ahead = submit(starts[0]) if starts else []
+    for start in starts:
+        current, ahead = ahead, submit(start + starts.step)
         yield rows.slice(start, batch_size), torch.stack([future.result() for future in current])
 
 
-def decode(blob: bytes, image_size: int, where: str) -> Tensor:
-    """Pixels of a picture, uint8 [3, side, side]. Raises ValueError, saying where, for one that cannot be read."""
+def decode(picture: bytes | dict[str, Any], image_size: int, where: str) -> Tensor:
+    """Pixels of a picture, given its bytes or a reference to them: uint8 [3, side, side].
+
+    Raises ValueError, saying where, for one that cannot be read.
+    """
     try:
-        return evaluation_transform(blob, image_size)
-    except DecodeError as error:
+        return evaluation_transform(pictures.encoded(picture), image_size)
+    except (DecodeError, OSError) as error:
         raise ValueError(f"{where}: the image cannot be used ({error})") from error
 
 
@@ -159,7 +173,9 @@ class KeepFeatures:
         return to_arrays(model.encode_image(pixels_BCHW))
 
 
-def scores(model: ContrastiveModel, images: ImageFeatures, texts: TextFeatures, images_at_once: int = 64) -> Tensor:
+def scores(
+    model: ContrastiveModel, images: ImageFeatures, texts: TextFeatures | Message, images_at_once: int = 64
+) -> Tensor:
     """Cosines of every image and caption `[B, T]`, with few images at work at a time.
 
     Raises ValueError where one is not a number.

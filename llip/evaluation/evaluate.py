@@ -1,6 +1,6 @@
 """All metrics of a model on evaluation sets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import context
 from llip.evaluation.context import ContextAnalysis
 from llip.evaluation.encode import Arrays, InProcess, Runner
+from llip.evaluation.large_galleries import LargeRetrievalTask
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Retrieval, RetrievalTask
 from llip.evaluation.zero_shot import ZeroShot
@@ -41,31 +42,41 @@ def evaluate_model(
 
 
 @torch.inference_mode()
-def evaluate_sets(model: ContrastiveModel, sets: Sequence[EvaluationSet], run: Runner) -> list[Outcome]:
-    """What every set gave, without those that do not apply to the model.
+def evaluate_sets(
+    model: ContrastiveModel, sets: Sequence[EvaluationSet], run: Runner, *, candidates: int | None = None
+) -> Iterator[Outcome]:
+    """What every set gave as soon as it did, without those that do not apply to the model; nothing where another
+    process gets it.
 
     Captions are encoded and retrieval is ranked with `model`, on its device; images are encoded by the runner.
+    candidates: of every query, where retrieval is in two stages (see `large_galleries`).
     """
     training = model.training
     model.eval()
     try:
-        analyses = [(data, _analysis(model, data)) for data in sets if data.task != "context" or context.applies(model)]
+        applying = [data for data in sets if data.task != "context" or context.applies(model)]
+        analyses = [(data, _analysis(model, data, candidates)) for data in applying]
         results = run([analysis.task for _, analysis in analyses])
-        return [Outcome(d, *analysis.finish(r)) for (d, analysis), r in zip(analyses, results, strict=True)]
+        if not results:
+            return
+        for (data, analysis), arrays in zip(analyses, results, strict=True):
+            yield Outcome(data, *analysis.finish(arrays))
     finally:
         model.train(training)
 
 
-def _analysis(model: ContrastiveModel, data: EvaluationSet) -> ZeroShot | RetrievalTask | ContextAnalysis:
+def _analysis(
+    model: ContrastiveModel, data: EvaluationSet, candidates: int | None
+) -> ZeroShot | RetrievalTask | ContextAnalysis:
     match data.task:
         case "classification":
             return ZeroShot(model, data)
         case "retrieval":
-            return RetrievalTask(model, data)
+            return RetrievalTask(model, data) if candidates is None else LargeRetrievalTask(model, data, candidates)
         case "context":
             return ContextAnalysis(model, data)
 
 
-def named(outcomes: Sequence[Outcome]) -> dict[str, Metric]:
+def named(outcomes: Iterable[Outcome]) -> dict[str, Metric]:
     """Metrics of several sets as one dictionary."""
     return {f"{o.data.name}/{name}": metric for o in outcomes for name, metric in o.metrics.items()}

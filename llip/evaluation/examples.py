@@ -1,21 +1,19 @@
 """Examples of a report, drawn by seed and not chosen, as HTML with the pictures inside."""
 
-import base64
 import html
-import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
+from llip.data.pictures import encoded
 from llip.evaluation.encode import Arrays
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.retrieval import Retrieval
+from llip.page import picture
 
 PER_KIND = 2
 IMAGES = 24
 CONTEXTS = 6
-LARGEST_SIDE = 160
 
 
 def of(outcome: Outcome, seed: int = 0) -> str:
@@ -72,10 +70,5 @@ def _some(count: int, wanted: int, rng: np.random.Generator) -> Sequence[int]:
 
 
 def _picture(outcome: Outcome, image: int, right: bool | None = None) -> str:
-    """The picture itself, made smaller where it is large."""
-    picture = Image.open(io.BytesIO(outcome.data.table["image"][image].as_py()))
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "WEBP", quality=85)
-    mark = "" if right is None else ' class="right"' if right else ' class="wrong"'
-    return f'<img{mark} alt="" src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    mark = "" if right is None else "right" if right else "wrong"
+    return picture(encoded(outcome.data.table["image"][image].as_py()), mark)

@@ -1,24 +1,19 @@
-"""Figures of a report, as SVG that stands alone. Colours: ink for what was measured, grey for chance."""
+"""Figures of a report."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from llip.evaluation.metrics import Metric
-
-COLOURS = ("#1f5fa8", "#e07b39", "#3d9a6c", "#8e5ea2", "#c14953", "#7a6a4f")
-GREY, INK = "#b8bdc5", "#22262c"
+from llip.page import COLOURS, GREY, INK, panel, plain
 
 
 def bars_by_kind(values: Mapping[str, Mapping[str, Metric]], label: str) -> Figure:
     """Grouped bars with chance as a grey tick: `values[series][kind]`."""
     kinds = sorted({kind for series in values.values() for kind in series})
-    figure, axes = _figure(width=1.6 + 0.55 * len(kinds) * max(1, len(values)) ** 0.7 + 1.5, height=2.9)
+    figure, axes = panel(width=1.6 + 0.55 * len(kinds) * max(1, len(values)) ** 0.7 + 1.5, height=2.9)
     width = 0.8 / len(values)
     for index, (series, metrics) in enumerate(values.items()):
         place = np.array([kinds.index(kind) for kind in metrics]) - 0.4 + width * (index + 0.5)
@@ -50,14 +45,31 @@ def mixing(weight_MK: NDArray[np.floating], entropy_M: NDArray[np.floating], shi
     right.set_yticks(place)
     right.set_ylim(heads - 0.5, -0.5)
     right.set_xlim(0, 1)
-    _plain(right)
+    plain(right)
     right.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    return figure
+
+
+def mixing_maps(weight_CMK: NDArray[np.floating], captions: Sequence[str]) -> Figure:
+    """Mixing weights of one image by head and token, a map for each caption, on one scale."""
+    count, heads, tokens = weight_CMK.shape
+    figure = Figure(figsize=(8.6, count * (0.8 + 0.2 * heads)), layout="constrained")
+    maps = list(figure.subplots(count, 1, squeeze=False).flat)
+    for axes, weight_MK, caption in zip(maps, weight_CMK, captions, strict=True):
+        shown = axes.imshow(weight_MK, cmap="Blues", vmin=0, vmax=weight_CMK.max(), aspect="auto")
+        axes.set_title(caption, fontsize=9, loc="left")
+        axes.set_ylabel("head", fontsize=8)
+        axes.set_xticks(range(0, tokens, max(1, tokens // 16)))
+        axes.set_yticks(range(heads))
+        axes.tick_params(labelsize=7)
+    maps[-1].set_xlabel("mixture token", fontsize=8)
+    figure.colorbar(shown, ax=maps, label="weight", pad=0.02)
     return figure
 
 
 def margins(margin_N: NDArray[np.floating]) -> Figure:
     """How much closer the feature given a caption is to it than the feature given the other caption."""
-    figure, axes = _figure(width=5.2, height=2.4)
+    figure, axes = panel(width=5.2, height=2.4)
     limit = float(np.abs(margin_N).max()) or 1.0
     edges = np.linspace(-limit, limit, 41).tolist()
     axes.hist(margin_N[margin_N <= 0], edges, color=COLOURS[4], label="wrong")
@@ -72,7 +84,7 @@ def margins(margin_N: NDArray[np.floating]) -> Figure:
 def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], chance: Sequence[float]) -> Figure:
     """Horizontal bars of several runs, metric by metric, with a tick at each chance level: `values[run][metric]`."""
     rows, runs = len(names), len(values)
-    figure, axes = _figure(width=8.6, height=1.0 + rows * (0.12 + 0.16 * runs))
+    figure, axes = panel(width=8.6, height=1.0 + rows * (0.12 + 0.16 * runs))
     height = 0.84 / runs
     for index, (run, numbers) in enumerate(values.items()):
         place = np.arange(rows) - 0.42 + height * (index + 0.5)
@@ -95,7 +107,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> F
             axes.plot(*zip(*points, strict=True), color=COLOURS[index % len(COLOURS)], linewidth=1.2, label=run)
         axes.set_title(metric, fontsize=9, loc="left")
         axes.set_xlabel("step", fontsize=8)
-        _plain(axes)
+        plain(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -103,9 +115,22 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> F
     return figure
 
 
+def by_temperature(values: Mapping[str, Sequence[float]], temperatures: Sequence[float], trained: float) -> Figure:
+    """Metrics against the temperature of the mixing weights, on a logarithmic axis; a grey line at the trained one."""
+    figure, axes = panel(width=6.4, height=3.2)
+    axes.axvline(trained, color=GREY, linewidth=1.4, label="trained")
+    for index, (metric, of_metric) in enumerate(values.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(temperatures, of_metric, color=colour, marker="o", markersize=3, linewidth=1.2, label=metric)
+    axes.set_xscale("log")
+    axes.set_xlabel("temperature τ")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
 def spectra(value_W: Mapping[str, NDArray[np.floating]]) -> Figure:
     """Log singular values by rank, one line a model; those of rounding noise are cut off."""
-    figure, axes = _figure(width=6.4, height=3.2)
+    figure, axes = panel(width=6.4, height=3.2)
     for index, (name, values) in enumerate(value_W.items()):
         shown = values[values > 1e-12 * values[0]]
         axes.plot(np.log(shown), color=COLOURS[index % len(COLOURS)], label=name)
@@ -113,25 +138,3 @@ def spectra(value_W: Mapping[str, NDArray[np.floating]]) -> Figure:
     axes.set_ylabel("log singular value")
     axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element to put into a page."""
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "llip"}):  # else the same figure has other ids each time
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(color=GREY, labelsize=8)

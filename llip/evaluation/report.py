@@ -12,6 +12,7 @@ from llip.evaluation import context, examples, figures
 from llip.evaluation.evaluate import Outcome, named
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Retrieval
+from llip.page import heading, page, svg
 
 NAME = "metrics.json"
 """File of the metrics of a run, in its folder."""
@@ -22,25 +23,12 @@ EXAMPLES = """Drawn by seed, not chosen. Green frames are right, red ones wrong.
 Under a wrong class, the true one in grey."""
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #22262c; max-width: 1060px; margin: 2.5rem auto; padding: 0 1.5rem }
-h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.6rem; border-bottom: 1px solid #e3e6ea }
-h3 { margin: 1.6rem 0 .4rem } h4 { margin: .9rem 0 .2rem; color: #5b636e; font-weight: 600 }
-.facts { color: #5b636e } .facts b { color: #22262c; font-weight: 600 }
-.facts span { display: inline-block; margin-right: 1.3rem }
-small { color: #7a828d; display: block } svg { max-width: 100%; height: auto }
-table { border-collapse: collapse } td, th { padding: .16rem .7rem; text-align: left }
-th { color: #5b636e; font-weight: 600 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .metrics { width: 100% } .metrics tr.set td { padding-top: .9rem; font-weight: 600 }
-.bar { position: relative; height: .8rem; background: #eef1f4; border-radius: 2px; min-width: 260px }
-.bar i { position: absolute; inset: 0 auto 0 0; background: #1f5fa8; border-radius: 2px }
 .bar b { position: absolute; top: -2px; bottom: -2px; width: 2px; background: #22262c }
-img { width: 76px; height: 76px; object-fit: contain; border: 3px solid #e3e6ea; border-radius: 4px; background: #fff }
 img.right { border-color: #3d9a6c } img.wrong { border-color: #c14953 }
 td.right { background: #dff1e7 } td.wrong { background: #f7e0e2 }
 .ranking { display: flex; gap: .45rem; align-items: center; margin: .3rem 0 }
 .query { width: 19rem; padding-right: 1rem }
-.grid { display: flex; flex-wrap: wrap; gap: .6rem }
-figure { margin: 0; width: 118px; font-size: .8rem; line-height: 1.25 }
 .contexts { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem }
 .context { display: flex; gap: .7rem; font-size: .9rem }
 """
@@ -65,16 +53,15 @@ class Report:
 
     def html(self) -> str:
         """The page: metrics, figures, and examples drawn by seed."""
-        facts = "".join(f"<span>{html.escape(n)} <b>{html.escape(v)}</b></span>" for n, v in self.facts.items())
         sections = [
-            f'<h1>{html.escape(self.title)}</h1><p class="facts">{facts}</p>',
+            heading(self.title, self.facts),
             f"<h2>Metrics</h2><p>The dark tick is what random ranking gets.</p>{self._metrics()}",
             *self._by_kind(),
             *self._mixing(),
             f"<h2>Examples</h2><p>{EXAMPLES}</p>",
             *(f"<h3>{html.escape(outcome.data.name)}</h3>{examples.of(outcome)}" for outcome in self.outcomes),
         ]
-        return page(self.title, sections)
+        return page(self.title, sections, STYLE)
 
     def _metrics(self) -> str:
         rows = []
@@ -94,7 +81,7 @@ class Report:
                 o.data.name: _with_prefix(o.metrics, prefix) for o in self.outcomes if isinstance(o.details, Retrieval)
             }
             if values:
-                parts.append(figures.svg(figures.bars_by_kind(values, label)))
+                parts.append(svg(figures.bars_by_kind(values, label)))
         return ["<h2>Retrieval by kind of caption</h2>", *parts] if parts else []
 
     def _mixing(self) -> Sequence[str]:
@@ -107,15 +94,9 @@ class Report:
                 )
                 weights = arrays["weights"]
                 entropy, shift = context.entropy(weights), context.shift(weights)
-                parts.append(f"<h3>{html.escape(outcome.data.name)}</h3>{figures.svg(figures.margins(margin))}")
-                parts.append(figures.svg(figures.mixing(weights.mean(axis=(0, 1)), entropy, shift)))
+                parts.append(f"<h3>{html.escape(outcome.data.name)}</h3>{svg(figures.margins(margin))}")
+                parts.append(svg(figures.mixing(weights.mean(axis=(0, 1)), entropy, shift)))
         return ["<h2>What the caption changes</h2>", *parts] if parts else []
-
-
-def page(title: str, sections: Sequence[str]) -> str:
-    """A page that needs no other file."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>\n'
 
 
 def _with_prefix(metrics: Mapping[str, Metric], prefix: str) -> dict[str, Metric]:

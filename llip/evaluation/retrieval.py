@@ -1,10 +1,12 @@
 """Retrieval with several true captions an image and several true images a caption: exact, in chunks of captions.
+Galleries too large for that: see `large_galleries`.
 
 The gallery is the set's distinct captions and its images. A caption is true of the images that list it, and only of
 these. Metrics: `text_to_image_r1/5/10` and `image_to_text_r1/5/10` (share of queries with a true item among the first
-k), `text_to_image_map` over all captions and by kind, and `one_of_20/<kind>`: for each true caption of an image, is it
-the best among itself and 19 captions of its kind that are false of the image, drawn by seed (all that there are where a
-kind has fewer). Chance levels are exact, and average the chance of every single query.
+k), `text_to_image_map` over all captions and by kind, `text_to_image_map_over_kinds` (the mean of the kinds, whatever
+their numbers of captions), and `one_of_20/<kind>`: for each true caption of an image, is it the best among itself and
+19 captions of its kind that are false of the image, drawn by seed (all that there are where a kind has fewer). Chance
+levels are exact, and average the chance of every single query.
 
 Axes: N images · T distinct captions · S captions of one chunk · J pairs of an image and a caption that it lists · X
 distractors.
@@ -26,8 +28,8 @@ from llip.model.features import ImageFeatures, TextFeatures, batch_slice
 
 RANKS = (1, 5, 10)
 CANDIDATES = 20
-BLOCK_SCORES = 1 << 25
-"""Scores held at once (128 MB): images times captions of a chunk."""
+BLOCK_SCORES = 1 << 24
+"""Scores of a chunk of captions (64 MB); a few copies of them exist at once."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,16 @@ def score_blocks(model: ContrastiveModel, images: ImageFeatures, texts: TextFeat
         yield start, scores(model, images, batch_slice(texts, slice(start, start + at_once))).T.contiguous()
 
 
+def hit_metrics(
+    name: str, best: tuple[NDArray, NDArray, NDArray], gallery: tuple[NDArray, NDArray]
+) -> dict[str, Metric]:
+    """`name_r1/5/10`. best: of every query the false items above its best true one, and true and false ones that score
+    as it does; gallery: its true and its false items."""
+    return {
+        f"{name}_r{k}": Metric(float(hit_at_k(*best, k).mean()), float(hit_at_k(0, *gallery, k).mean())) for k in RANKS
+    }
+
+
 class TextToImage:
     """Where the true images of each caption rank among all images."""
 
@@ -144,20 +156,23 @@ class TextToImage:
     def metrics(self) -> dict[str, Metric]:
         best = TieGroups(*(np.concatenate(arrays) for arrays in zip(*self.groups, strict=True)))
         positives_T = np.bincount(self.captions.text_J)
-        found = {
-            f"text_to_image_r{k}": Metric(
-                float(hit_at_k(best.above, best.positives_tied, best.tied - best.positives_tied, k).mean()),
-                float(hit_at_k(0, positives_T, self.images - positives_T, k).mean()),
-            )
-            for k in RANKS
-        }
+        found = hit_metrics(
+            "text_to_image",
+            (best.above, best.positives_tied, best.tied - best.positives_tied),
+            (positives_T, self.images - positives_T),
+        )
         of_count = {int(p): average_precision(all_tied(self.images, int(p))) for p in np.unique(positives_T)}
         chance_T = np.array([of_count[p] for p in positives_T.tolist()])
         value_T = np.array(self.average_precision)
         found["text_to_image_map"] = Metric(float(value_T.mean()), float(chance_T.mean()))
-        for kind, texts in self.captions.kinds.items():
-            found[f"text_to_image_map/{kind}"] = Metric(float(value_T[texts].mean()), float(chance_T[texts].mean()))
-        return found
+        by_kind = {
+            kind: Metric(float(value_T[texts].mean()), float(chance_T[texts].mean()))
+            for kind, texts in self.captions.kinds.items()
+        }
+        if len(by_kind) > 1:
+            values = np.mean([[m.value, m.chance] for m in by_kind.values()], axis=0)
+            found["text_to_image_map_over_kinds"] = Metric(*values.tolist())
+        return found | {f"text_to_image_map/{kind}": metric for kind, metric in by_kind.items()}
 
 
 class ImageToText:
@@ -212,13 +227,8 @@ class ImageToText:
         )
         true_N = np.bincount(self.captions.image_J, minlength=self.images)
         false_N = len(self.captions.texts) - true_N
-        return {
-            f"image_to_text_r{k}": Metric(
-                float(hit_at_k(above_N.numpy(), self.positives_tied_N.numpy(), tied_N.numpy(), k).mean()),
-                float(hit_at_k(0, true_N, false_N, k).mean()),
-            )
-            for k in RANKS
-        }
+        best = above_N.numpy(), self.positives_tied_N.numpy(), tied_N.numpy()
+        return hit_metrics("image_to_text", best, (true_N, false_N))
 
 
 class OneOfMany:

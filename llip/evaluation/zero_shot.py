@@ -19,7 +19,7 @@ from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric, hit_at_k
 from llip.model.build import ContrastiveModel
-from llip.model.features import Mixture, Pooled, Query, TextFeatures, concatenate
+from llip.model.features import Message, Mixture, Pooled, Query, TextFeatures, concatenate
 
 PROMPTS_AT_ONCE = 8192
 """Prompts whose features are held before they are averaged."""
@@ -58,19 +58,23 @@ def average_templates(prompts: TextFeatures, templates: int) -> TextFeatures:
 class Classify:
     """The job on a batch: how many classes score above an image's label, how many tie with it, which is first."""
 
-    classes: TextFeatures
+    classes: TextFeatures | Message
     """Features of the classes, on the CPU: the job may run in another process."""
 
     def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays:
         classes = type(self.classes)(*(tensor.to(pixels_BCHW.device) for tensor in self.classes))
-        score_BC = scores(model, model.encode_image(pixels_BCHW), classes)
-        label_B1 = torch.tensor(rows["label"].to_pylist(), device=score_BC.device)[:, None]
-        of_label_B1 = score_BC.gather(1, label_B1)
-        return {
-            "above": (score_BC > of_label_B1).sum(dim=1).cpu().numpy(),
-            "tied": (score_BC == of_label_B1).sum(dim=1).cpu().numpy(),
-            "predicted": score_BC.argmax(dim=1).cpu().numpy(),
-        }
+        return ranks(scores(model, model.encode_image(pixels_BCHW), classes), rows)
+
+
+def ranks(score_BC: Tensor, rows: pa.Table) -> Arrays:
+    """Where the labels of images stand among the scores of all classes."""
+    label_B1 = torch.tensor(rows["label"].to_pylist(), device=score_BC.device)[:, None]
+    of_label_B1 = score_BC.gather(1, label_B1)
+    return {
+        "above": (score_BC > of_label_B1).sum(dim=1).cpu().numpy(),
+        "tied": (score_BC == of_label_B1).sum(dim=1).cpu().numpy(),
+        "predicted": score_BC.argmax(dim=1).cpu().numpy(),
+    }
 
 
 class ZeroShot:
@@ -78,7 +82,7 @@ class ZeroShot:
 
     def __init__(self, model: ContrastiveModel, data: EvaluationSet) -> None:
         self.data = data
-        features = class_features(model, data.classes, data.templates)
+        features = model.prepare_texts(class_features(model, data.classes, data.templates))
         job = Classify(type(features)(*(tensor.cpu() for tensor in features)))
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), job)
 

@@ -100,3 +100,21 @@ def test_captions_encoded_by_length_come_back_in_order():
     for i, text in enumerate(texts):
         alone = model.encode_text(tokenize([text], model.config.text.context_length))
         torch.testing.assert_close(found.vector_BD[i], alone.vector_BD[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_no_more_prompts_are_encoded_at_once_than_memory_is_meant_to_hold(monkeypatch):
+    model, asked = make_model("llip_tiny_k8").float(), []
+    classes = [f"thing {i}" for i in range(2000)]
+    one_pass = zero_shot.class_features(model, classes, TEMPLATES)
+
+    def encode_texts(model, texts):
+        asked.append(len(texts))
+        return encode.encode_texts(model, texts)
+
+    monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 500)
+    monkeypatch.setattr(zero_shot, "encode_texts", encode_texts)
+    found = zero_shot.class_features(model, classes, TEMPLATES)
+    assert max(asked) <= 500 and sum(asked) == 6000
+    for chunked, whole in zip(found, one_pass, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)

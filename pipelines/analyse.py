@@ -14,10 +14,11 @@ import torch
 import tyro
 
 from llip import storage
-from llip.data import evaluation_set
-from llip.evaluation import figures, linear_probe, report
+from llip.data import layouts
+from llip.evaluation import figures, linear_probe
 from llip.evaluation.encode import InProcess
 from llip.evaluation.spectrum import effective_rank, spectrum
+from llip.page import page, svg
 from pipelines import command
 from pipelines.stages.weights import Weights
 
@@ -55,7 +56,7 @@ def analyse(settings: Analyse) -> dict[str, dict[str, Any]]:
     if len(checkpoints) < len(found):
         raise ValueError(f"checkpoints need distinct names; these are {', '.join(settings.checkpoints)}")
     folders = (settings.probe_train, settings.probe_test, settings.spectrum)
-    train, test, images = (evaluation_set.read(folder) if folder else None for folder in folders)
+    train, test, images = (layouts.read(folder) if folder else None for folder in folders)
     results: dict[str, dict[str, Any]] = {name: {} for name in checkpoints}
     for name, weights in checkpoints.items():
         run = InProcess(model=weights.load().to(settings.device).eval(), batch_size=settings.batch_size)
@@ -97,8 +98,8 @@ def _page(results: dict[str, dict[str, Any]]) -> str:
         for name, of_run in numbers.items()
     )
     values = {name: of_run["singular_values"] for name, of_run in results.items() if "singular_values" in of_run}
-    plot = f"<h2>Spectrum of the output tokens</h2>{figures.svg(figures.spectra(values))}" if values else ""
-    return report.page("Analysis", ["<h1>Image features</h1>", f"<table>{head}{rows}</table>", plot])
+    plot = f"<h2>Spectrum of the output tokens</h2>{svg(figures.spectra(values))}" if values else ""
+    return page("Analysis", ["<h1>Image features</h1>", f"<table>{head}{rows}</table>", plot])
 
 
 if __name__ == "__main__":

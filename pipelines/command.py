@@ -1,11 +1,14 @@
 """What every entry point shares: the command line, the exit code of bad input, and a Ray session."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import tyro
+
+from llip.training.stopping import StoppedError
 
 Settings = TypeVar("Settings")
 
@@ -13,13 +16,16 @@ Settings = TypeVar("Settings")
 def run(settings: type[Settings], main: Callable[[Settings], object], description: str) -> None:
     """Parse the command line into `settings` and call `main`.
 
-    What the user can mend ends with exit code 2 and one line that says how.
+    What the user can mend ends with exit code 2 and one line that says how; a run that SIGTERM stopped, with 143.
     """
     try:
         main(tyro.cli(settings, description=description))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def start_ray() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from llip import storage
 from llip.evaluation import figures, report
 from llip.evaluation.metrics import Metric
+from llip.page import page, svg
 from llip.training import record, run_folder
 
 
@@ -107,7 +108,7 @@ class Comparison:
         metrics = [
             _row(name, [f"{_chance(values):.3f}", *_cells(values, "*{}")]) for name, values in self.metrics().items()
         ]
-        return report.page(
+        return page(
             " · ".join(names),
             [
                 "<h1>Comparison</h1>",
@@ -134,7 +135,7 @@ class Comparison:
             of_set = {name.split("/", 1)[1]: values for name, values in shared.items() if name.startswith(data + "/")}
             bars = {run.name: [v[i].value for v in of_set.values()] for i, run in enumerate(self.runs)}  # type: ignore[union-attr]
             figure = figures.grouped_bars(bars, list(of_set), [_chance(v) for v in of_set.values()])
-            parts.append(f"<h3>{html.escape(data)}</h3>{figures.svg(figure)}")
+            parts.append(f"<h3>{html.escape(data)}</h3>{svg(figure)}")
         return "".join(parts)
 
     def _curves(self) -> Sequence[str]:
@@ -147,7 +148,7 @@ class Comparison:
         }
         # a metric of the end alone is a point, which the table tells better
         panels = {n: p for n, p in panels.items() if all(len(points) > 1 for points in p.values())}
-        return ["<h2>On the way</h2>", figures.svg(figures.curves(panels))] if panels else []
+        return ["<h2>On the way</h2>", svg(figures.curves(panels))] if panels else []
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,26 +2,36 @@
 
     uv run pipelines/curate.py --pool s3://bucket/pool --output s3://bucket/curated
 
-Leaves Parquet files, `data_card.json` and, last, `manifest.json`. The matches are kept beside the output, so that
-another `--t` or `--seed` (with another `--output`) does not match again. A run that was interrupted goes on where it
-stopped when it is started again.
+Leaves Parquet files, `data_card.json`, `data_card.html` and, last, `manifest.json`. The matches are kept beside the
+output, so that another `--t` or `--seed` (with another `--output`) does not match again. A run that was interrupted
+goes on where it stopped when it is started again. Where MLFLOW_TRACKING_URI is set, the card is a run of MLflow.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Literal
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
+from llip.training.tracking import Tracker, Tracking
 from pipelines import command
-from pipelines.stages import balance, card, filter, metadata, read, select
-from pipelines.stages.match import Semantics
-from pipelines.stages.matched import Matched, matches_of
-from pipelines.stages.matching import TextRules
+from pipelines.stages import balance, card, card_page, read, select
+from pipelines.stages.dedup import deduplicating
+from pipelines.stages.dedup.deduplicating import Dedup
+from pipelines.stages.filter import rules
+from pipelines.stages.filter.rules import PRESETS, ImageRules, Thresholds
+from pipelines.stages.match import Semantics, by_language, metadata
+from pipelines.stages.match.by_language import Lists
+from pipelines.stages.match.matched import Matched, matches_of
+from pipelines.stages.match.matching import TextRules
 from pipelines.stages.read import Pool
 from pipelines.stages.select import Draw
-from pipelines.stages.work import Stage, digest, run
+from pipelines.stages.work import Stage, digest, run, tallies
 
+Preset = Literal["none", "datacomp_basic"]
 TAIL_SHARE = 0.06
 """Share of the matches in the tail that the authors of the method tune t for."""
 
@@ -30,14 +40,22 @@ TAIL_SHARE = 0.06
 class Curate:
     """What a curated pool is made from."""
 
-    pool: str
+    pool: str | tuple[str, ...]
     """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV or JSONL of paths, or images
-    beside .txt files."""
+    beside .txt files; Parquet files with `url` and no `image` are curated by their captions alone. Several are curated
+    as one: a column `pool` keeps the last part of each URI, or NAME in NAME=URI, and ids begin with it."""
+    weights: tuple[float, ...] = ()
+    """How often rows of each pool are used, relative to each other: with 2 1 all rows of the first pool and half of
+    the second are matched (all pools weigh the same)."""
     output: str = "output/curated"
     """Folder of the curated pool."""
     metadata: str | None = None
     """Entries: a JSON list, a text file with one a line, or a one-column Parquet file. Built from the pool's
-    captions where not given."""
+    captions where not given. A folder of such files, named en.json, ja.txt, …, has entries for each language: a
+    caption meets those of its own, and t is chosen for each."""
+    language_column: str | None = None
+    """Column of the language of a row's captions, where entries are by language; identified from each caption where
+    not given."""
     metadata_min_count: int | None = None
     """Texts that a word or pair of words has to occur in to become an entry of built metadata (2)."""
     semantics: Semantics = "v1"
@@ -48,33 +66,65 @@ class Curate:
     """Choose t so that at most this share of all matches falls on entries rarer than t (0.06)."""
     seed: int = 0
     """Of the draw that thins out."""
-    min_words: int = 0
+    online: bool = False
+    """Keep every caption that matches, with its probability: the loader thins out, anew in each epoch."""
+    preset: Preset = "none"
+    """What the five rules below are where they are not given. datacomp_basic, DataComp's basic filter: 3 words, 6
+    characters, English, 200 pixels, an aspect ratio up to 3."""
+    min_words: int | None = None
     """Drop captions with fewer words."""
-    min_characters: int = 0
+    min_characters: int | None = None
     """Drop captions with fewer characters."""
-    min_side: int = 0
+    languages: tuple[str, ...] | None = None
+    """Keep captions in these languages, by their codes: en, de, zh, …"""
+    min_side: int | None = None
     """Drop images whose shorter side has fewer pixels."""
     max_aspect: float | None = None
     """Drop images whose longer side is more than this many times the shorter."""
+    max_pixels: int = 100_000_000
+    """Drop images with more pixels without decoding them: a small file can unpack to more than the memory."""
+    dedup: Dedup = field(default_factory=Dedup)
+    """Copies of pictures."""
     where: tuple[str, ...] = ()
     """Keep rows whose columns satisfy these, for instance 'nsfw < 0.5'."""
     matches: str | None = None
     """Folder where matches are kept; `matches` beside the output where not given."""
-    unit_rows: int = 10_000
-    """Rows that are read, matched and written together."""
+    unit_rows: int = 50_000
+    """Rows that are read, matched and written together; fewer where their pictures are large."""
 
     def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.pools):
+            raise ValueError(f"--weights has {len(self.weights)} numbers for {len(self.pools)} pools; give each one")
+        if any(weight <= 0 for weight in self.weights):
+            raise ValueError(f"--weights are {self.weights}; each has to be above 0")
         if self.t is not None and self.tail_share is not None:
             raise ValueError("--t and --tail-share exclude each other: the tail share chooses t")
         if self.metadata is not None and self.metadata_min_count is not None:
             raise ValueError("--metadata-min-count is about built metadata; leave it out where --metadata is given")
-        for name in ("t", "metadata_min_count", "unit_rows"):
+        for name in ("t", "metadata_min_count", "max_pixels", "unit_rows"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
         if self.max_aspect is not None and self.max_aspect < 1:
             raise ValueError(f"--max-aspect is {self.max_aspect}; it has to be at least 1")
+        if bad := [code for code in self.languages or () if not re.fullmatch("[a-z]{2,3}", code)]:
+            raise ValueError(f"--languages has {bad[0]!r}; a language is its code of two or three letters, such as en")
         if self.tail_share is not None and not 0 <= self.tail_share < 1:
             raise ValueError(f"--tail-share is {self.tail_share}; it has to be in [0, 1)")
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return (self.pool,) if isinstance(self.pool, str) else self.pool
+
+    def thresholds(self) -> Thresholds:
+        """The preset's, with what is given in their place."""
+        given = {rule.name: getattr(self, rule.name) for rule in fields(Thresholds)}
+        return replace(PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None})
+
+    def shares(self) -> tuple[tuple[str, float], ...]:
+        """Share of the rows of each pool that is used; nothing where all are."""
+        if len(set(self.weights)) < 2:
+            return ()
+        return tuple((read.pool_name(p), w / max(self.weights)) for p, w in zip(self.pools, self.weights, strict=True))
 
 
 def curate(settings: Curate) -> Manifest:
@@ -83,82 +133,147 @@ def curate(settings: Curate) -> Manifest:
     Raises ValueError for a pool, metadata or condition that can't be used, and for an output made with other settings.
     """
     output = storage.absolute(settings.output)
-    pool = read.open_pool(storage.absolute(settings.pool), unit_rows=settings.unit_rows)
-    entries = metadata.load(storage.absolute(settings.metadata)) if settings.metadata else None
-    config = _config(settings, pool, entries)
+    pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows)
+    lists = by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None
+    config = _config(settings, pool, lists)
     if manifest.is_done(output, "curated", config):
         print(f"{output} is curated already")
         storage.remove(storage.join(output, "progress"))
         return manifest.read(output, "curated")
 
+    thresholds = settings.thresholds()
     text_rules = TextRules(
-        min_words=settings.min_words,
-        min_characters=settings.min_characters,
-        where=tuple(filter.parse_condition(text, pool.extras) for text in settings.where),
+        min_words=thresholds.min_words,
+        min_characters=thresholds.min_characters,
+        languages=thresholds.languages,
+        where=tuple(rules.parse_condition(text, pool.extras) for text in settings.where),
+        shares=settings.shares(),
+        with_entries=_languages(settings, pool, lists),
+        language_column=settings.language_column,
     )
+    image_rules = ImageRules(
+        min_side=thresholds.min_side, max_aspect=thresholds.max_aspect, max_pixels=settings.max_pixels
+    )
+    if not pool.pictures:
+        _refuse_rules_of_pictures(settings, pool, thresholds)
     command.start_ray()
     matched = matches_of(
         pool,
-        entries,
+        lists,
         min_count=settings.metadata_min_count or metadata.MIN_COUNT,
         semantics=settings.semantics,
         text_rules=text_rules,
         unit_rows=settings.unit_rows,
         folder=storage.absolute(settings.matches or storage.beside(output, "matches")),
     )
+    if settings.dedup.active:
+        matched = deduplicating.without_copies(pool, matched, settings.dedup, image_rules)
     share = TAIL_SHARE if settings.tail_share is None else settings.tail_share
-    draw = Draw(
-        t=settings.t or balance.threshold(matched.counts, share),
-        seed=settings.seed,
-        min_side=settings.min_side,
-        max_aspect=settings.max_aspect or float("inf"),
-    )
-    result = _select(pool, config, matched, draw, output)
+    if settings.t is None:
+        t = balance.thresholds(matched.counts, matched.languages, share)
+    else:
+        t = dict.fromkeys(matched.languages, settings.t)
+    draw = Draw(seed=settings.seed, image_rules=image_rules, online=settings.online)
+    result = _select(pool, config, matched, draw, t, output)
     _say(result)
     return result
 
 
-def _config(settings: Curate, pool: Pool, entries: list[str] | None) -> dict[str, Any]:
-    """What the result depends on."""
-    values = {k: v for k, v in asdict(settings).items() if k not in ("output", "matches")} | {
-        "where": [*settings.where]
+def _refuse_rules_of_pictures(settings: Curate, pool: Pool, thresholds: Thresholds) -> None:
+    """Raise ValueError for what cannot be judged by links."""
+    asked = {
+        "--min-side": thresholds.min_side > 0,
+        "--max-aspect": thresholds.max_aspect < float("inf"),
+        "--dedup": settings.dedup.active,
     }
-    metadata_digest = digest(entries) if entries else None
-    return values | {"pool": pool.uri, "pool_digest": pool.digest, "metadata_digest": metadata_digest}
+    if names := [name for name, is_asked in asked.items() if is_asked]:
+        raise ValueError(
+            f"{pool.uri} holds links, and {' and '.join(names)} ask for pictures: fetch these first, or leave it out"
+            " (--min-side 0 and --max-aspect inf end a preset's) and use columns, as in --where 'width >= 200'"
+        )
 
 
-def _select(pool: Pool, config: dict[str, Any], matched: Matched, draw: Draw, output: str) -> Manifest:
+def _languages(settings: Curate, pool: Pool, lists: Lists | None) -> tuple[str, ...]:
+    """Languages that have entries of their own. Raises ValueError for a column of languages that nothing needs, or that
+    is not there."""
+    codes = tuple(code for code in lists or () if code)
+    if (column := settings.language_column) is not None:
+        if not codes:
+            raise ValueError("--language-column is about entries by language: --metadata has to be a folder of them")
+        if column not in pool.extras.names:
+            raise ValueError(f"--language-column: the pool has no column {column!r}; it carries {pool.extras.names}")
+    return codes
+
+
+def _config(settings: Curate, pool: Pool, lists: Lists | None) -> dict[str, Any]:
+    """What the result depends on."""
+    places = ("pool", "output", "metadata", "matches")
+    values = {k: [*v] if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in places}
+    values["dedup"] = asdict(settings.dedup) | {"evaluation": [source.digest() for source in settings.dedup.sets()]}
+    return values | {"pool_digest": pool.digest, "metadata_digest": digest(lists) if lists else None}
+
+
+def _select(
+    pool: Pool, config: dict[str, Any], matched: Matched, draw: Draw, t: dict[str, int], output: str
+) -> Manifest:
     import ray
 
     progress = storage.join(output, "progress")
+    markers = storage.join(progress, digest(config))
     results = run(
-        Stage(name="balance", markers=storage.join(progress, digest(config)), noun=pool.noun),
+        Stage(name="balance", markers=markers, noun=pool.noun),
         pool.units,
         select.select_unit,
         sizes=[unit.size for unit in pool.units],
         shared={
             "folder": output,
+            "kept_folder": markers,
             "matches": matched.folder,
+            "dropped": matched.dropped,
             "pool_format": pool.format,
-            "extras": pool.extras,
+            "columns": pool.columns,
             "draw": draw,
-            "counts": ray.put(matched.counts),
+            "log_misses": ray.put(balance.log_misses(matched.counts, balance.by_entry(t, matched.languages))),
         },
     )
-    data_card = card.make(results, rows=matched.rows, entries=matched.entries, counts=matched.counts, t=draw.t)
+    kept_counts = tallies.total(pool.units, partial(select.kept_entries, folder=markers), len(matched.entries))
+    data_card = card.make(
+        results,
+        rows=matched.rows,
+        entries=matched.entries,
+        counts=matched.counts,
+        kept_counts=kept_counts,
+        thresholds=t,
+        languages=matched.languages,
+    )
     if not data_card["rows"]["kept"]:
         reasons = {name: data_card[name]["dropped"] for name in ("rows", "captions")}
         raise ValueError(f"nothing of {pool.uri} is left; dropped: {reasons}")
     storage.write_json(storage.join(output, card.NAME), data_card)
+    page = card_page.make(pool.uri, data_card, card_page.samples(output, results))
+    storage.write_bytes(storage.join(output, card_page.NAME), page.encode())
     result = Manifest(
         kind="curated",
         files=tuple(FileEntry(**r["file"]) for r in results),
         config=config,
+        source={"pool": pool.uri},
         summary=card.summary(data_card),
     )
     manifest.write(output, result)
     storage.remove(progress)
     return result
+
+
+def curate_and_track(settings: Curate) -> None:
+    """`curate`, and its settings and its data card as a run of MLflow where MLFLOW_TRACKING_URI says of which."""
+    result = curate(settings)
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        output = storage.absolute(settings.output)
+        tracking = Tracking(uri=uri, experiment="llip", run_name=output.rsplit("/", 1)[1])
+        with Tracker(tracking, output) as tracker:
+            tracker.parameters({**result.config, "summary": result.summary})
+            for name, content in card_page.documents(output).items():
+                tracker.artifact(name, content)
 
 
 def _say(result: Manifest) -> None:
@@ -170,4 +285,6 @@ def _say(result: Manifest) -> None:
 
 
 if __name__ == "__main__":
-    command.run(Curate, curate, "Curate a pool of images with captions: filter, match with metadata, balance.")
+    command.run(
+        Curate, curate_and_track, "Curate a pool of images with captions: filter, match with metadata, balance."
+    )

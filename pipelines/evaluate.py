@@ -2,11 +2,12 @@
 
     uv run pipelines/evaluate.py --checkpoint output/runs/<name> --evaluation output/evaluation
 
-Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from.
+Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from. What a set gave is kept
+in `evaluated/` at once: run again, an evaluation that was interrupted goes on with the sets that are missing.
 """
 
-import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,15 +15,19 @@ import torch
 
 from llip import storage
 from llip.config import MIXTURE_HEADS, differences
-from llip.data import evaluation_set
+from llip.data import layouts
+from llip.data.evaluation_set import EvaluationSet
+from llip.data.layouts import Source
 from llip.evaluation import Metric
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import Outcome, evaluate_sets, named
 from llip.evaluation.report import NAME, Report, metrics_of, table
+from llip.evaluation.retrieval import RANKS
 from llip.model.build import ContrastiveModel
 from llip.training.revision import git_revision
 from llip.training.tracking import Tracker, tracking_of
 from pipelines import command
+from pipelines.stages.outcomes import Keep
 from pipelines.stages.weights import Weights
 
 SCHEMA_VERSION = 1
@@ -37,9 +42,13 @@ class Evaluate:
     recipe: str | None = None
     """Recipe of a file of Llip's public release, such as llip_b16_k64; without one a file is read as open_clip's."""
     evaluation: str = "output/evaluation"
-    """Folder with evaluation sets at any depth."""
+    """Folder with evaluation sets at any depth: this project's, WebDataset of CLIP_benchmark, COCO, Flickr30k, Parquet,
+    or image folders such as ImageNet's (see llip/data/layouts)."""
     sets: tuple[str, ...] = ()
     """Names of the sets to use; all of them where none is named."""
+    candidates: int | None = None
+    """Retrieval in two stages, for galleries too large for all pairs: exact scores for so many candidates of every
+    query only, which an index finds."""
     output: str | None = None
     """Folder for metrics.json and the report; the run or checkpoint folder where not given. A file needs one."""
     workers: int = 0
@@ -54,6 +63,8 @@ class Evaluate:
             raise ValueError(f"--workers {self.workers}: 0 for this process alone, or the number of actors")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size} has to be at least 1")
+        if self.candidates is not None and self.candidates < RANKS[-1]:
+            raise ValueError(f"--candidates {self.candidates} has to be at least {RANKS[-1]}, for recall at that rank")
 
 
 def evaluate(settings: Evaluate) -> dict[str, Metric]:
@@ -63,22 +74,25 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     settings.
     """
     weights = Weights.find(settings.checkpoint, settings.recipe)
-    output = _output(settings, weights)
-    folders = _folders(settings)
+    output = output_folder(settings, weights)
+    sources = sources_of(settings)
     request = {
         "checkpoint": weights.given,
         "recipe": settings.recipe,
         "evaluation": storage.absolute(settings.evaluation),
         "sets": settings.sets,
-    }
-    inputs = {"model": weights.digest(), "sets": _sets_digest(folders)}
+    } | ({} if settings.candidates is None else {"candidates": settings.candidates})
+    of_sets = {source.name: source.digest() for source in sources}
+    inputs = {"model": weights.digest(), "sets": of_sets}
     if (finished := _finished(output, request, inputs)) is not None:
         print(f"{storage.join(output, NAME)} is complete: nothing to do\n\n{table(finished)}")
         return finished
-    sets = [evaluation_set.read(folder) for folder in folders]
+    sets = [source.read() for source in sources]
     model = weights.load()
     started = time.monotonic()
-    outcomes = evaluate_sets(model, sets, _runner(model, settings))
+    made_with = [inputs["model"], settings.recipe, *([settings.candidates] if settings.candidates else [])]
+    keep = Keep(output, {name: [*made_with, digest] for name, digest in of_sets.items()})
+    outcomes = list(_evaluated(model, sets, keep, settings))
     metrics = named(outcomes)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -96,20 +110,25 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     return metrics
 
 
-def _output(settings: Evaluate, weights: Weights) -> str:
+def _evaluated(model: ContrastiveModel, sets: list[EvaluationSet], keep: Keep, settings: Evaluate) -> Iterator[Outcome]:
+    """What every set gave, in their order: what was kept, or else what it gives now, kept from then on."""
+    kept = {data.name: keep.load(data) for data in sets}
+    if missing := [data for data in sets if kept[data.name] is None]:
+        for outcome in evaluate_sets(model, missing, runner(model, settings), candidates=settings.candidates):
+            keep.save(outcome)
+            kept[outcome.data.name] = outcome
+    return filter(None, kept.values())
+
+
+def output_folder(settings: Evaluate, weights: Weights) -> str:
     if settings.output is None and weights.is_file:
         raise ValueError(f"--output is needed: {settings.checkpoint} is a file, and its metrics have no folder")
     return storage.absolute(settings.output or settings.checkpoint).rstrip("/")
 
 
-def _folders(settings: Evaluate) -> list[str]:
-    """Folders of the chosen sets, by the names in their descriptions."""
-    found: dict[str, str] = {}
-    for folder in evaluation_set.find(storage.absolute(settings.evaluation)):
-        name = storage.read_json(storage.join(folder, evaluation_set.DESCRIPTION))["name"]
-        if name in found:
-            raise ValueError(f"{folder} and {found[name]} both hold a set named {name}; metrics need distinct names")
-        found[name] = folder
+def sources_of(settings: Evaluate) -> list[Source]:
+    """The chosen sets."""
+    found = {source.name: source for source in layouts.find(settings.evaluation)}
     if not found:
         raise ValueError(f"--evaluation {settings.evaluation} holds no evaluation set")
     if unknown := [name for name in settings.sets if name not in found]:
@@ -117,18 +136,7 @@ def _folders(settings: Evaluate) -> list[str]:
     return [found[name] for name in settings.sets or found]
 
 
-def _sets_digest(folders: list[str]) -> str:
-    """Digest of the descriptions and of names and sizes of the data files."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        digest.update(storage.read_bytes(storage.join(folder, evaluation_set.DESCRIPTION)))
-        for uri in storage.listing(folder, ".parquet"):
-            fs, path = storage.filesystem(uri)
-            digest.update(f"{uri.removeprefix(folder)} {fs.size(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def _finished(output: str, request: dict[str, Any], inputs: dict[str, str]) -> dict[str, Metric] | None:
+def _finished(output: str, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Metric] | None:
     """The metrics that an earlier run left; None where there are none, or where its inputs have changed since."""
     uri = storage.join(output, NAME)
     if not storage.exists(uri):
@@ -144,7 +152,7 @@ def _finished(output: str, request: dict[str, Any], inputs: dict[str, str]) -> d
     return metrics_of(found)
 
 
-def _runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
+def runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
     """Moves the model to this process's device, and says who encodes images."""
     cuda_here = torch.cuda.is_available()
     if settings.device == "cuda" and settings.workers == 0 and not cuda_here:

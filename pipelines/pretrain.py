@@ -9,7 +9,7 @@ Run again, it goes on where it was: it resumes training from the last checkpoint
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -53,10 +53,32 @@ class Pretrain:
     """Highest learning rate, after the warm-up."""
     captions_per_image: Count = None
     """Captions of an image in one step."""
+    logit_scale: Number = None
+    """Initial factor of the cosines."""
+    logit_bias: Number = None
+    """Initial bias of the scores, of the sigmoid loss."""
+    synthetic_share: Number = None
+    """Probability that a drawn caption is one of the row's `synthetic_captions`, where it has any."""
     precision: Annotated[
         Literal["fp32", "bf16"] | None, tyro.conf.arg(metavar="fp32|bf16", help_behavior_hint=_OF_RECIPE)
     ] = None
     """bf16 runs the towers under autocast."""
+    parallel: Annotated[
+        Literal["ddp", "fsdp"] | None, tyro.conf.arg(metavar="ddp|fsdp", help_behavior_hint=_OF_RECIPE)
+    ] = None
+    """fsdp shares parameters and optimizer state among the workers instead of copying them to each."""
+    jpeg_device: Annotated[Literal["cuda"] | None, tyro.conf.arg(metavar="cuda", help_behavior_hint="")] = None
+    """Decode JPEGs on the GPU that trains (nvJPEG; A100 and H100 have an engine for it) instead of on CPU cores."""
+    ema_decay: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: no average)")] = (
+        None
+    )
+    """Average the weights over the updates with this decay; the average is evaluated and exported."""
+    nonfinite: Annotated[
+        Literal["stop", "skip"] | None, tyro.conf.arg(metavar="stop|skip", help_behavior_hint=_OF_RECIPE)
+    ] = None
+    """Where the loss or the gradient is not finite, stop before the update, or leave the batch out and count it."""
+    start_from: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Weights of a CLIP model with the same towers, of OpenAI, open_clip or MetaCLIP, to start from."""
     seed: Count = None
     """Draws weights, order of samples, crops and captions."""
     checkpoint_every: Count = None
@@ -68,8 +90,14 @@ class Pretrain:
 
     pool: Folder = None
     """Images with captions to curate and shard: a folder or an s3:// prefix. Without it, the built-in corpus."""
-    shards: Folder = None
-    """Finished shards to train on: nothing is curated."""
+    shards: Annotated[
+        str | tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER [FOLDER ...]", help_behavior_hint="")
+    ] = None
+    """Finished shards to train on, of one folder or mixed from several: nothing is curated."""
+    weights: Annotated[
+        tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT [FLOAT ...]", help_behavior_hint="(default: by rows)")
+    ] = None
+    """Shares of the --shards folders in every batch, in any unit."""
     evaluation: Folder = None
     """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
     corpus_images: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 16000)")] = None
@@ -80,19 +108,35 @@ class Pretrain:
         None
     )
     """Name of the run, and of its folder under runs."""
+    peak_flops: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: what is known of the GPU)")
+    ] = None
+    """Dense FLOP/s of one device, of which model FLOPs utilisation is the share that training uses."""
+    profile: bool = False
+    """Trace a few steps: profile/trace.json and profile/summary.md in the run's folder and in MLflow."""
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: GPUs of the cluster)")
     ] = None
     """Processes that train together; 0 trains in this process."""
+    min_workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Fewest workers to go on with where nodes are lost; the run takes others once there are nodes again."""
+    max_failures: int = 3
+    """Restarts of workers that die, other than by preemption; -1: any number."""
 
     def __post_init__(self) -> None:
         if self.pool is not None and self.shards is not None:
             raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
+        if self.weights is not None and (isinstance(self.shards, str) or len(self.shards or ()) != len(self.weights)):
+            raise ValueError("--weights needs several folders of --shards, and as many numbers as there are of them")
+        if self.start_from is not None and not storage.exists(self.start_from):
+            raise ValueError(f"--start-from {self.start_from} does not exist")
         if self.corpus_images is not None and (self.pool or self.shards):
             other = "--pool" if self.pool else "--shards"
             raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers is {self.workers}; it has to be at least 0")
+        if self.min_workers is not None and not 1 <= self.min_workers <= (self.workers or 0):
+            raise ValueError(f"--min-workers {self.min_workers} has to be between 1 and --workers {self.workers}")
         if self.evaluate_every is not None and self.evaluation is None and (self.pool or self.shards):
             raise ValueError("--evaluate-every needs --evaluation, a folder of evaluation sets")
 
@@ -108,9 +152,19 @@ class Pretrain:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             captions_per_image=self.captions_per_image,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+            synthetic_share=self.synthetic_share,
+            weights=self.weights,
             precision=self.precision,
             checkpoint_every=self.checkpoint_every,
             evaluate_every=self.evaluate_every,
+            parallel=self.parallel,
+            ema_decay=self.ema_decay,
+            nonfinite=self.nonfinite,
+            start_from=None if self.start_from is None else storage.absolute(self.start_from),
+            peak_flops=self.peak_flops,
+            jpeg_device=self.jpeg_device,
             seed=self.seed,
         )
 
@@ -140,7 +194,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     run_folder.check(folder, config)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
-    from llip.training import checkpoint
+    from llip.training import checkpoint, stopping
     from llip.training.tracking import Tracking, default_store
     from pipelines.stages import train
 
@@ -159,17 +213,20 @@ def pretrain(settings: Pretrain) -> Outcome:
     else:
         if newest:
             print(f"{folder}: going on after step {checkpoint.step_of(newest)} of {config.steps}")
-        train.fit(
-            train.Run(
-                config=config,
-                shards=data.shards,
-                folder=folder,
-                evaluation=data.evaluation if config.evaluate_every else None,
-                tracking=Tracking(uri=uri, experiment="llip", run_name=name, artifact_location=artifacts),
-                data_card=data.data_card,
-            ),
-            workers=workers,
+        run = train.Run(
+            config=config,
+            shards=data.shards,
+            folder=folder,
+            evaluation=data.evaluation if config.evaluate_every else None,
+            tracking=Tracking(uri=uri, experiment="llip", run_name=name, artifact_location=artifacts),
+            documents=data.documents,
+            profile=settings.profile,
         )
+        if workers:
+            command.start_ray()  # before the handler of SIGTERM, since Ray sets one of its own
+        stopping.withdraw(folder)
+        with stopping.on_sigterm(folder):
+            train.fit(run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures)
     outcome = Outcome(
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
     )
@@ -179,8 +236,9 @@ def pretrain(settings: Pretrain) -> Outcome:
     return outcome
 
 
-def _absolute(uri: str | None) -> str | None:
-    return None if uri is None else storage.absolute(uri)
+def _absolute(uri: Any) -> Any:
+    """Of one folder, of several or of none."""
+    return tuple(map(storage.absolute, uri)) if isinstance(uri, tuple) else uri and storage.absolute(uri)
 
 
 def _workers(settings: Pretrain, config: TrainingConfig) -> int:

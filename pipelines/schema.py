@@ -1,5 +1,7 @@
 """Columns that the stages agree on."""
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 ID = "id"
@@ -10,6 +12,13 @@ CAPTIONS = "captions"
 """list<string>: texts that are each true of the image."""
 KINDS = "kinds"
 """list<string>, optional: what each caption describes; parallel to `captions` and filtered with it."""
+SYNTHETIC = "synthetic_captions"
+"""list<string>, optional: texts that a model wrote of the image; carried along, and drawn by the loader as often as
+training asks for."""
+POOL = "pool"
+"""string: name of the pool that a row comes from, where several are curated together."""
+KEEP_PROBABILITY = "keep_probability"
+"""list<double>, parallel to `captions`: where balancing is left to the loader, how likely it keeps each of them."""
 URL = "url"
 """string: where the picture would have to be fetched."""
 SINGLE_CAPTION = ("caption", "text")
@@ -18,6 +27,8 @@ SINGLE_CAPTION = ("caption", "text")
 REQUIRED: dict[str, pa.DataType] = {ID: pa.string(), IMAGE: pa.binary(), CAPTIONS: pa.list_(pa.string())}
 
 
-def with_extras(extras: pa.Schema) -> pa.Schema:
-    """The columns of curated files and shards: the required ones, then what the pool carries along."""
-    return pa.schema([pa.field(name, kind) for name, kind in REQUIRED.items()] + list(extras))
+def with_extras(extras: Iterable[pa.Field], *, pictures: bool = True) -> pa.Schema:
+    """The columns of curated files and shards: the required ones (of links: all but the picture), then what the pool
+    carries along."""
+    required = [pa.field(name, kind) for name, kind in REQUIRED.items() if pictures or name != IMAGE]
+    return pa.schema([*required, *extras])

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from llip.config import Head, HeadConfig, ModelConfig, TrainingConfig
-from llip.recipes import SIGLIP_INIT_BIAS, SIZES, recipe
+from llip.recipes import SIZES, recipe, size_of
 
 Objective = Literal["clip", "siglip", "llip", "register", "mean", "learned_query"]
 
@@ -31,9 +31,19 @@ def configure(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     captions_per_image: int | None = None,
+    synthetic_share: float | None = None,
+    weights: tuple[float, ...] | None = None,
+    jpeg_device: Literal["cuda"] | None = None,
+    logit_scale: float | None = None,
+    logit_bias: float | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     checkpoint_every: int | None = None,
     evaluate_every: int | None = None,
+    parallel: Literal["ddp", "fsdp"] | None = None,
+    ema_decay: float | None = None,
+    nonfinite: Literal["stop", "skip"] | None = None,
+    start_from: str | None = None,
+    peak_flops: float | None = None,
     seed: int | None = None,
 ) -> TrainingConfig:
     """The configuration of recipe `name` with some of its values replaced; None keeps the recipe's.
@@ -47,6 +57,9 @@ def configure(
     if objective is not None:
         config = _with_objective(config, objective, name)
     config = replace(config, model=_with_head(config.model, _family(config), k=k, heads=heads, temperature=temperature))
+    if logit_bias is not None and config.objective.loss == "softmax":
+        raise ValueError(f"--logit-bias {logit_bias:g}: no bias changes CLIP's softmax; it belongs to sigmoid losses")
+    config = replace(config, model=_given(config.model, init_logit_scale=logit_scale, init_logit_bias=logit_bias))
     if batch_size is not None and batch_size % config.data.lanes:
         raise ValueError(
             f"--batch-size {batch_size} is not a multiple of the {config.data.lanes} lanes of recipe {name}"
@@ -57,17 +70,33 @@ def configure(
     config = replace(
         config,
         optimizer=_given(config.optimizer, learning_rate=learning_rate),
-        data=_given(config.data, batch_size=batch_size, captions_per_image=captions_per_image),
+        data=_given(
+            config.data,
+            batch_size=batch_size,
+            captions_per_image=captions_per_image,
+            synthetic_share=synthetic_share,
+            weights=weights,
+            jpeg_device=jpeg_device,
+        ),
     )
     return _given(
-        config, precision=precision, checkpoint_every=checkpoint_every, evaluate_every=evaluate_every, seed=seed
+        config,
+        precision=precision,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
+        parallel=parallel,
+        ema_decay=ema_decay,
+        nonfinite=nonfinite,
+        start_from=start_from,
+        peak_flops=peak_flops,
+        seed=seed,
     )
 
 
 def run_name(name: str, config: TrainingConfig) -> str:
     """A name that says what a run trains: size, family, K, M, whatever differs from recipe `name`, and the seed."""
     model, family = config.model, _family(config)
-    size = next((n for n, s in SIZES.items() if replace(model.vision, tokens=1) == s.vision), name)
+    size = size_of(model)
     pieces = [f"{family}_{size}"]
     pieces += [f"k{model.mixture_tokens}"] if family not in ("clip", "siglip") else []
     pieces += [f"m{model.head.heads}"] if model.head.kind in QUERIED else []
@@ -78,8 +107,15 @@ def run_name(name: str, config: TrainingConfig) -> str:
         "batch": (base.data.batch_size, config.data.batch_size),
         "lr": (base.optimizer.learning_rate, config.optimizer.learning_rate),
         "captions": (base.data.captions_per_image, config.data.captions_per_image),
+        "synthetic": (base.data.synthetic_share, config.data.synthetic_share),
+        "scale": (base.model.init_logit_scale, model.init_logit_scale),
+        "bias": (SIZES[size].logit_bias, model.init_logit_bias),
     }
-    rest = [f"{what}{new:g}" for what, (old, new) in changed.items() if old != new]
+    rest = [f"{what}{new:g}" for what, (old, new) in changed.items() if new is not None and old != new]
+    rest += ["mix" + "-".join(f"{weight:g}" for weight in config.data.weights)] if config.data.weights else []
+    rest += [f"ema{config.ema_decay:g}"] if config.ema_decay is not None else []
+    rest += ["nvjpeg"] if config.data.jpeg_device is not None else []
+    rest += ["started"] if config.start_from is not None else []
     rest += [config.precision] if config.precision != base.precision else []
     return "-".join(["_".join(pieces), *rest, f"seed{config.seed}"])
 
@@ -107,7 +143,7 @@ def _with_objective(config: TrainingConfig, objective: Objective, name: str) -> 
         vision=replace(config.model.vision, tokens=1 if kind == "class_token" else config.model.vision.tokens),
         text=replace(config.model.text, tokens=1),
         head=HeadConfig(kind=kind) if kind == "class_token" else replace(config.model.head, kind=kind),
-        init_logit_bias=None if softmax else SIGLIP_INIT_BIAS,
+        init_logit_bias=None if softmax else SIZES[size_of(config.model)].logit_bias,
     )
     return replace(
         config,

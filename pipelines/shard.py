@@ -9,6 +9,7 @@ again.
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
-from pipelines import command
+from pipelines import command, schema
 from pipelines.stages import shuffle
 from pipelines.stages.encode import Encoding, Format
 from pipelines.stages.shuffle import Curated
@@ -38,7 +39,7 @@ class Shard:
     """What shards are made from, and how."""
 
     curated: str = "output/curated"
-    """Folder that curation left."""
+    """Folder that curation left; where it curated links, the folder that their pictures were fetched to."""
     output: str = "output/shards"
     """Folder of the shards."""
     max_side: int = 512
@@ -49,6 +50,9 @@ class Shard:
     """Of JPEG and WebP where an image is encoded anew."""
     max_pixels: int = 100_000_000
     """Images with more are dropped without decoding them."""
+    blur: str | None = None
+    """Column with boxes that are blurred, such as DataComp's face_bboxes: lists of left, top, right, bottom as shares
+    of width and height."""
     rows_per_group: int | None = None
     """Rows of a row group, what the loader reads at once: 128, and fewer for small pools."""
     rows_per_file: int | None = None
@@ -77,19 +81,19 @@ def shard(settings: Shard) -> Manifest:
     """
     output, folder = storage.absolute(settings.output), storage.absolute(settings.curated)
     curated = manifest.read(folder, "curated")
-    config = {k: v for k, v in asdict(settings).items() if k != "output"} | {
-        "curated": folder,
-        "curated_digest": digest(asdict(curated)),
+    config = {k: v for k, v in asdict(settings).items() if k not in ("output", "curated")} | {
+        "curated_digest": digest([asdict(f) for f in curated.files])
     }
     if manifest.is_done(output, "shards", config):
         print(f"{output} holds the shards already")
         _clean(output)
         return manifest.read(output, "shards")
-    command.start_ray()
     files = [
         Curated(index=i, file=storage.join(folder, f.name), rows=f.rows)
         for i, f in enumerate(f for f in curated.files if f.rows)
     ]
+    columns = _columns(files[0], settings.blur)
+    command.start_ray()
     progress = storage.join(output, "progress", digest(config))
     bits = max(0, (BINS_PER_FILE * max(FILES, curated.bytes // FILE_BYTES) - 1).bit_length())
     scattered = run(
@@ -97,7 +101,13 @@ def shard(settings: Shard) -> Manifest:
         files,
         shuffle.scatter_unit,
         sizes=[f.rows for f in files],
-        shared={"folder": output, "encoding": _encoding(settings), "seed": settings.seed, "bits": bits},
+        shared={
+            "folder": output,
+            "encoding": _encoding(settings),
+            "blur": settings.blur,
+            "seed": settings.seed,
+            "bits": bits,
+        },
     )
     kept = sum(sum(r["rows"]) for r in scattered)
     dropped = dict(sum((Counter(r["dropped"]) for r in scattered), Counter[str]()))
@@ -111,11 +121,20 @@ def shard(settings: Shard) -> Manifest:
         shuffle.plan(output, scattered, sizes),
         shuffle.gather_shard,
         sizes=sizes,
-        shared={"folder": output, "columns": _columns(files[0]), "row_group_size": group},
+        shared={"folder": output, "columns": columns, "row_group_size": group},
     )
-    summary = {"rows": {"in": curated.rows, "kept": kept, "dropped": dropped}}
+    summary: dict[str, Any] = {"rows": {"in": curated.rows, "kept": kept, "dropped": dropped}}
+    if schema.KEEP_PROBABILITY in columns.names:
+        summary["online"] = True
     entries = tuple(FileEntry(**entry) for entry in written)
-    result = Manifest(kind="shards", files=entries, config=config, row_group_size=group, summary=summary)
+    result = Manifest(
+        kind="shards",
+        files=entries,
+        config=config,
+        source={"curated": folder},
+        row_group_size=group,
+        summary=summary,
+    )
     manifest.write(output, result)
     _clean(output)
     print(
@@ -145,9 +164,26 @@ def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: i
     return sizes
 
 
-def _columns(file: Curated) -> pa.Schema:
+def _columns(file: Curated, blur: str | None) -> pa.Schema:
+    """The columns of a curated file. Raises ValueError where there are no pictures, and where that of boxes is no list
+    of lists of numbers."""
     with storage.opened(file.file) as handle:
-        return pq.read_schema(handle).remove_metadata()
+        columns = pq.read_schema(handle).remove_metadata()
+    if schema.IMAGE not in columns.names:
+        folder = file.file.rpartition("/")[0]
+        raise ValueError(f"{folder} holds curated links; pipelines/fetch.py --links {folder} fetches their pictures")
+    if blur and (blur not in columns.names or not _is_boxes(columns.field(blur).type)):
+        found = columns.field(blur).type if blur in columns.names else f"not among {', '.join(columns.names)}"
+        raise ValueError(f"--blur {blur}: {file.file} needs it as lists of four numbers; it is {found}")
+    return columns
+
+
+def _is_boxes(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind)
+        and pa.types.is_list(kind.value_type)
+        and pa.types.is_floating(kind.value_type.value_type)
+    )
 
 
 def _clean(output: str) -> None:

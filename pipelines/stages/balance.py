@@ -9,30 +9,36 @@ from pipelines.stages.hashing import hash64, uniform
 
 
 @jit(types.void(In.int32, In.int32, In.float64, Out.float64))
-def _log_drop(entries, offsets, log_miss, out):
+def _log_drop(entries, offsets, log_misses, out):
     for t in range(len(offsets) - 1):
         total = 0.0
         for i in range(offsets[t], offsets[t + 1]):
-            total += log_miss[entries[i]]
+            total += log_misses[entries[i]]
         out[t] = total
 
 
-def keep_probability(matches: pa.ListArray, counts: np.ndarray, t: int) -> np.ndarray:
-    """Probability that a text is kept, float64 [T]: `1 - Π_e (1 - t / max(count[e], t))` over the entries e it
-    matches; 0 without a match.
+def log_misses(counts: np.ndarray, t: int | np.ndarray) -> np.ndarray:
+    """log(1 - p[e]) of every entry, p[e] = t / max(count[e], t), float64 [E].
 
-    matches: list<int32> [T], distinct entry ids of each text; counts: int64 [E], texts of the whole pool that match an
-    entry.
+    counts: int64 [E], texts of the whole pool that match an entry; t: one number, or one for each entry.
     """
-    if t < 1:
+    if np.min(t) < 1:
         raise ValueError(f"t is {t}; it has to be at least 1")
     with np.errstate(divide="ignore"):
         above = np.maximum(counts - t, 0) / np.maximum(counts, t)  # 1 - p, without cancellation where p is near 1
         share = t / np.maximum(counts, t)
-        log_miss = np.where(share < 0.5, np.log1p(-share), np.log(above))
+        return np.where(share < 0.5, np.log1p(-share), np.log(above))
+
+
+def keep_probability(matches: pa.ListArray, log_misses: np.ndarray) -> np.ndarray:
+    """Probability that a text is kept, float64 [T]: `1 - Π_e (1 - p[e])` over the entries e it matches; 0 without a
+    match.
+
+    matches: list<int32> [T], distinct entry ids of each text; log_misses: float64 [E], see `log_misses`.
+    """
     log_drop = np.empty(len(matches))
     offsets = np.ascontiguousarray(matches.offsets.to_numpy(), np.int32)
-    _log_drop(matches.values.to_numpy(), offsets, log_miss, log_drop)
+    _log_drop(matches.values.to_numpy(), offsets, log_misses, log_drop)
     return -np.expm1(log_drop)
 
 
@@ -42,8 +48,8 @@ def draws(ids: pa.StringArray, rows: np.ndarray, indices: np.ndarray, seed: int)
     return uniform(hash64(ids, seed, rows, indices))
 
 
-def tail_share(counts: np.ndarray, t: int) -> float:
-    """Share of all matches that fall on entries with fewer than `t` texts."""
+def tail_share(counts: np.ndarray, t: int | np.ndarray) -> float:
+    """Share of all matches that fall on entries with fewer than `t` texts (one number, or one for each entry)."""
     return float(counts[counts < t].sum() / max(1, counts.sum()))
 
 
@@ -56,3 +62,20 @@ def threshold(counts: np.ndarray, share: float) -> int:
         )
     below = np.concatenate([[0], np.cumsum(values * times)[:-1]])  # matches on entries rarer than values[i]
     return int(values[np.flatnonzero(below <= share * (values * times).sum())[-1]])
+
+
+def thresholds(counts: np.ndarray, languages: dict[str, int], share: float) -> dict[str, int]:
+    """`threshold` of each language's entries, which follow one another; 1 for a language without a match.
+
+    languages: number of entries of each. Raises ValueError where nothing matches at all.
+    """
+    threshold(counts, share)
+    parts = np.split(counts, np.cumsum([*languages.values()])[:-1])
+    return {code: threshold(p, share) if p.any() else 1 for code, p in zip(languages, parts, strict=True)}
+
+
+def by_entry(thresholds: dict[str, int], languages: dict[str, int]) -> int | np.ndarray:
+    """t of each entry, int64 [E]; the one number where there is one language."""
+    if len(languages) == 1:
+        return next(iter(thresholds.values()))
+    return np.repeat(np.array([*thresholds.values()], np.int64), [*languages.values()])

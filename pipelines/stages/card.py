@@ -14,12 +14,20 @@ LISTED = 50
 
 
 def make(
-    results: Sequence[dict[str, Any]], *, rows: int, entries: Sequence[str], counts: np.ndarray, t: int
+    results: Sequence[dict[str, Any]],
+    *,
+    rows: int,
+    entries: Sequence[str],
+    counts: np.ndarray,
+    kept_counts: np.ndarray,
+    thresholds: dict[str, int],
+    languages: dict[str, int],
 ) -> dict[str, Any]:
     """The card of a curated pool from the results of `select_unit`.
 
-    results: a dictionary a unit; rows: rows of the pool; counts: int64 [E]. An image or a caption that is neither kept
-    nor dropped for a named reason is a bug, and stops the run.
+    results: a dictionary a unit; rows: rows of the pool; counts, kept_counts: int64 [E], texts that match an entry
+    before and after balancing; thresholds, languages: t and number of entries of each language. An image or a caption
+    that is neither kept nor dropped for a named reason is a bug, and stops the run.
     """
     row_tally, caption_tally = (_sum(results, name) for name in ("rows", "captions"))
     histograms = {name: _histogram(results, name) for name in ("side", "bytes", "captions", "characters")}
@@ -40,7 +48,8 @@ def make(
             "kept_share": _share(kept_captions, captions),
             "dropped": dict(caption_tally),
         },
-        "matching": _matching(entries, counts, t),
+        "matching": _matching(entries, counts, kept_counts, balance.by_entry(thresholds, languages))
+        | _languages(counts, thresholds, languages),
         "shorter_side_pixels": _quantiles(histograms["side"]),
         "image_bytes_below": _quantiles(histograms["bytes"]),
         "captions_per_image": _quantiles(histograms["captions"]),
@@ -59,19 +68,52 @@ def summary(card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _matching(entries: Sequence[str], counts: np.ndarray, t: int) -> dict[str, Any]:
+def _languages(counts: np.ndarray, thresholds: dict[str, int], languages: dict[str, int]) -> dict[str, Any]:
+    """t, where there are several languages that of the one with the most matches, and numbers of each of several."""
+    parts = dict(zip(languages, np.split(counts, np.cumsum([*languages.values()])[:-1]), strict=True))
+    numbers = {
+        code: {
+            "entries": len(part),
+            "matches": int(part.sum()),
+            "t": thresholds[code],
+            "tail_share": balance.tail_share(part, thresholds[code]),
+        }
+        for code, part in parts.items()
+    }
+    largest = max(numbers, key=lambda code: numbers[code]["matches"])
+    return {"t": thresholds[largest]} | ({"languages": numbers} if len(numbers) > 1 else {})
+
+
+def _matching(
+    entries: Sequence[str], counts: np.ndarray, kept_counts: np.ndarray, t: int | np.ndarray
+) -> dict[str, Any]:
     order = np.lexsort((np.arange(len(counts)), -counts))
     present = order[: int(np.count_nonzero(counts))]
     return {
         "entries": len(entries),
         "entries_matched": len(present),
         "matches": int(counts.sum()),
-        "t": t,
         "tail_entries": int(np.count_nonzero((counts > 0) & (counts < t))),
         "tail_share": balance.tail_share(counts, t),
         "head": {entries[i]: int(counts[i]) for i in present[:LISTED]},
         "tail": {entries[i]: int(counts[i]) for i in present[::-1][:LISTED]},
+        "curve": _curve(counts[present], kept_counts[present]),
     }
+
+
+def _curve(before: np.ndarray, after: np.ndarray) -> list[dict[str, float]]:
+    """Texts an entry before and after balancing, as means over ranges of ranks that widen by an eighth of an octave.
+
+    before: int64 [P], falling; `rank` is the last of a range, 1 for the most common entry.
+    """
+    ends = np.unique(np.append(np.round(2 ** np.arange(0, np.log2(max(1, len(before))), 1 / 8)), len(before)))
+    ends = ends[ends > 0].astype(int)
+    sums = [np.diff(np.append(0, np.cumsum(x)[ends - 1])) for x in (before, after)]
+    sizes = np.diff(np.append(0, ends))
+    return [
+        {"rank": int(rank), "before": round(float(b / n), 3), "after": round(float(a / n), 3)}
+        for rank, n, b, a in zip(ends, sizes, *sums, strict=True)
+    ]
 
 
 def _sum(results: Sequence[dict[str, Any]], name: str) -> Counter[str]:
@@ -88,14 +130,21 @@ def _histogram(results: Sequence[dict[str, Any]], name: str) -> dict[int, int]:
     return total
 
 
-def _quantiles(histogram: dict[int, int]) -> dict[str, float]:
-    """Minimum, quartiles, 95th percentile, maximum and mean of a histogram."""
+def _quantiles(histogram: dict[int, int]) -> dict[str, Any]:
+    """Minimum, quartiles, 95th percentile, maximum and mean of a histogram, and itself in bins of half an octave:
+    (lowest value, how many)."""
     if not histogram:
         return {}
     values, times = (np.array(x) for x in zip(*sorted(histogram.items()), strict=True))
     cumulative = np.cumsum(times)
     at = {name: int(values[np.searchsorted(cumulative, q * cumulative[-1])]) for name, q in QUANTILES.items()}
-    return at | {"mean": round(float((values * times).sum() / cumulative[-1]), 3)}
+    edges = np.append(0, np.unique(np.ceil(2 ** np.arange(0, np.log2(values[-1] + 1), 0.5)))).astype(int)
+    bins = np.bincount(np.searchsorted(edges, values, side="right") - 1, times, len(edges))
+    used = range(int(np.flatnonzero(bins)[0]), int(np.flatnonzero(bins)[-1]) + 1)
+    return at | {
+        "mean": round(float((values * times).sum() / cumulative[-1]), 3),
+        "histogram": [[int(edges[i]), int(bins[i])] for i in used],
+    }
 
 
 QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}

@@ -51,11 +51,11 @@ def jit(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     return numba.njit(signature, cache=True, nogil=True, **options)
 
 
-def string_buffers(strings: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes (uint8) and the offsets (int32 [N + 1]) of an Arrow array, without a copy. A null has no
-    bytes."""
-    if not pa.types.is_string(strings.type):
-        raise TypeError(f"expected an array of strings, got {strings.type}")
+def string_buffers(strings: pa.StringArray | pa.BinaryArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes (uint8; of strings UTF-8) and the offsets (int32 [N + 1]) of an Arrow array, without a copy. A null
+    string has no bytes."""
+    if not (pa.types.is_string(strings.type) or pa.types.is_binary(strings.type)):
+        raise TypeError(f"expected an array of strings or bytes, got {strings.type}")
     _, offsets, data = strings.buffers()
     if offsets is None or len(strings) == 0:
         return np.zeros(0, np.uint8), np.zeros(len(strings) + 1, np.int32)

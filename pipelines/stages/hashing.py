@@ -18,6 +18,9 @@ from numba import types
 from pipelines.stages.compiled import In, Out, jit, string_buffers
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+SAMPLE, RANK, MIX = -1, -2, -3
+"""Indices, where none counts a row's texts, of draws about the row itself: which rows a data card shows, which of
+several duplicates stays, and which rows of a pool its weight leaves. A text's draw shares no bits with them."""
 
 
 @jit(types.uint64(types.uint64))

@@ -29,7 +29,7 @@ class OnActors:
     gpu: bool = False
     """Every actor takes a GPU of its own."""
 
-    def __call__(self, tasks: Sequence[ImageTask]) -> list[Arrays]:
+    def __call__(self, tasks: Sequence[ImageTask]) -> Iterator[Arrays]:
         import ray
 
         shared = {"model": ray.put(self.model), "jobs": ray.put([task.job for task in tasks]), "gpu": self.gpu}
@@ -37,6 +37,8 @@ class OnActors:
         context.enable_progress_bars = False  # they count blocks; ours counts images
         batches = list(_batches(tasks, self.batch_size))
         parts: list[dict[int, Arrays]] = [{} for _ in tasks]
+        wanted = [-(-task.rows.num_rows // self.batch_size) for task in tasks]
+        following = 0
         with (
             ray.data.DataContext.current(context),
             tqdm(total=sum(t.rows.num_rows for t in tasks), desc="evaluate", unit="image", file=sys.stderr) as bar,
@@ -54,7 +56,10 @@ class OnActors:
                 part = _from_bytes(row["arrays"])
                 parts[row["task"]][row["first_row"]] = part
                 bar.update(len(next(iter(part.values()))))
-        return [join([of_task[first] for first in sorted(of_task)]) for of_task in parts]
+                while following < len(tasks) and len(parts[following]) == wanted[following]:
+                    yield join([part for _, part in sorted(parts[following].items())])
+                    parts[following].clear()
+                    following += 1
 
 
 def _batches(tasks: Sequence[ImageTask], batch_size: int) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The pass that draws which captions stay and writes the images that keep at least one."""
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,57 +8,96 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
+from llip import storage
 from pipelines import schema
-from pipelines.stages import balance, matching, read, write
-from pipelines.stages import filter as rules
-from pipelines.stages.filter import CAPTION, KEPT, ROW
-from pipelines.stages.units import Unit
+from pipelines.stages import balance, read, write
+from pipelines.stages.filter import rules
+from pipelines.stages.filter.rules import CAPTION, KEPT, ROW, ImageRules
+from pipelines.stages.hashing import SAMPLE, hash64
+from pipelines.stages.match import matching
+from pipelines.stages.work import Unit, tallies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """What decides which captions stay, and which images."""
 
-    t: int
     seed: int
-    min_side: int
-    max_aspect: float
+    image_rules: ImageRules
+    online: bool = False
+    """Keep all captions that match, with their probabilities: the loader draws."""
+
+
+SAMPLES = 24
+"""Kept rows that the data card shows."""
 
 
 def file_name(unit: Unit) -> str:
     return f"curated-{unit.index:06d}.parquet"
 
 
+def kept_name(unit: Unit) -> str:
+    return f"kept-{unit.index:06d}.arrows"
+
+
+def kept_entries(unit: Unit, *, folder: str) -> np.ndarray:
+    """The entries that a unit's kept captions match, int32, one after another."""
+    return tallies.read(storage.join(folder, kept_name(unit)))
+
+
 def select_unit(
-    unit: Unit, *, folder: str, matches: str, pool_format: str, extras: pa.Schema, draw: Draw, counts: np.ndarray
+    unit: Unit,
+    *,
+    folder: str,
+    kept_folder: str,
+    matches: str,
+    dropped: str,
+    pool_format: str,
+    columns: pa.Schema,
+    draw: Draw,
+    log_misses: np.ndarray,
 ) -> dict[str, Any]:
-    """Write the kept rows of a unit. Returns the file's entry and what the data card adds up."""
-    decided = matching.read_matches(matches, unit)
+    """Write the kept rows of a unit, and to `kept_folder` the entries that they match. Returns the file's entry and
+    what the data card adds up. columns: of the pool; log_misses: of the entries, see `balance.log_misses`."""
+    decided = matching.read_matches(matches, unit, dropped)
+    entries: list[np.ndarray] = []
+    samples: list[tuple[int, int]] = []
     tally: dict[str, Counter[str]] = {"rows": Counter(), "captions": Counter()}
     sizes: dict[str, Counter[int]] = {name: Counter() for name in ("side", "characters", "captions", "bytes")}
     row = 0
-    with write.parquet_file(folder, file_name(unit), schema.with_extras(extras)) as file:
-        for table in read.tables(pool_format, unit, extras.names, images=True):
+    of_pool = columns.names
+    if draw.online:
+        columns = columns.append(pa.field(schema.KEEP_PROBABILITY, pa.list_(pa.float64())))
+    with write.parquet_file(folder, file_name(unit), columns) as file:
+        for table in read.tables(pool_format, unit, of_pool):
             part = decided.slice(row, table.num_rows).combine_chunks()
             row += table.num_rows
-            row_reasons, caption_reasons = _decide(table, part, draw, counts, sizes["side"])
+            matched = part["matches"].combine_chunks().flatten()
+            probability = balance.keep_probability(matched, log_misses)
+            row_reasons, caption_reasons = _decide(table, part, draw, probability, sizes["side"])
             tally["rows"].update(_named(row_reasons, rules.ROW_REASONS))
             tally["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
+            if draw.online:
+                offsets = table[schema.CAPTIONS].combine_chunks().offsets
+                lists = pa.ListArray.from_arrays(pc.subtract(offsets, offsets[0]), pa.array(probability))
+                table = table.append_column(schema.KEEP_PROBABILITY, lists)
             kept = _kept(table, row_reasons, caption_reasons)
             if kept.num_rows:
-                file.write(kept.select(schema.with_extras(extras).names).cast(schema.with_extras(extras)))
+                samples += _samples(kept, file.rows, draw.seed)
+                file.write(kept.select(columns.names).cast(columns))
                 _measure(kept, sizes)
+            entries.append(matched.filter(pa.array(caption_reasons == KEPT)).flatten().to_numpy())
     if row != decided.num_rows:
         raise ValueError(
             f"{unit.file} has {row} rows where {decided.num_rows} were matched: the pool changed while it was curated"
         )
-    return {"file": asdict(file.entry), "tally": tally, "sizes": sizes}
+    tallies.write(kept_folder, kept_name(unit), np.concatenate(entries))
+    return {"file": asdict(file.entry), "tally": tally, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
 
 
 def _decide(
-    table: pa.Table, decided: pa.Table, draw: Draw, counts: np.ndarray, sides: Counter[int]
+    table: pa.Table, decided: pa.Table, draw: Draw, probability: np.ndarray, sides: Counter[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes of ROW_REASONS (uint8 [N]) and, for all captions one after another, of CAPTION_REASONS (uint8 [T])."""
     row_reasons = decided["row_reason"].to_numpy().copy()
@@ -69,31 +107,18 @@ def _decide(
     rows = np.repeat(np.arange(len(lengths)), lengths)
     indices = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
-    matches = decided["matches"].combine_chunks().flatten()
-    probability = balance.keep_probability(matches, counts, draw.t)
-    drawn = balance.draws(table[schema.ID].combine_chunks(), rows, indices, draw.seed) < probability
+    numbers = 0.0 if draw.online else balance.draws(table[schema.ID].combine_chunks(), rows, indices, draw.seed)
+    drawn = numbers < probability
     reasons[(reasons == KEPT) & ~drawn] = CAPTION["thinned out by balancing"]
 
     has_caption = np.bincount(rows[reasons == KEPT], minlength=len(lengths)) > 0
     row_reasons[(row_reasons == KEPT) & ~has_caption] = ROW["no caption kept"]
-    images = table[schema.IMAGE]
-    for i in np.flatnonzero(row_reasons == KEPT):
-        row_reasons[i] = _look(images[int(i)].as_py(), draw, sides)
+    if schema.IMAGE in table.column_names:
+        left = np.flatnonzero(row_reasons == KEPT)
+        row_reasons[left], short = rules.judge(table[schema.IMAGE].combine_chunks(), left, draw.image_rules)
+        _count(sides, short[row_reasons[left] == KEPT])
     reasons[(reasons == KEPT) & (row_reasons[rows] != KEPT)] = CAPTION["its image was dropped"]
     return row_reasons, reasons
-
-
-def _look(image: bytes | None, draw: Draw, sides: Counter[int]) -> int:
-    """Judge an image by its header; pixels are decoded when shards are made."""
-    try:
-        with Image.open(io.BytesIO(image or b"")) as picture:
-            width, height = picture.size
-    except Exception:  # Pillow raises many kinds on broken files
-        return ROW["unreadable image"]
-    reason = rules.image_reason(width, height, draw.min_side, draw.max_aspect)
-    if reason == KEPT:
-        sides[min(width, height)] += 1
-    return reason
 
 
 def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray) -> pa.Table:
@@ -104,12 +129,19 @@ def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray)
     rows = np.repeat(np.arange(len(stays)), lengths[stays])
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[flags], minlength=len(stays)))]).astype(np.int32)
     kept = table.take(pa.array(stays))
-    for name in (schema.CAPTIONS, schema.KINDS):
+    for name in (schema.CAPTIONS, schema.KINDS, schema.KEEP_PROBABILITY):
         if name in kept.column_names:
             values = pc.list_flatten(kept[name]).filter(pa.chunked_array([flags])).combine_chunks()
             at = kept.column_names.index(name)
             kept = kept.set_column(at, name, pa.ListArray.from_arrays(pa.array(offsets), values))
     return kept
+
+
+def _samples(kept: pa.Table, first_row: int, seed: int) -> list[tuple[int, int]]:
+    """(hash, number in the file) of the rows with the smallest hashes."""
+    hashes = hash64(kept[schema.ID].combine_chunks(), seed, indices=np.full(kept.num_rows, SAMPLE))
+    rows = np.argpartition(hashes, SAMPLES)[:SAMPLES] if len(hashes) > SAMPLES else np.arange(len(hashes))
+    return [(int(hashes[row]), first_row + int(row)) for row in rows]
 
 
 def _named(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -120,6 +152,13 @@ def _measure(kept: pa.Table, sizes: dict[str, Counter[int]]) -> None:
     """Add to the histograms of the data card: captions an image, characters a caption, and bytes an image rounded up
     to a power of two."""
     captions = kept[schema.CAPTIONS].combine_chunks()
-    sizes["captions"].update(captions.value_lengths().to_pylist())
-    sizes["characters"].update(pc.utf8_length(captions.flatten()).to_pylist())
-    sizes["bytes"].update(1 << (n - 1).bit_length() for n in pc.binary_length(kept[schema.IMAGE]).to_pylist())
+    _count(sizes["captions"], captions.value_lengths().to_numpy())
+    _count(sizes["characters"], pc.utf8_length(captions.flatten()).to_numpy())
+    if schema.IMAGE in kept.column_names:
+        _, bits = np.frexp(pc.binary_length(kept[schema.IMAGE]).to_numpy() - 1.0)
+        _count(sizes["bytes"], np.left_shift(1, bits))
+
+
+def _count(histogram: Counter[int], values: np.ndarray) -> None:
+    found, times = np.unique(values, return_counts=True)
+    histogram.update(dict(zip(found.tolist(), times.tolist(), strict=True)))

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llip import storage
 from pipelines import schema
-from pipelines.stages import normalise, write
+from pipelines.stages import write
 from pipelines.stages.encode import Encoding, UnusableImageError, encode
 from pipelines.stages.hashing import hash64
+from pipelines.stages.read import normalise, parquet
+from pipelines.stages.work import spill
+from pipelines.stages.work.spill import Piece
 
 KEY = "key"
 
@@ -41,27 +43,25 @@ class Shard:
     rows: int
     skip: int
     """Rows of the bins that come before the shard's first."""
-    pieces: tuple[tuple[str, int, int], ...]
-    """(file, first byte, one past the last): what the shard's bins are in each unit's file."""
+    pieces: tuple[Piece, ...]
+    """Where the shard's bins are in each unit's file."""
 
 
-def scatter_unit(unit: Curated, *, folder: str, encoding: Encoding, seed: int, bits: int) -> dict[str, Any]:
-    """Encode the images of a curated file and write its rows by bin. Returns rows and bytes of each bin and what was
-    dropped."""
+def scatter_unit(
+    unit: Curated, *, folder: str, encoding: Encoding, blur: str | None, seed: int, bits: int
+) -> dict[str, Any]:
+    """Encode the images of a curated file, blurred where the column `blur` has boxes, and write its rows by bin.
+    Returns rows and bytes of each bin and what was dropped."""
     tables, dropped = [], Counter[str]()
-    with storage.opened(unit.file) as handle:
-        for batch in pq.ParquetFile(handle).iter_batches(normalise.BATCH_ROWS):
-            tables.append(_encoded(pa.Table.from_batches([batch]), encoding, dropped))
+    with parquet.opened(unit.file) as file:
+        for batch in file.iter_batches(normalise.BATCH_ROWS):
+            tables.append(_encoded(pa.Table.from_batches([batch]), encoding, blur, dropped))
     table = pa.concat_tables(tables)
     keys = hash64(table[schema.ID].combine_chunks(), seed)
     order = np.argsort(keys, kind="stable")
     rows = np.bincount(bin_of(keys, bits), minlength=1 << bits)
-    sizes = []
-    with storage.atomic_writer(storage.join(folder, spill_name(unit.index))) as file:
-        for begin, end in zip(np.cumsum(rows) - rows, np.cumsum(rows), strict=True):
-            piece = _piece(table, keys, order[begin:end])
-            file.write(piece)
-            sizes.append(len(piece))
+    uri = storage.join(folder, spill_name(unit.index))
+    sizes = spill.write(uri, table.append_column(KEY, pa.array(keys)), order, rows)
     return {"rows": rows.tolist(), "bytes": sizes, "dropped": dropped, "image_bytes": int(table.nbytes)}
 
 
@@ -81,15 +81,13 @@ def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -
     """Which bytes make up each shard. results: those of `scatter_unit`; sizes: rows of each shard, in order."""
     rows = np.array([r["rows"] for r in results]).sum(axis=0)
     bin_ends = np.cumsum(rows)
-    byte_ends = [np.concatenate([[0], np.cumsum(r["bytes"])]) for r in results]
+    files = [storage.join(folder, spill_name(unit)) for unit in range(len(results))]
+    ends = spill.ends([r["bytes"] for r in results])
     shards = []
     for index, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
         first = int(np.searchsorted(bin_ends, end - size, side="right"))
         last = int(np.searchsorted(bin_ends, end, side="left"))
-        pieces = tuple(
-            (storage.join(folder, spill_name(unit)), int(ends[first]), int(ends[last + 1]))
-            for unit, ends in enumerate(byte_ends)
-        )
+        pieces = spill.pieces(files, ends, first, last)
         skip = int(end - size - (bin_ends[first] - rows[first]))
         shards.append(Shard(index=index, rows=size, skip=skip, pieces=pieces))
     return shards
@@ -97,7 +95,7 @@ def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -
 
 def gather_shard(shard: Shard, *, folder: str, columns: pa.Schema, row_group_size: int) -> dict[str, Any]:
     """Write a shard. Returns its file entry."""
-    table = pa.concat_tables([t for piece in shard.pieces for t in _pieces(*piece)])
+    table = pa.concat_tables(spill.read(shard.pieces))
     table = table.sort_by([(KEY, "ascending"), (schema.ID, "ascending")])
     _refuse_repeated_ids(table[schema.ID])
     table = table.slice(shard.skip, shard.rows).select(columns.names)
@@ -107,39 +105,17 @@ def gather_shard(shard: Shard, *, folder: str, columns: pa.Schema, row_group_siz
     return asdict(file.entry)
 
 
-def _encoded(table: pa.Table, encoding: Encoding, dropped: Counter[str]) -> pa.Table:
+def _encoded(table: pa.Table, encoding: Encoding, blur: str | None, dropped: Counter[str]) -> pa.Table:
     images, rows = [], []
+    boxes = table[blur].to_pylist() if blur else [()] * table.num_rows
     for i, data in enumerate(table[schema.IMAGE]):
         try:
-            images.append(encode(data.as_py(), encoding))
+            images.append(encode(data.as_py(), encoding, boxes[i] or ()))
             rows.append(i)
         except UnusableImageError as error:
             dropped[str(error)] += 1
     at = table.column_names.index(schema.IMAGE)
     return table.take(pa.array(rows, pa.int64())).set_column(at, schema.IMAGE, pa.array(images, pa.binary()))
-
-
-def _piece(table: pa.Table, keys: np.ndarray, rows: np.ndarray) -> bytes:
-    if len(rows) == 0:
-        return b""
-    part = table.take(pa.array(rows)).append_column(KEY, pa.array(keys[rows])).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, part.schema) as stream:
-        stream.write_table(part)
-    return sink.getvalue().to_pybytes()
-
-
-def _pieces(file: str, begin: int, end: int) -> list[pa.Table]:
-    """The streams that lie one after another in a range of a spill file."""
-    if begin == end:
-        return []
-    fs, path = storage.filesystem(file)
-    reader = pa.BufferReader(fs.cat_file(path, start=begin, end=end))
-    tables = []
-    while reader.tell() < end - begin:
-        with pa.ipc.open_stream(reader) as stream:
-            tables.append(stream.read_all())
-    return tables
 
 
 def _refuse_repeated_ids(ids: pa.ChunkedArray) -> None:

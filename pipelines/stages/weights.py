@@ -1,9 +1,9 @@
 """What a user may name as a checkpoint: a run, one of its checkpoints, a model's folder, a file of released weights."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llip import storage
+from llip import interop, storage
 from llip.config import differences
 from llip.interop import load_llip_release, load_model, load_open_clip
 from llip.model.build import ContrastiveModel
@@ -38,11 +38,11 @@ class Weights:
             return cls(given=given, uri=given, recipe=recipe)
         if recipe is not None:
             raise ValueError(f"--recipe is for a file of released weights; {uri} says itself what it holds")
-        folder = given if storage.exists(storage.join(given, checkpoint.MODEL)) else checkpoint.latest(given)
+        folder = given if storage.exists(storage.join(given, interop.CONFIG)) else checkpoint.latest(given)
         if folder is None:
             raise ValueError(
                 f"--checkpoint {uri} is neither a run folder with a complete checkpoint, nor a folder with a "
-                f"{checkpoint.MODEL}, nor a file of weights ({', '.join(RELEASED)})"
+                f"{interop.WEIGHTS}, nor a file of weights ({', '.join(RELEASED)})"
             )
         if not storage.exists(storage.join(folder, checkpoint.STATE)):
             return cls(given=given, uri=folder)
@@ -55,9 +55,8 @@ class Weights:
     def digest(self) -> str:
         """SHA-256 of the weights: the one that a checkpoint notes, or else that of the file."""
         if self.run is not None:
-            state = storage.read_json(storage.join(self.uri, checkpoint.STATE))
-            return str(state["files"][checkpoint.MODEL]["sha256"])
-        file = self.uri if self.is_file else storage.join(self.uri, checkpoint.MODEL)
+            return checkpoint.model_digest(self.uri)
+        file = self.uri if self.is_file else storage.join(self.uri, interop.WEIGHTS)
         return hashlib.sha256(storage.read_bytes(file)).hexdigest()
 
     def load(self) -> ContrastiveModel:
@@ -67,6 +66,8 @@ class Weights:
         if self.recipe is None:
             return load_open_clip(self.uri)
         expected = recipe(self.recipe).model
+        # how weights were drawn and trained is nothing that a file tells
+        expected = replace(expected, vision=replace(expected.vision, patch_dropout=0.0, position_std=None))
         model = load_llip_release(
             self.uri,
             num_heads=expected.head.heads,

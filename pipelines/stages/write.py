@@ -10,9 +10,14 @@ import pyarrow.parquet as pq
 
 from llip import storage
 from llip.data.manifest import FileEntry
+from pipelines import schema as columns
+
+DISTINCT = (columns.ID, columns.CAPTIONS)
+"""Columns that hardly repeat a value: a dictionary of theirs is made to be thrown away, and to compress them takes
+longer than to write them, for a thousandth of a file with pictures."""
 
 
-class _Hashing:
+class Hashing:
     """Passes bytes on to a file and takes their checksum on the way."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -34,16 +39,21 @@ class ParquetFile:
     """A file being written; after the `with` block of `parquet_file`, `entry` describes it."""
 
     def __init__(self, folder: str, name: str, schema: pa.Schema, file: IO[bytes]) -> None:
-        self.folder, self.name, self.rows = folder, name, 0
-        self._sink = _Hashing(file)
-        text = [
-            leaf for field in schema if not pa.types.is_binary(field.type) for leaf in _leaves(field.name, field.type)
+        self.folder, self.name, self.schema, self.rows = folder, name, schema, 0
+        self._sink = Hashing(file)
+        repeating = [
+            leaf
+            for field in schema
+            if field.name not in DISTINCT and not pa.types.is_binary(field.type)
+            for leaf in _leaves(field.name, field.type)
         ]
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._sink, "w"),
             schema,
-            compression=dict.fromkeys(text, "zstd"),  # pictures are compressed already
-            use_dictionary=text,
+            compression=dict.fromkeys(repeating, "zstd"),  # pictures are compressed already
+            use_dictionary=repeating,
+            write_statistics=repeating,  # those of pictures would be pictures
+            write_page_checksum=True,
         )
 
     def write(self, table: pa.Table, row_group_size: int | None = None) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_reference import MASK, plain_hash
 
-from pipelines.stages.balance import draws, keep_probability, tail_share, threshold
+from pipelines.stages.balance import draws, keep_probability, log_misses, tail_share, threshold
 from pipelines.stages.hashing import hash64, uniform
 
 
@@ -29,24 +29,24 @@ def test_keep_probability_is_exact(data: st.DataObject) -> None:
     counts = data.draw(st.lists(st.integers(0, 10**12), min_size=1, max_size=8))
     t = data.draw(st.integers(1, 10**9))
     matches = data.draw(st.lists(st.lists(st.integers(0, len(counts) - 1), unique=True, max_size=8), max_size=8))
-    got = keep_probability(pa.array(matches, pa.list_(pa.int32())), np.array(counts), t)
+    got = keep_probability(pa.array(matches, pa.list_(pa.int32())), log_misses(np.array(counts), t))
     np.testing.assert_allclose(got, exact(matches, counts, t), rtol=1e-12, atol=1e-15)
 
 
 def test_keep_probability_by_hand() -> None:
     matches = pa.array([[], [0], [1], [0, 1], None, [2]], pa.list_(pa.int32()))
-    got = keep_probability(matches, np.array([40, 80, 5]), 20)
+    got = keep_probability(matches, log_misses(np.array([40, 80, 5]), 20))
     np.testing.assert_allclose(got, [0, 0.5, 0.25, 1 - 0.5 * 0.75, 0, 1])
 
 
 def test_keep_probability_of_a_slice() -> None:
     matches = pa.array([[0], [1], [0, 1]], pa.list_(pa.int32()))[1:]
-    np.testing.assert_allclose(keep_probability(matches, np.array([40, 80]), 20), [0.25, 0.625])
+    np.testing.assert_allclose(keep_probability(matches, log_misses(np.array([40, 80]), 20)), [0.25, 0.625])
 
 
 def test_t_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        keep_probability(pa.array([[0]], pa.list_(pa.int32())), np.array([1]), 0)
+        log_misses(np.array([1]), 0)
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=10), st.integers(0, MASK), st.integers(0, 2**40))

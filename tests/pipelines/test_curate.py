@@ -10,14 +10,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from plain_reference import keep, spaced
 from small_pools import WORDS, picture, pool_rows, read_all, write_parquet
 
 from llip import storage
 from llip.data import manifest
-from pipelines.curate import Curate, curate
-from pipelines.stages import metadata
+from pipelines.curate import Curate, curate, curate_and_track
+from pipelines.stages import card, card_page
+from pipelines.stages.match import metadata
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,20 @@ class TestCurate:
         with pytest.raises(ValueError, match=r"other settings.*t: 20 → 21"):
             curate(replace(settings, t=21))
 
+    def test_the_card_is_one_run_of_mlflow(
+        self, settings: Curate, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+        for _ in range(2):
+            curate_and_track(replace(settings, output=f"{settings.output}-tracked"))
+        client = MlflowClient(mlflow_store)
+        experiment = client.get_experiment_by_name("llip")
+        (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'curated-tracked'")
+        assert run.info.status == "FINISHED"
+        kept = str(len(read_all(f"{settings.output}-tracked")))
+        assert (run.data.params["t"], run.data.params["summary.rows.kept"]) == ("20", kept)
+        assert {a.path for a in client.list_artifacts(run.info.run_id)} == {card.NAME, card_page.NAME}
+
     def test_every_reason_for_a_drop_is_counted(self, tmp_path: Path) -> None:
         good = {"image": picture(1), "captions": ["a small cat"], "kinds": ["k"], "nsfw": 0.0}
         changes: list[dict[str, Any]] = [
@@ -133,6 +150,7 @@ class TestCurate:
         )
         curate(settings)
         card = storage.read_json(f"{settings.output}/data_card.json")
+        assert card["matching"]["head"] == {"cat": 6, "a small": 6}  # of the captions that the text rules leave
         assert [(r["id"], r["captions"], r["kinds"]) for r in read_all(settings.output)] == [
             ("0", ["a small cat"], ["k"]),
             ("1", ["a small cat"], ["a"]),
@@ -185,6 +203,8 @@ class TestCurate:
 
     def test_a_mistake_found_by_a_task_is_told_in_one_line(self, settings: Curate, rows: list[dict[str, Any]]) -> None:
         write_parquet(Path(settings.pool), [*rows[:-1], rows[-1] | {"id": None}])
+        file = Path(settings.pool, "part-1.parquet")
+        pq.write_table(pq.read_table(file), file, write_statistics=False)  # they would tell before any task
         with pytest.raises(ValueError, match=r"^[^\n]*part-1.parquet: column 'id' is null in row 99[^\n]*$"):
             curate(settings)
 

@@ -1,6 +1,9 @@
 """The evaluation job: same numbers in one process and on actors, done once, and refusals before work starts."""
 
+import dataclasses
 import json
+import shutil
+from functools import partial
 
 import pyarrow as pa
 import pytest
@@ -11,6 +14,7 @@ from llip import create_model, recipe, storage
 from llip.data import evaluation_set
 from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import evaluate_model
+from llip.evaluation.evaluate import evaluate_sets
 from llip.interop import RELEASE_NAMES, save_model
 from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
@@ -33,7 +37,7 @@ def write_checkpoint(run, step, seed=0):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    checkpoint.save(str(run), step, model, optimizer, config)
+    checkpoint.save(str(run), step, checkpoint.TrainingState(model, optimizer), config)
     return model
 
 
@@ -57,6 +61,18 @@ def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(job, tmp_path, capsy
     assert all(name in out for name in found)
 
 
+def test_retrieval_in_two_stages_is_another_request_with_its_own_outcomes(job, tmp_path):
+    exact = evaluate(job)
+    two_stages = dataclasses.replace(job, candidates=100)
+    with pytest.raises(ValueError, match=r"other settings \(candidates"):
+        evaluate(two_stages)
+    (tmp_path / "run" / "metrics.json").unlink()
+    found = evaluate(two_stages)
+    assert {name for name in exact if "_map" not in name} == found.keys() < exact.keys()
+    assert found["scenes/text_to_image_r5"] == exact["scenes/text_to_image_r5"], "all images are candidates"
+    assert "scenes/text_to_image_map" not in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path, capsys, monkeypatch):
     first = evaluate(job)
     with monkeypatch.context() as patch:
@@ -66,6 +82,41 @@ def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path,
     write_checkpoint(tmp_path / "run", 1600, seed=1)
     assert evaluate(job) != first
     assert "evaluating again" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_is_killed_after_two_sets_goes_on_with_the_third(job, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(model, sets, run, until, **options):
+        asked.append([data.name for data in sets])
+        for done, outcome in enumerate(evaluate_sets(model, sets, run, **options)):
+            if done == until:
+                raise KeyboardInterrupt
+            yield outcome
+
+    monkeypatch.setattr("pipelines.evaluate.evaluate_sets", partial(watched, until=2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(job)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    monkeypatch.setattr("pipelines.evaluate.evaluate_sets", partial(watched, until=None))
+    resumed = evaluate(job)
+    assert asked == [["pairs", "scenes", "things"], ["things"]]
+    other = dataclasses.replace(job, output=str(tmp_path / "other"))
+    assert evaluate(other) == resumed and asked[2] == asked[0]
+    assert (tmp_path / "run" / "report.md").read_text() == (tmp_path / "other" / "report.md").read_text()
+    assert (tmp_path / "run" / "report.html").read_text() == (tmp_path / "other" / "report.html").read_text()
+
+
+def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(job, tmp_path, monkeypatch):
+    evaluate(job)
+    seen = []
+    monkeypatch.setattr(
+        "pipelines.evaluate.evaluate_sets",
+        lambda model, sets, run, **options: seen.extend(d.name for d in sets) or evaluate_sets(model, sets, run),
+    )
+    evaluation_set.write(str(tmp_path / "sets" / "things"), dataclasses.replace(make_sets()[0], templates=("{}",)))
+    evaluate(job)
+    assert seen == ["things"]
 
 
 def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job, tmp_path):
@@ -95,6 +146,7 @@ def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
 
 
 def test_actors_give_the_same_numbers(job, tmp_path, ray_session):
+    write_image_folder(tmp_path / "sets" / "folder")
     alone = evaluate(job)
     spread = Evaluate(
         checkpoint=job.checkpoint,
@@ -134,6 +186,26 @@ def test_a_model_outside_of_a_run_is_identified_by_its_weights(job, tmp_path):
     evaluate(alone)
     second = json.loads((tmp_path / "model" / "metrics.json").read_text())
     assert first["step"] is None and first["inputs"]["model"] != second["inputs"]["model"]
+
+
+def write_image_folder(folder):
+    """The classification set of `make_sets` as an image folder, of the classes that have images."""
+    data = make_sets()[0]
+    for row, (blob, label) in enumerate(zip(*data.table.to_pydict().values(), strict=True)):
+        (folder / data.classes[label]).mkdir(parents=True, exist_ok=True)
+        (folder / data.classes[label] / f"{row}.png").write_bytes(blob)
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\n{c} drawn\n")
+
+
+def test_an_image_folder_gives_the_numbers_of_the_same_set_in_our_format(job, tmp_path):
+    write_image_folder(tmp_path / "folders" / "things")
+    data = dataclasses.replace(make_sets()[0], classes=("cat", "dog", "owl", "fox"))
+    evaluation_set.write(str(tmp_path / "ours" / "things"), data)
+    ours, theirs = (
+        evaluate(dataclasses.replace(job, evaluation=str(tmp_path / name), output=str(tmp_path / f"{name}-out")))
+        for name in ("ours", "folders")
+    )
+    assert {n: m.value for n, m in ours.items()} == pytest.approx({n: m.value for n, m in theirs.items()})
 
 
 def test_what_is_no_checkpoint_is_refused(job, tmp_path):
@@ -180,12 +252,22 @@ def test_released_weights_are_evaluated_as_their_recipe_says(job, tmp_path):
         evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k16", **(common | {"output": str(tmp_path / "o")})))
 
 
+def test_weights_of_another_configuration_are_refused_and_nothing_is_written(job, tmp_path):
+    for name in ("siglip_tiny", "llip_tiny_k8"):
+        save_model(create_model(name), str(tmp_path / name))
+    shutil.copy(tmp_path / "siglip_tiny" / "model.json", tmp_path / "llip_tiny_k8" / "model.json")
+    before = sorted((tmp_path / "llip_tiny_k8").iterdir())
+    with pytest.raises(ValueError, match=r"llip_tiny_k8 lacks head\.image\.proj.* of a class_token model"):
+        evaluate(dataclasses.replace(job, checkpoint=str(tmp_path / "llip_tiny_k8")))
+    assert sorted((tmp_path / "llip_tiny_k8").iterdir()) == before
+
+
 def test_a_recipe_for_what_says_itself_what_it_holds_is_refused(job):
     with pytest.raises(ValueError, match="--recipe is for a file of released weights"):
         evaluate(Evaluate(checkpoint=job.checkpoint, recipe="llip_tiny_k8", evaluation=job.evaluation))
 
 
-@pytest.mark.parametrize(("field", "value"), [("workers", -1), ("batch_size", 0)])
+@pytest.mark.parametrize(("field", "value"), [("workers", -1), ("batch_size", 0), ("candidates", 9)])
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} {value}"):
         Evaluate(checkpoint="x", **{field: value})

@@ -10,7 +10,7 @@ from plain_reference import spaced
 
 from pipelines.stages.match import EntryMatcher
 
-UNSPACED = "猫本ไลབကក។、。！"
+UNSPACED = "猫本ไลབကក។、。！།"
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 

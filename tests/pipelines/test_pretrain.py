@@ -53,7 +53,7 @@ def test_one_mlflow_run_holds_training_and_evaluation(chain: Chain) -> None:
     assert run.data.params["model.vision.tokens"] == "8" and run.data.params["optimizer.learning_rate"] == "0.001"
     last = record.read(chain.outcome.folder)[0]
     assert run.data.metrics.keys() >= last.keys() - {"step"} | chain.outcome.metrics.keys()
-    assert {a.path for a in client.list_artifacts(run_id)} >= {"config.json", "data_card.json"}
+    assert {a.path for a in client.list_artifacts(run_id)} >= {"config.json", "data_card.json", "data_card.html"}
 
 
 def test_the_same_command_again_does_nothing(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

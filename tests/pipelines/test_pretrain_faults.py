@@ -1,23 +1,37 @@
 """Killed and started again, a run ends as if nothing had happened."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
+from faults import samples, survives
+from noted_pretrain import noted
+from ray.cluster_utils import Cluster
 
-from llip.training import record
+from llip.config import TrainingConfig, from_dict
+from llip.training import checkpoint, record
+from llip.training.loop import train
+from llip.training.parallel import alone
+from llip.training.stopping import StoppedError
+from llip.training.tracking import Tracker
 from pipelines import chain
-from pipelines.pretrain import Pretrain, pretrain
 
 pytestmark = pytest.mark.slow
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 60, 10, 20
+STEPS, CHECKPOINT_EVERY, KILL_AFTER = 100, 10, 20
+PROGRAM = Path(__file__).parents[1] / "noted_pretrain.py"
+
+Note = Callable[[str, object], None]
+Process = subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="module")
@@ -26,69 +40,168 @@ def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return chain.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
 
 
-def _numbers(folder: Path) -> list[tuple[float, ...]]:
-    names = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "samples")
-    return [tuple(line[name] for name in names) for line in record.read(str(folder))]
+def _weights(folder: Path) -> dict[str, bytes]:
+    """The files of the last checkpoint's model by name: one, or one a worker."""
+    files = (folder / "checkpoints" / f"step-{STEPS:08d}").glob("model*.safetensors")
+    found = {path.name: path.read_bytes() for path in files}
+    assert found
+    return found
 
 
-def _weights(folder: Path) -> bytes:
-    return (folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors").read_bytes()
+def _parts(run: Path) -> tuple[int, int]:
+    """Step of the newest checkpoint and number of workers that wrote it; zeros where there is none."""
+    pointer = run / "checkpoints" / "latest.json"
+    newest = json.loads(pointer.read_text()) if pointer.exists() else {"step": 0, "folder": "none"}
+    return newest["step"], len(list((pointer.parent / newest["folder"]).glob("model*.safetensors")))
 
 
-def _wait_for_checkpoint(folder: Path, step: int) -> None:
-    pointer = folder / "checkpoints" / "latest.json"
+def _wait_for_checkpoint(run: Path, process: Process, *, step: int, workers: int) -> int:
+    """Wait until `workers` workers wrote the newest checkpoint, of `step` or later. Returns its step."""
     deadline = time.monotonic() + 240
-    while not pointer.exists() or json.loads(pointer.read_text())["step"] < step:
-        assert time.monotonic() < deadline, "no checkpoint in time"
+    while not (_parts(run)[0] >= step and _parts(run)[1] == workers):
+        assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint of {workers} workers"
         time.sleep(0.01)
+    return _parts(run)[0]
 
 
-def _command(shards: str, output: Path) -> list[str]:
-    options = {"shards": shards, "output": output, "name": "run", "steps": STEPS, "workers": 0}
-    options["checkpoint-every"] = CHECKPOINT_EVERY
-    return [sys.executable, "pipelines/pretrain.py", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+def _command(shards: str, output: Path, name: str = "run", **options: int) -> list[str]:
+    values = {"shards": shards, "output": output, "name": name}
+    values |= {"steps": STEPS, "workers": 0, "checkpoint_every": CHECKPOINT_EVERY} | options
+    return [sys.executable, str(PROGRAM), *(str(x) for k, v in values.items() for x in (f"--{k}", v))]
+
+
+@pytest.fixture(scope="module")
+def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an undisturbed run of one process."""
+    output = tmp_path_factory.mktemp("whole")
+    subprocess.run(_command(shards, output), check=True)
+    return output / "runs" / "run"
+
+
+def _interrupt(shards: str, output: Path, number: signal.Signals) -> int:
+    """Start a run, send it a signal some steps after a checkpoint, and wait for its end. Returns its exit code."""
+    process = subprocess.Popen(_command(shards, output))
+    _wait_for_checkpoint(output / "runs" / "run", process, step=KILL_AFTER, workers=1)
+    time.sleep(0.5)
+    os.kill(process.pid, number)
+    return process.wait()
+
+
+def _go_on(shards: str, output: Path) -> str:
+    """Run the same command again, to the end. Returns what it prints."""
+    done = subprocess.run(_command(shards, output), check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
 
 
 @pytest.mark.timeout(600)
-def test_sigkill_in_the_middle_of_training(shards: str, tmp_path: Path) -> None:
-    whole, killed = (tmp_path / name / "runs" / "run" for name in ("whole", "killed"))
-    subprocess.run(_command(shards, tmp_path / "whole"), check=True)
-
-    victim = subprocess.Popen(_command(shards, tmp_path / "killed"))
-    _wait_for_checkpoint(killed, KILL_AFTER)
-    time.sleep(0.5)  # some steps beyond the checkpoint
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.wait()
+def test_sigkill_in_the_middle_of_training(shards: str, whole: Path, tmp_path: Path, record_property: Note) -> None:
+    killed = tmp_path / "runs" / "run"
+    assert _interrupt(shards, tmp_path, signal.SIGKILL) == -signal.SIGKILL
     assert record.read(str(killed))[-1]["step"] < STEPS
-    done = subprocess.run(_command(shards, tmp_path / "killed"), check=True, capture_output=True, text=True)
-    assert f"going on after step {KILL_AFTER}" in done.stdout
-
-    assert _numbers(killed) == _numbers(whole)
+    assert "going on after step" in _go_on(shards, tmp_path)
+    ended = "killed; the same command went on to the end"
+    survives(record_property, "SIGKILL of the driver", ended, run=str(killed), undisturbed=str(whole))
     assert _weights(killed) == _weights(whole)
 
 
+@pytest.mark.timeout(600)
+def test_sigterm_saves_first_and_a_damaged_checkpoint_gives_way(
+    shards: str, whole: Path, tmp_path: Path, record_property: Note
+) -> None:
+    stopped = tmp_path / "runs" / "run"
+    assert _interrupt(shards, tmp_path, signal.SIGTERM) == 128 + signal.SIGTERM
+    steps = [json.loads(path.read_text())["step"] for path in stopped.glob("checkpoints/step-*/state.json")]
+    last = max(steps)
+    assert KILL_AFTER <= last < STEPS
+
+    output = tmp_path / "damaged"
+    damaged = output / "runs" / "run"
+    shutil.copytree(stopped, damaged)
+    weights = damaged / "checkpoints" / f"step-{last:08d}" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    assert f"going on after step {last}" in _go_on(shards, tmp_path)
+    ended = "saved first, exit code 143; the same command went on to the end"
+    survives(record_property, "SIGTERM", ended, run=str(stopped), undisturbed=str(whole))
+    assert f"going on after step {min(steps)}" in _go_on(shards, output)
+    ended = "went on from the checkpoint before it to the end"
+    survives(record_property, "newest checkpoint damaged", ended, run=str(damaged), undisturbed=str(whole))
+    assert _weights(stopped) == _weights(damaged) == _weights(whole)
+
+
 @pytest.mark.timeout(900)
-def test_sigkill_of_a_worker(shards: str, tmp_path: Path) -> None:
-    def settings(name: str) -> Pretrain:
-        return Pretrain(
-            output=str(tmp_path), shards=shards, name=name, steps=STEPS, checkpoint_every=CHECKPOINT_EVERY, workers=2
+def test_sigkill_of_a_worker(
+    shards: str, tmp_path: Path, record_property: Note, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    killed, whole = tmp_path / "runs" / "killed", tmp_path / "runs" / "whole"
+    subprocess.run(_command(shards, tmp_path, "whole", workers=2), check=True)
+    process = subprocess.Popen(_command(shards, tmp_path, "killed", workers=2))
+    _wait_for_checkpoint(killed, process, step=KILL_AFTER, workers=2)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    workers[-1].kill()
+    assert process.wait() == 0
+    ended = "Ray Train started the workers again; exit code 0"
+    survives(record_property, "SIGKILL of a worker", ended, run=str(killed), undisturbed=str(whole))
+    assert _weights(killed) == _weights(whole)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head node without CPUs, where the driver runs, and two nodes of a CPU, all on this machine."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")  # else a minute for a node that is lost
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.timeout(900)
+def test_a_node_is_killed_and_another_joins(shards: str, nodes: Cluster, tmp_path: Path, record_property: Note) -> None:
+    run, undisturbed = tmp_path / "runs" / "run", str(tmp_path / "undisturbed")
+    process = subprocess.Popen(_command(shards, tmp_path, workers=2, min_workers=1, steps=10_000))
+    try:
+        step = _wait_for_checkpoint(run, process, step=CHECKPOINT_EVERY, workers=2)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        step = _wait_for_checkpoint(run, process, step=step + 1, workers=1)
+        nodes.add_node(num_cpus=1)
+        _wait_for_checkpoint(run, process, step=step + 1, workers=2)
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+
+    steps = _parts(run)[0]
+    _train_alone(run, steps, undisturbed)
+    assert len(samples(undisturbed)) == steps
+    ended = "went on with 2, 1 and 2 workers, until SIGTERM"
+    survives(
+        record_property,
+        "SIGKILL of a node, later a new one",
+        ended,
+        run=str(run),
+        undisturbed=undisturbed,
+        tolerance=1e-5,
+    )
+
+
+def _train_alone(run: Path, steps: int, folder: str) -> None:
+    """Train what another run trains, in this process, for its first steps."""
+    known = json.loads((run / "config.json").read_text())
+    answers = itertools.count(1)
+    with noted(folder), Tracker(None, folder) as tracker, pytest.raises(StoppedError):
+        train(
+            from_dict(TrainingConfig, known["training"]),
+            shards=known["shards"],
+            folder=folder,
+            world=alone(),
+            tracker=tracker,
+            stop=lambda: next(answers) == steps,
         )
-
-    killed_pids = []
-
-    def kill_a_worker() -> None:
-        _wait_for_checkpoint(tmp_path / "runs" / "killed", KILL_AFTER)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-        killed_pids.append(workers[-1].pid)
-        workers[-1].kill()
-
-    pretrain(settings("whole"))
-    killer = threading.Thread(target=kill_a_worker)
-    killer.start()
-    pretrain(settings("killed"))
-    killer.join()
-
-    assert killed_pids
-    runs = tmp_path / "runs"
-    assert _numbers(runs / "killed") == _numbers(runs / "whole")
-    assert _weights(runs / "killed") == _weights(runs / "whole")
+    assert checkpoint.step_of(checkpoint.latest(folder) or "") == steps

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tyro
@@ -36,6 +37,7 @@ def test_options_replace_the_recipes_values() -> None:
         batch_size=128,
         learning_rate=2e-3,
         captions_per_image=2,
+        synthetic_share=0.5,
         precision="bf16",
         checkpoint_every=50,
         evaluate_every=100,
@@ -44,9 +46,13 @@ def test_options_replace_the_recipes_values() -> None:
     head = config.model.head
     assert (config.model.vision.tokens, head.heads, head.temperature) == (4, 8, 1.0)
     assert (config.steps, config.optimizer.warmup_steps, config.optimizer.learning_rate) == (400, 50, 2e-3)
+    assert config.data.synthetic_share == 0.5
     assert (config.data.batch_size, config.data.captions_per_image, config.precision) == (128, 2, "bf16")
     assert (config.checkpoint_every, config.evaluate_every, config.seed) == (50, 100, 3)
-    assert run_name("llip_tiny_k8", config) == "llip_tiny_k4_m8-tau1-steps400-batch128-lr0.002-captions2-bf16-seed3"
+    assert (
+        run_name("llip_tiny_k8", config)
+        == "llip_tiny_k4_m8-tau1-steps400-batch128-lr0.002-captions2-synthetic0.5-bf16-seed3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,10 +81,14 @@ def test_options_replace_the_recipes_values() -> None:
             "take one of the llip_… recipes",
         ),
         ({"pool": "a", "shards": "b"}, "--pool and --shards exclude each other"),
+        ({"shards": ("a", "b"), "weights": (1.0,)}, "--weights needs several folders of --shards, and as many numbers"),
+        ({"shards": "a", "weights": (1.0,)}, "--weights needs several folders of --shards, and as many numbers"),
+        ({"start_from": "nowhere.pt"}, "--start-from nowhere.pt does not exist"),
         ({"pool": "a", "corpus_images": 9}, "--corpus-images is about the built-in corpus; leave it out with --pool"),
         ({"shards": "a", "evaluate_every": 9}, "--evaluate-every needs --evaluation, a folder of evaluation sets"),
         ({"workers": -1}, "--workers is -1; it has to be at least 0"),
         ({"workers": 3}, "--workers 3 does not divide the 8 lanes of the data; take 1, 2, 4"),
+        ({"objective": "clip", "logit_bias": -5.0}, "--logit-bias -5: no bias changes CLIP's softmax"),
         ({"steps": 0}, "--steps is 0; it has to be at least 1"),
         ({"k": 0}, "--k is 0; it has to be at least 1"),
     ],
@@ -88,6 +98,18 @@ def test_contradictions_name_the_option(options: dict, message: str) -> None:
         settings = Pretrain(**options)
         _workers(settings, settings.training())
     assert message in str(error.value)
+
+
+def test_the_peak_of_a_device_reaches_the_configuration_and_no_name() -> None:
+    config = tyro.cli(Pretrain, args=["--peak-flops", "1e12"]).training()
+    assert config == replace(recipe("llip_tiny_k8"), peak_flops=1e12)
+    assert run_name("llip_tiny_k8", config) == run_name("llip_tiny_k8", recipe("llip_tiny_k8"))
+
+
+def test_where_jpegs_are_decoded_is_an_option_and_part_of_the_name() -> None:
+    config = tyro.cli(Pretrain, args=["--jpeg-device", "cuda"]).training()
+    assert config.data == replace(recipe("llip_tiny_k8").data, jpeg_device="cuda")
+    assert run_name("llip_tiny_k8", config).endswith("-nvjpeg-seed0")
 
 
 def test_a_misspelled_option_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,13 @@ from small_pools import picture, pool_rows, write_parquet
 
 from llip import storage
 from pipelines.stages import read
+from pipelines.stages.read import parquet
 
 
 def rows_of(uri: str, *, unit_rows: int = 10, images: bool = True) -> list[dict[str, Any]]:
     pool = read.open_pool(uri, unit_rows=unit_rows)
-    tables = [t for unit in pool.units for t in read.tables(pool.format, unit, pool.extras.names, images=images)]
+    columns = [name for name in pool.columns.names if images or name != "image"]
+    tables = [t for unit in pool.units for t in read.tables(pool.format, unit, columns)]
     return pa.concat_tables(tables).to_pylist()
 
 
@@ -51,6 +53,14 @@ def test_units_are_whole_row_groups(tmp_path: Path) -> None:
         ("part-1.parquet", 0, 3, 0, 30),
         ("part-1.parquet", 3, 5, 30, 20),
     ]
+
+
+def test_units_of_large_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = write_parquet(tmp_path / "pool", pool_rows(100), files=1, row_group_size=10)
+    group = pq.read_metadata(tmp_path / "pool/part-0.parquet").row_group(0).total_byte_size
+    monkeypatch.setattr(parquet, "UNIT_BYTES", 2.5 * group)
+    units = read.open_pool(uri, unit_rows=10**6).units
+    assert [(u.start, u.stop, u.first_row) for u in units] == [(0, 3, 0), (3, 6, 30), (6, 9, 60), (9, 10, 90)]
 
 
 def test_derived_ids_do_not_depend_on_units_or_row_groups(tmp_path: Path) -> None:
@@ -134,8 +144,8 @@ IMAGE = [b"x"]
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"captions": [["a"]]}, "has no column 'image'.*it has captions"),
-        ({"url": ["http://x"], "captions": [["a"]]}, "has a column 'url' and no 'image'.*fetch"),
+        ({"captions": [["a"]]}, "has no column 'image'.* and no 'url'.*it has captions"),
+        ({"url": [7], "captions": [["a"]]}, "'url' is int64; it has to be strings"),
         ({"image": IMAGE, "title": ["a"]}, "no column of captions: 'captions'.*it has image, title"),
         ({"image": IMAGE, "caption": ["a"], "text": ["b"]}, "caption and text; leave one"),
         (
@@ -155,6 +165,9 @@ def test_unusable_columns_are_refused_by_name(tmp_path: Path, columns: dict[str,
 
 def test_a_null_id_is_refused_with_its_row(tmp_path: Path) -> None:
     uri = write_table(tmp_path / "pool", image=IMAGE * 3, captions=[["a"]] * 3, id=["a", "b", None])
+    with pytest.raises(ValueError, match=r"part.parquet: column 'id' is null in 1 of the rows"):
+        read.open_pool(uri, unit_rows=10)
+    pq.write_table(pq.read_table(uri), f"{uri}/part.parquet", write_statistics=False)  # then found when it is read
     with pytest.raises(ValueError, match=r"part.parquet: column 'id' is null in row 2"):
         rows_of(uri)
 
@@ -211,3 +224,15 @@ def test_an_unreachable_bucket_is_refused(s3_bucket: str, monkeypatch: pytest.Mo
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(ValueError, match=r"s3://bucket/pool cannot be listed.*AWS_ENDPOINT_URL"):
         read.open_pool("s3://bucket/pool", unit_rows=10)
+
+
+@pytest.mark.parametrize("damage", ["header", "end", "data"])
+def test_a_tar_with_a_bad_member_is_refused(tmp_path: Path, damage: str) -> None:
+    file = Path(write_tar(tmp_path / "a.tar", {f"{i}.{s}": b"a cat" for i in range(4) for s in ("jpg", "txt")}))
+    content = bytearray(file.read_bytes())
+    if damage == "header":
+        content[4 * 1024 + 148 : 4 * 1024 + 156] = b"99999999"  # the checksum of the fifth header
+    content = content[: {"header": len(content), "end": 5 * 1024 + 100, "data": 5 * 1024 + 514}[damage]]
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file} cannot be read as a tar"):
+        rows_of(str(file))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from plain_reference import plain_hash
+from sklearn.datasets import load_sample_images
 from small_pools import picture, pool_rows, read_all, write_parquet
 
 from llip import storage
@@ -166,6 +167,24 @@ def test_a_turned_photograph_is_stored_upright() -> None:
     exif[0x0112] = 6
     result = opened(encode(saved(Image.new("RGB", (30, 20)), "JPEG", exif=exif), ENCODING))
     assert result.size == (20, 30) and result.getexif().get(0x0112, 1) == 1
+
+
+def test_photographs_of_several_frames_stay_jpeg() -> None:
+    photograph = Image.new("RGB", (300, 200), (200, 0, 77))
+    data = saved(photograph, "MPO", save_all=True, append_images=[photograph.resize((30, 20))])
+    assert opened(data).format == "MPO"
+    result = opened(encode(data, ENCODING))
+    assert result.format == "JPEG" and max(result.size) == 64
+    assert encode(data, replace(ENCODING, max_side=300)) == data
+
+
+def test_a_jpeg_is_scaled_as_one_decoded_in_full() -> None:
+    """A photograph of a size that no eighth divides: what lies beyond its border is no part of it."""
+    data = saved(Image.fromarray(load_sample_images().images[0]).resize((1224, 817)), "JPEG", quality=95)
+    stored = opened(encode(data, replace(ENCODING, max_side=384, max_pixels=10**8, quality=95)))
+    exact = opened(data).resize(stored.size, Image.Resampling.LANCZOS)
+    error = (np.asarray(stored, float) - np.asarray(exact, float)) ** 2
+    assert stored.size == (384, 256) and 10 * np.log10(255**2 / error.mean()) > 30
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

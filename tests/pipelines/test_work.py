@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipelines.stages.work import Stage, run
+from pipelines.stages.work import Stage, Unit, run, tallies
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -46,3 +47,14 @@ def test_shared_references_arrive_as_values(tmp_path: Path) -> None:
     stage = Stage(name="double", markers=str(tmp_path / "markers"))
     shared = {"folder": ray.put(str(tmp_path)), "bad": None}
     assert run(stage, [4], doubling(), sizes=[1], shared=shared) == [{"double": 8}]
+
+
+def test_totals_are_counts_over_all_units() -> None:
+    drawn = [np.random.default_rng(i).integers(0, 50, 7 * i).astype(np.int32) for i in range(20)]  # the first is empty
+
+    def entries_of(unit: Unit) -> np.ndarray:
+        return drawn[unit.index]
+
+    units = [Unit(index=i, file="", name="", size=1) for i in range(20)]
+    expected = np.bincount(np.concatenate(drawn), minlength=60)
+    assert tallies.total(units, entries_of, 60).tolist() == expected.tolist()

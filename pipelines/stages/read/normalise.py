@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,7 +30,7 @@ def batched(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
     """Tables of rows that were read one by one."""
     remaining = iter(rows)
     while batch := list(islice(remaining, BATCH_ROWS)):
-        yield pa.Table.from_pylist(batch, schema=schema.with_extras(pa.schema([])))
+        yield pa.Table.from_pylist(batch, schema=schema.with_extras([]))
 
 
 def captions_of(record: dict[str, Any]) -> list[str]:
@@ -61,9 +62,9 @@ def captions(values: pa.Array) -> pa.ListArray:
         values = values.cast(schema.REQUIRED[schema.CAPTIONS])
         return pc.if_else(pc.is_null(values), pa.scalar([], values.type), values) if values.null_count else values
     texts = values.cast(pa.string())
-    present = pc.is_valid(texts)
-    offsets = pa.array([0, *pc.cumulative_sum(present.cast(pa.int32())).to_pylist()], pa.int32())
-    return pa.ListArray.from_arrays(offsets, texts.drop_null())
+    present = texts.is_valid().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), texts.drop_null())
 
 
 def image_bytes(values: pa.Array) -> pa.Array:

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 from numba import types
 
-from pipelines.stages import characters, tokens, trie
 from pipelines.stages.compiled import In, Out, jit, string_buffers
-from pipelines.stages.tokens import Vocabulary
-from pipelines.stages.trie import Trie
+from pipelines.stages.match import characters, tokens, trie
+from pipelines.stages.match.tokens import Vocabulary
+from pipelines.stages.match.trie import Trie
 
 Semantics = Literal["v1", "v2"]
 

@@ -12,34 +12,36 @@ import pyarrow as pa
 
 from llip import storage
 from pipelines import schema
-from pipelines.stages import normalise
-from pipelines.stages.units import Listed, Unit
-from pipelines.stages.work import THREADS
+from pipelines.stages.read import normalise
+from pipelines.stages.work import THREADS, Listed, Unit
 
 NOUN = "rows"
+UNIT_ROWS = 10_000
+"""Most rows of a unit: how many bytes its files have is not known."""
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 PATHS = ("image", "path", "file", "filepath", "file_name")
 """Columns that may name the image file, relative to the list."""
 
 
 def plan(files: Sequence[tuple[str, str]], unit_rows: int) -> tuple[list[Unit], pa.Schema]:
-    """Units of `unit_rows` listed images; the lists themselves are read here."""
+    """Units of `unit_rows` listed images, at most UNIT_ROWS; the lists themselves are read here."""
     images = [(file, name) for file, name in files if name.lower().endswith(IMAGES)]
     if images:
         lists = [(images[0][0].removesuffix(images[0][1]), "", _beside(images, {file for file, _ in files}))]
     else:
         lists = [(file, name, _listed(file)) for file, name in files]
     units: list[Unit] = []
+    most = min(unit_rows, UNIT_ROWS)
     for file, name, rows in lists:
-        for start in range(0, len(rows), unit_rows):
-            part = tuple(rows[start : start + unit_rows])
+        for start in range(0, len(rows), most):
+            part = tuple(rows[start : start + most])
             units.append(Unit(index=len(units), file=file, name=name, size=len(part), first_row=start, listed=part))
-    return units, pa.schema([])
+    return units, schema.with_extras([])
 
 
-def tables(unit: Unit, extras: Sequence[str], *, images: bool) -> Iterator[pa.Table]:
+def tables(unit: Unit, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Rows in the order of the list (a folder: of the names). A picture that cannot be read is null."""
-    return normalise.batched(_rows(unit, images))
+    return normalise.batched(_rows(unit, schema.IMAGE in columns))
 
 
 def _rows(unit: Unit, images: bool) -> Iterator[dict[str, Any]]:

@@ -34,3 +34,7 @@ class Unit:
     """Rows of the file before this unit."""
     listed: tuple[Listed, ...] = ()
     """The rows themselves, where a pool is a list of files."""
+    pool: str = ""
+    """Name of the pool, where several are read together."""
+    format: str = ""
+    """Format of that pool."""

@@ -14,7 +14,7 @@ from numba import types
 
 from pipelines.stages.compiled import In, Out, jit
 from pipelines.stages.hashing import mix
-from pipelines.stages.trie import capacity
+from pipelines.stages.match.trie import capacity
 
 ORDINARY, SPACE, PUNCTUATION = 0, 1, 2
 CLASSES = np.zeros(256, np.uint8)

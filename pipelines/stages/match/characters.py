@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 
 from pipelines.stages.compiled import In, Out, jit
-from pipelines.stages.tokens import CLASSES, ORDINARY, PUNCTUATION
+from pipelines.stages.match.tokens import CLASSES, ORDINARY, PUNCTUATION
 
 ALPHABET = 0x110000
 """Code points of Unicode."""

@@ -1,8 +1,10 @@
 """Metadata: the list of entries that captions are matched with, read from a file or built from the pool's own
 captions."""
 
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,19 @@ import pyarrow.parquet as pq
 from llip import storage
 from pipelines import schema
 from pipelines.stages import read
-from pipelines.stages.match import refuse_repetition
-from pipelines.stages.units import Unit
+from pipelines.stages.match.matcher import refuse_repetition
+from pipelines.stages.read import Pool, files
+from pipelines.stages.work import Stage, Unit, run
 
 NAME = "metadata.json"
+TEXT = "text"
+"""Format of a corpus of .txt files."""
+TEXT_LINES = 50_000
+"""Lines that are counted at once."""
+PARTS = 32
+"""Tables of counts that are held before they are merged."""
+COUNTED = pa.schema([("text", pa.string()), ("pair", pa.bool_()), ("count", pa.int64())])
+"""A word, or two with a space between them, and how often it occurs."""
 MIN_COUNT = 2
 """Occurrences of a word or pair that make it an entry, where nothing else is asked for."""
 MIN_PMI = 3.0
@@ -65,24 +76,59 @@ def _parse(uri: str, content: bytes) -> list[Any]:
     return [line.removesuffix("\r") for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")]
 
 
+def open_corpus(uri: str, unit_rows: int) -> Pool:
+    """Texts to count: .txt files with a text a line, or a pool with captions. Raises ValueError for neither."""
+    found = files.find(uri)
+    if any(files.suffix(f.name) != ".txt" for f in found):
+        return read.open_pool(uri, unit_rows=unit_rows)
+    units = tuple(Unit(index=i, file=f.uri, name=f.name, size=1) for i, f in enumerate(found))
+    digest = files.identity(found)
+    return Pool(uri=uri, format=TEXT, units=units, columns=schema.with_extras([]), noun="files", digest=digest)
+
+
 def count_unit(unit: Unit, *, pool_format: str, folder: str) -> dict[str, Any]:
-    """Count the words and pairs of neighbouring words of a unit's captions into `folder`."""
-    parts = [
-        _grams(table[schema.CAPTIONS].combine_chunks().flatten())
-        for table in read.tables(pool_format, unit, (), images=False)
-    ]
+    """Count the words and pairs of neighbouring words of a unit's texts into `folder`."""
+    parts: list[pa.Table] = []
+    for texts in _texts(pool_format, unit):
+        parts.append(_grams(texts))
+        if len(parts) == PARTS:
+            parts = [_merge(parts)]
     merged = _merge(parts)
     with storage.atomic_writer(_counts_name(folder, unit)) as file:
         pq.write_table(merged, file, compression="zstd")
     return {"words": pc.sum(pc.if_else(merged["pair"], 0, merged["count"])).as_py() or 0}
 
 
-def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int) -> list[str]:
-    """Entries by falling count: words, and pairs whose pointwise mutual information is at least MIN_PMI, seen
+def _texts(pool_format: str, unit: Unit) -> Iterator[pa.StringArray]:
+    if pool_format == TEXT:
+        with storage.opened(unit.file) as handle:
+            lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
+            while block := list(islice(lines, TEXT_LINES)):
+                yield pa.array(block, pa.string())
+        return
+    for table in read.tables(pool_format, unit, (schema.CAPTIONS,)):
+        yield table[schema.CAPTIONS].combine_chunks().flatten()
+
+
+def of_corpus(corpus: Pool, *, folder: str, markers: str, min_count: int, min_pmi: float = MIN_PMI) -> list[str]:
+    """`build` over all units of a corpus, counted by Ray into `folder`; markers: see `Stage`."""
+    results = run(
+        Stage(name="metadata", markers=markers, noun=corpus.noun),
+        corpus.units,
+        count_unit,
+        sizes=[unit.size for unit in corpus.units],
+        shared={"pool_format": corpus.format, "folder": folder},
+    )
+    words = sum(result["words"] for result in results)
+    return build(corpus.units, folder=folder, words=words, min_count=min_count, min_pmi=min_pmi)
+
+
+def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int, min_pmi: float = MIN_PMI) -> list[str]:
+    """Entries by falling count: words, and pairs whose pointwise mutual information is at least `min_pmi` bits, seen
     `min_count` times or more.
 
     PMI of a pair (a, b) is log2(p(a b) / (p(a) p(b))) with probabilities relative to the number of words (Church and
-    Hanks, 1990). A pure function of the pool's captions.
+    Hanks, 1990). A pure function of the texts.
     """
     table = _merge([_read_counts(folder, unit) for unit in units])
     texts, pairs, counts = (table[name].combine_chunks() for name in ("text", "pair", "count"))
@@ -94,7 +140,7 @@ def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int) -> 
     for text, pair, count in zip(*(frequent[name].to_pylist() for name in ("text", "pair", "count")), strict=True):
         if pair:
             left, _, right = text.partition(" ")
-            if np.log2(count * words / (single[left] * single[right])) < MIN_PMI:
+            if np.log2(count * words / (single[left] * single[right])) < min_pmi:
                 continue
         chosen.append((-count, text))
     if not chosen:
@@ -125,7 +171,11 @@ def _counted(texts: pa.Array, pair: bool) -> pa.Table:
 
 
 def _merge(parts: Sequence[pa.Table]) -> pa.Table:
-    grouped = pa.concat_tables(parts).group_by(["text", "pair"], use_threads=False).aggregate([("count", "sum")])
+    grouped = (
+        pa.concat_tables([COUNTED.empty_table(), *parts])
+        .group_by(["text", "pair"], use_threads=False)
+        .aggregate([("count", "sum")])
+    )
     return grouped.rename_columns(["text", "pair", "count"])
 
 

@@ -1,0 +1,91 @@
+"""Show what captions change in a trained Llip's view of your image: mixing weights by head and token, and cosines.
+
+    uv run pipelines/explain.py --checkpoint output/runs/<name> --image desk.jpg \\
+        --captions "a photo of an apple" "a photo of an ipod"
+
+Leaves `explanation.png`, `explanation.html` and, last, `explanation.json`.
+"""
+
+import html
+import io
+from dataclasses import dataclass
+
+from llip import storage
+from llip.evaluation import figures
+from llip.evaluation.explain import Explanation, explain
+from llip.page import heading, page, picture, svg
+from pipelines import command
+from pipelines.stages.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Which model looks at what."""
+
+    checkpoint: str
+    """A run folder (its newest checkpoint is taken), a checkpoint folder, or a file of released weights."""
+    image: str
+    """A JPEG, PNG or WebP file."""
+    captions: tuple[str, ...]
+    """What may be said of it."""
+    recipe: str | None = None
+    """Recipe of a file of Llip's public release, such as llip_b16_k64."""
+    output: str = "output/explanation"
+    """Folder for explanation.html, explanation.png and explanation.json."""
+
+
+def explain_image(settings: Explain) -> Explanation:
+    """Raises ValueError for a checkpoint that is no Llip and for an image that cannot be used."""
+    weights = Weights.find(settings.checkpoint, settings.recipe)
+    if not storage.exists(settings.image):
+        raise ValueError(f"--image {settings.image} does not exist")
+    image = storage.read_bytes(settings.image)
+    found = explain(weights.load().eval(), image, settings.captions, where=f"--image {settings.image}")
+    output = storage.absolute(settings.output)
+    figure = figures.mixing_maps(found.weight_CMK, found.captions)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    facts = {"checkpoint": weights.uri, "image": settings.image}
+    sections = [
+        heading("What the captions change", facts),
+        picture(image),
+        "<h2>Cosines</h2><p>Of the image feature given a caption (row) with each caption (column). In a column, the "
+        "feature given that very caption should be the closest.</p>",
+        _cosines(found),
+        f"<h2>Mixing weights</h2>{svg(figure)}",
+    ]
+    storage.write_bytes(storage.join(output, "explanation.png"), png.getvalue())
+    storage.write_bytes(storage.join(output, "explanation.html"), page("Explanation", sections, STYLE).encode())
+    values = {"captions": found.captions, "weights": found.weight_CMK.tolist(), "cosines": found.cosine_CC.tolist()}
+    storage.write_json(storage.join(output, "explanation.json"), {"settings": vars(settings)} | values)
+    print(f"{_text(found)}\n\n{storage.join(output, 'explanation.html')}")
+    return found
+
+
+STYLE = "td.right { background: #dff1e7 } td.wrong { background: #f7e0e2 }"
+
+
+def _cosines(found: Explanation) -> str:
+    """The diagonal is green where it is the largest of its column, and red where not."""
+    best = found.cosine_CC.argmax(axis=0)
+    head = "".join(f"<th>{html.escape(caption)}</th>" for caption in found.captions)
+    rows = []
+    for given, caption in enumerate(found.captions):
+        cells = [
+            f'<td class="n{"" if of != given else " right" if best[of] == of else " wrong"}">{cosine:.3f}</td>'
+            for of, cosine in enumerate(found.cosine_CC[given])
+        ]
+        rows.append(f"<tr><th>given {html.escape(caption)}</th>{''.join(cells)}</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _text(found: Explanation) -> str:
+    width = max(map(len, found.captions)) + len("given ")
+    return "\n".join(
+        f"{'given ' + caption:<{width}}  {'  '.join(f'{cosine:6.3f}' for cosine in cosines)}"
+        for caption, cosines in zip(found.captions, found.cosine_CC, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    command.run(Explain, explain_image, "Show what captions change in a trained Llip's view of an image.")

@@ -1,0 +1,1 @@
+"""Copies of pictures, found in bins of shared keys."""

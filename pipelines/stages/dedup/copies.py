@@ -1,0 +1,240 @@
+"""Copies of a picture inside a pool, and copies of the pictures of evaluation sets: found without bringing the pool
+together in one place.
+
+1. *fingerprint*: every unit decodes its candidates and writes their fingerprints, by bins of keys that copies share.
+2. *compare*: every bin finds the rows that lose to another one, and writes them by unit.
+3. *settle*: every unit reads what the bins say of its rows, and keeps one reason a row.
+
+Of rows that are alike, the one with the smallest hash of its id wins: of any two rows within the distance at most one
+stays, and every chain of alike rows keeps one or more. What is dropped is a pure function of the candidates' ids and
+bytes. Candidates are rows that nothing else drops before balancing: a row that the size rules drop can't win.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llip import storage
+from llip.data import layouts, pictures
+from pipelines import schema
+from pipelines.stages import read
+from pipelines.stages.dedup import fingerprint
+from pipelines.stages.filter import rules
+from pipelines.stages.filter.rules import ImageRules
+from pipelines.stages.hashing import RANK, hash64
+from pipelines.stages.match import matching
+from pipelines.stages.work import Unit, spill, tallies
+from pipelines.stages.work.spill import Piece
+
+EVALUATION = -1
+"""In the place of a unit: the row is a picture of an evaluation set."""
+
+PRINT = pa.binary(fingerprint.BITS // 8)
+RECORD = pa.schema(
+    [
+        ("key", pa.uint64()),
+        ("level", pa.uint8()),
+        ("fingerprint", PRINT),
+        ("rank", pa.uint64()),
+        ("unit", pa.int32()),
+        ("row", pa.int32()),
+    ]
+)
+"""A row under one of its keys. `row` counts the candidates of the unit."""
+LOST = pa.schema([("row", pa.int32()), ("level", pa.uint8()), ("code", pa.uint8())])
+"""A candidate of a unit that loses, and its code of ROW_REASONS."""
+NOT_LOST = 255
+"""Above all codes of ROW_REASONS: of several reasons the first in that list counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One kind of fingerprint, and when two of them are alike."""
+
+    reason: str
+    distance: int
+    masks: np.ndarray
+    """uint64 [K, 4], see `fingerprint.masks`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A bin, or what the bins say of a unit."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    rows: int = 0
+    """Rows of the unit."""
+
+
+def spill_name(stage: str, index: int) -> str:
+    return f"{stage}-{index:06d}.arrows"
+
+
+def fingerprint_unit(
+    unit: Unit,
+    *,
+    folder: str,
+    matches: str,
+    pool_format: str,
+    image_rules: ImageRules,
+    levels: Sequence[Level],
+    bins: int,
+) -> dict[str, Any]:
+    """Write the fingerprints of a unit's candidates, and their records by bin. Returns the bytes of each bin."""
+    decided, row = matching.read_matches(matches, unit), 0
+    rows, ranks, prints = [np.zeros(0, np.int32)], [np.zeros(0, np.uint64)], [_no_prints(levels)]
+    for table in read.tables(pool_format, unit, (schema.ID, schema.IMAGE)):
+        candidates = np.flatnonzero(matching.is_left(decided.slice(row, table.num_rows)))
+        images = table[schema.IMAGE].combine_chunks()
+        codes, _ = rules.judge(images, candidates, image_rules)
+        pairs = [(i, _prints(images[int(i)].as_py(), levels)) for i in candidates[codes == rules.KEPT]]
+        readable = np.array([i for i, found in pairs if found is not None], np.int32)
+        rows.append(row + readable)
+        ids = table[schema.ID].combine_chunks()
+        ranks.append(hash64(ids, 0, readable, np.full(len(readable), RANK)))
+        prints.append(np.array([p for _, p in pairs if p is not None], np.uint64).reshape(-1, *prints[0].shape[1:]))
+        row += table.num_rows
+    found = np.concatenate(prints)
+    candidates = pa.table({"row": np.concatenate(rows), "rank": np.concatenate(ranks), "prints": _binary(found)})
+    with storage.atomic_writer(storage.join(folder, _candidates_name(unit.index))) as file:
+        pq.write_table(candidates, file)
+    uri = storage.join(folder, spill_name("unit", unit.index))
+    return scatter(uri, unit.index, found, candidates["rank"].to_numpy(), levels, bins) | {"rows": row}
+
+
+def fingerprint_evaluation(item: tuple[int, str], *, folder: str, levels: Sequence[Level], bins: int) -> dict[str, Any]:
+    """The same of an evaluation set, given its number and folder. Raises ValueError for a picture that can't be
+    read."""
+    index, uri = item
+    pairs = layouts.read(uri)
+    prints = []
+    for row, value in enumerate(pairs.table["image"]):
+        data = pictures.encoded(value.as_py())
+        found = _prints(data, levels) if rules.opened(data)[0] == rules.KEPT else None
+        if found is None:
+            raise ValueError(f"{uri}: the picture of row {row} can't be decoded; nothing can be compared with it")
+        prints.append(found)
+    target = storage.join(folder, spill_name("evaluation", index))
+    return scatter(target, EVALUATION, np.array(prints), np.zeros(len(prints), np.uint64), levels, bins)
+
+
+def compare_bin(part: Part, *, folder: str, levels: Sequence[Level], copies: bool, units: int) -> dict[str, Any]:
+    """Write which rows of a bin lose, by unit. Returns the bytes of each unit."""
+    records = pa.concat_tables([RECORD.empty_table(), *spill.read(part.pieces)]).combine_chunks()
+    lost = [np.zeros((0, 4), np.int64)]
+    for number, level in enumerate(levels):
+        some = records.filter(pa.compute.equal(records["level"], number))
+        lost.append(_losers(some, number, level, copies))
+    unit, row, number, code = np.unique(np.concatenate(lost), axis=0).T
+    table = pa.table([row.astype(np.int32), number.astype(np.uint8), code.astype(np.uint8)], schema=LOST)
+    uri = storage.join(folder, spill_name("lost", part.index))
+    return {"bytes": spill.write(uri, table, np.arange(len(unit)), np.bincount(unit, minlength=units))}
+
+
+def settle_unit(part: Part, *, folder: str, progress: str, levels: Sequence[Level], copies: bool) -> dict[str, Any]:
+    """Write the code of ROW_REASONS of every row of a unit, KEPT for those that no copy drops. Returns a tally."""
+    candidates = pq.read_table(
+        pa.BufferReader(storage.read_bytes(storage.join(progress, _candidates_name(part.index))))
+    )
+    prints, ranks = _array(candidates["prints"], len(levels)), candidates["rank"].to_numpy()
+    lost = pa.concat_tables([LOST.empty_table(), *spill.read(part.pieces)])
+    codes = np.full(len(ranks), NOT_LOST, np.uint8)
+    for number, level in enumerate(levels):
+        first = fingerprint.representatives(prints[:, number], ranks)
+        said = np.full(len(ranks), NOT_LOST, np.uint8)
+        of_level = lost.filter(pa.compute.equal(lost["level"], number))
+        np.minimum.at(said, of_level["row"].to_numpy(), of_level["code"].to_numpy())
+        of_rows = said[first]
+        if copies:
+            repeats = first != np.arange(len(first))
+            of_rows[repeats] = np.minimum(of_rows[repeats], rules.ROW[level.reason])
+        codes = np.minimum(codes, of_rows)
+    result = np.zeros(part.rows, np.uint8)
+    result[candidates["row"].to_numpy()] = np.where(codes == NOT_LOST, rules.KEPT, codes)
+    tallies.write(folder, matching.dropped_name(part.index), result)
+    return dict(Counter(rules.ROW_REASONS[code] for code in result[result != rules.KEPT]))
+
+
+def _candidates_name(index: int) -> str:
+    return f"candidates-{index:06d}.parquet"
+
+
+def _prints(data: bytes, levels: Sequence[Level]) -> np.ndarray | None:
+    """Fingerprints of a picture, uint64 [levels, 4]; None for one that nothing can decode."""
+    try:
+        return np.array([FINGERPRINTS[level.reason](data) for level in levels])
+    except Exception:  # Pillow raises many kinds on broken files; sharding drops and names them
+        return None
+
+
+FINGERPRINTS = {"duplicate": fingerprint.exact, "near_duplicate": fingerprint.perceptual}
+
+
+def scatter(
+    uri: str, unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level], bins: int
+) -> dict[str, Any]:
+    """Write records by bin, one for all rows of a unit that share a fingerprint: however often a picture repeats, its
+    bin gets it once from each unit."""
+    parts = list(_records(unit, prints, ranks, levels))
+    table = pa.concat_tables([RECORD.empty_table(), *parts])
+    where = (table["key"].to_numpy() % np.uint64(bins)).astype(np.int64)
+    sizes = spill.write(uri, table, np.argsort(where, kind="stable"), np.bincount(where, minlength=bins))
+    return {"bytes": sizes}
+
+
+def _records(unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level]) -> Iterator[pa.Table]:
+    for number, level in enumerate(levels):
+        first = np.unique(fingerprint.representatives(prints[:, number], ranks))
+        keys = fingerprint.keys(prints[first, number], level.masks)
+        rows = np.repeat(first, keys.shape[1])
+        columns = {
+            "key": keys.ravel(),
+            "level": np.full(len(rows), number, np.uint8),
+            "fingerprint": _binary(prints[rows, number]),
+            "rank": ranks[rows],
+            "unit": np.full(len(rows), unit, np.int32),
+            "row": rows.astype(np.int32),
+        }
+        yield pa.table(columns, schema=RECORD)
+
+
+def _losers(records: pa.Table, number: int, level: Level, copies: bool) -> np.ndarray:
+    """(unit, row, level, code of ROW_REASONS) of records that lose, int64 [L, 4]."""
+    key, rank, unit, row = (records[name].to_numpy() for name in ("key", "rank", "unit", "row"))
+    order = np.lexsort((row, unit, rank, unit != EVALUATION, key))
+    key, unit, row = key[order], unit[order], row[order]
+    starts = np.append(np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)]), len(key))
+    ends = starts[1:]
+    if not copies:
+        shown = np.append(0, np.cumsum(unit == EVALUATION))
+        ends = starts[:-1] + shown[ends] - shown[starts[:-1]]
+    won = fingerprint.winners(_array(records["fingerprint"], 1)[order, 0], starts, ends, level.distance)
+    lost = np.flatnonzero((won >= 0) & (unit != EVALUATION))
+    code = np.where(unit[won[lost]] == EVALUATION, rules.ROW["evaluation"], rules.ROW[level.reason])
+    return np.stack([unit[lost], row[lost], np.full(len(lost), number), code], axis=1).astype(np.int64)
+
+
+def _no_prints(levels: Sequence[Level]) -> np.ndarray:
+    return np.zeros((0, len(levels), fingerprint.WORDS), np.uint64)
+
+
+def _binary(prints: np.ndarray) -> pa.Array:
+    """Fingerprints of a row one after another, as fixed-size binary."""
+    width = int(np.prod(prints.shape[1:])) * 8
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(width), len(prints), [None, pa.py_buffer(np.ascontiguousarray(prints).tobytes())]
+    )
+
+
+def _array(prints: pa.ChunkedArray, levels: int) -> np.ndarray:
+    """uint64 [N, levels, 4] of what `_binary` made."""
+    values = prints.combine_chunks()
+    width = levels * fingerprint.WORDS
+    whole = np.frombuffer(values.buffers()[1], np.uint64) if len(values) else np.zeros(0, np.uint64)
+    return whole.reshape(-1, width)[values.offset : values.offset + len(values)].reshape(-1, levels, fingerprint.WORDS)

@@ -1,0 +1,138 @@
+"""Dropping copies of pictures: the pool's own, and those of evaluation sets."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from llip import storage
+from llip.data import layouts, manifest
+from llip.data.layouts import Source
+from llip.data.manifest import Manifest
+from pipelines.stages.dedup import copies, fingerprint
+from pipelines.stages.dedup.copies import Level, Part
+from pipelines.stages.filter.rules import ImageRules
+from pipelines.stages.match import matching
+from pipelines.stages.match.matched import Matched
+from pipelines.stages.read import Pool
+from pipelines.stages.work import Stage, digest, run, spill, tallies
+
+BIN_RECORDS = 1 << 20
+"""Records of a bin, about: what one task holds."""
+MOST_DISTANCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dedup:
+    """Which copies of pictures are dropped."""
+
+    copies: bool = False
+    """Keep one of the copies of a picture in the pool: the row whose id has the smallest hash."""
+    evaluation: tuple[str, ...] = ()
+    """Drop copies of the pictures of the evaluation sets under these folders."""
+    distance: int | None = None
+    """Pictures are copies too where at most so many of the 256 bits of their perceptual hashes differ: 12 finds what
+    was encoded anew or scaled. Where not given, only files with the same bytes are copies."""
+
+    def __post_init__(self) -> None:
+        if self.distance is not None and not 0 <= self.distance <= MOST_DISTANCE:
+            raise ValueError(f"--dedup.distance is {self.distance}; it has to be in 0 to {MOST_DISTANCE}")
+        if self.distance is not None and not self.active:
+            raise ValueError("--dedup.distance says what a copy is; it needs --dedup.copies or --dedup.evaluation")
+
+    @property
+    def active(self) -> bool:
+        return self.copies or bool(self.evaluation)
+
+    def sets(self) -> list[Source]:
+        """The evaluation sets. Raises ValueError for a folder that holds none."""
+        found = {uri: layouts.find(uri) for uri in self.evaluation}
+        if empty := [uri for uri, sources in found.items() if not sources]:
+            raise ValueError(f"--dedup.evaluation {empty[0]} holds no evaluation set")
+        return [source for sources in found.values() for source in sources]
+
+
+def without_copies(pool: Pool, matched: Matched, dedup: Dedup, image_rules: ImageRules) -> Matched:
+    """The matches without those of rows that are copies; which rows are is kept beside the matches."""
+    sets = dedup.sets()
+    config = {
+        "copies": dedup.copies,
+        "distance": dedup.distance,
+        "evaluation": [source.digest() for source in sets],
+        "image_rules": repr(image_rules),
+    }
+    folder = storage.join(matched.folder, "copies", digest(config))
+    if manifest.is_done(folder, "copies", config):
+        print(f"{folder} says already which rows are copies")
+        return replace(matched, counts=tallies.read(storage.join(folder, matching.COUNTS)), dropped=folder)
+    progress = storage.join(folder, "progress")
+    _settle(pool, matched, dedup, image_rules, [source.uri for source in sets], folder, progress)
+    entries_of = partial(matching.matched_entries, folder=matched.folder, dropped=folder)
+    left = tallies.total(pool.units, entries_of, len(matched.entries))
+    tallies.write(folder, matching.COUNTS, left)
+    manifest.write(folder, Manifest(kind="copies", files=(), config=config))
+    storage.remove(progress)
+    return replace(matched, counts=left, dropped=folder)
+
+
+def _settle(
+    pool: Pool,
+    matched: Matched,
+    dedup: Dedup,
+    image_rules: ImageRules,
+    sets: list[str],
+    folder: str,
+    progress: str,
+) -> None:
+    """The three passes of `copies`."""
+    kinds = levels(dedup, matched.rows)
+    bins = -(-matched.rows * sum(len(kind.masks) for kind in kinds) // BIN_RECORDS)
+    shared: dict[str, Any] = {"folder": progress, "levels": kinds}
+    reading = {"matches": matched.folder, "pool_format": pool.format, "image_rules": image_rules}
+    sizes = [unit.size for unit in pool.units]
+    of_units = run(
+        Stage(name="fingerprint", markers=progress, noun=pool.noun),
+        pool.units,
+        copies.fingerprint_unit,
+        sizes=sizes,
+        shared=shared | reading | {"bins": bins},
+    )
+    of_sets = []
+    if sets:
+        of_sets = run(
+            Stage(name="fingerprint-sets", markers=progress, noun="sets"),
+            list(enumerate(sets)),
+            copies.fingerprint_evaluation,
+            sizes=[1] * len(sets),
+            shared=shared | {"bins": bins},
+        )
+    shared |= {"copies": dedup.copies}
+    lost = run(
+        Stage(name="compare", markers=progress, noun="bins"),
+        _parts(progress, {"unit": of_units, "evaluation": of_sets}, [0] * bins),
+        copies.compare_bin,
+        sizes=[1] * bins,
+        shared=shared | {"units": len(pool.units)},
+    )
+    run(
+        Stage(name="settle", markers=progress, noun=pool.noun),
+        _parts(progress, {"lost": lost}, [result["rows"] for result in of_units]),
+        copies.settle_unit,
+        sizes=sizes,
+        shared=shared | {"folder": folder, "progress": progress},
+    )
+
+
+def levels(dedup: Dedup, rows: int) -> list[Level]:
+    """What is compared in a pool of so many rows."""
+    found = [Level(reason="duplicate", distance=0, masks=fingerprint.masks(0, rows))]
+    if dedup.distance is not None:
+        masks = fingerprint.masks(dedup.distance, rows)
+        found.append(Level(reason="near_duplicate", distance=dedup.distance, masks=masks))
+    return found
+
+
+def _parts(folder: str, results: dict[str, list[dict[str, Any]]], rows: list[int]) -> list[Part]:
+    """Where each part of the next pass lies in what the last one wrote, by the name of its files."""
+    files = [storage.join(folder, copies.spill_name(name, i)) for name, of in results.items() for i in range(len(of))]
+    ends = spill.ends([result["bytes"] for of in results.values() for result in of])
+    return [Part(index=i, pieces=spill.pieces(files, ends, i, i), rows=n) for i, n in enumerate(rows)]

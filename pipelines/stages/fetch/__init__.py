@@ -1,0 +1,1 @@
+"""From lists of links to a pool: the pass, its client, and whom it may connect to."""

@@ -1,0 +1,199 @@
+"""Links to pictures with captions, whatever their format, as Parquet files of one shape.
+
+| format | rows |
+| --- | --- |
+| Parquet, CSV, JSONL | addresses and captions; optionally `page`, where relative addresses begin |
+| WAT | Common Crawl's link files: images of pages that have an alt text |
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import IO, Any
+from urllib.parse import urljoin
+
+import pyarrow as pa
+from warcio.archiveiterator import ArchiveIterator
+from warcio.exceptions import ArchiveLoadFailed
+
+from llip import storage
+from pipelines import schema
+from pipelines.stages import write
+from pipelines.stages.read import normalise, parquet
+from pipelines.stages.work import Unit
+
+SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".wat": "WAT", ".gz": "WAT"}
+ADDRESSES = (schema.URL, "URL", "image_url", "src")
+CAPTIONS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "alt")
+PAGE = "page"
+"""Column of the address of the page that a link was found on."""
+SHA256 = "sha256"
+UNREADABLE = (
+    pa.ArrowException,
+    ArchiveLoadFailed,
+    OSError,
+    EOFError,
+    csv.Error,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+)
+ROWS = 4096
+"""Links that are in memory at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What the columns of a list mean."""
+
+    url: str | None
+    """None: the first of ADDRESSES that there is."""
+    captions: str | None
+    """None: the first of CAPTIONS that there is."""
+    sha256: str | None
+    """Hexadecimal checksum of the picture; None: there is none."""
+
+    def resolved(self, names: Sequence[str], file: str) -> "Columns":
+        """The columns of a file. Raises ValueError naming it where one is missing."""
+        missing = [n for n in (self.url, self.captions, self.sha256) if n and n not in names]
+        url = self.url or next((n for n in ADDRESSES if n in names), None)
+        captions = self.captions or next((n for n in CAPTIONS if n in names), None)
+        if missing or url is None or captions is None:
+            wanted = ", ".join(missing) or " or ".join(ADDRESSES if url is None else CAPTIONS)
+            raise ValueError(f"{file} has no column {wanted}; it has {', '.join(names)}")
+        return Columns(url=url, captions=captions, sha256=self.sha256)
+
+
+def links_name(unit: Unit) -> str:
+    return f"links-{unit.index:06d}.parquet"
+
+
+def list_unit(unit: Unit, *, folder: str, kind: str, columns: Columns, row_group_size: int) -> dict[str, Any]:
+    """Write the links of a file to `folder`: id, captions, url, and what a Parquet file carries along.
+
+    Raises ValueError for a file that cannot be read, or lacks a column.
+    """
+    tables = _parquet(unit, columns) if kind == "parquet" else _records(unit, kind, columns)
+    try:
+        first = next(tables, None)
+        if first is None:
+            raise ValueError(f"{unit.file} holds no links")
+        with write.parquet_file(folder, links_name(unit), first.schema) as file:
+            for table in _regrouped(first, tables, row_group_size):
+                file.write(table)
+    except UNREADABLE as error:
+        raise ValueError(f"{unit.file} cannot be read as {kind} ({error})") from error
+    return asdict(file.entry)
+
+
+def _regrouped(first: pa.Table, others: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows`."""
+    waiting = first
+    while True:
+        while waiting.num_rows >= rows:
+            yield waiting.slice(0, rows)
+            waiting = waiting.slice(rows)
+        if (table := next(others, None)) is None:
+            break
+        waiting = pa.concat_tables([waiting, table])
+    if waiting.num_rows:
+        yield waiting
+
+
+def _parquet(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
+    with parquet.opened(unit.file) as file:
+        columns = columns.resolved(file.schema_arrow.names, unit.file)
+        if schema.IMAGE in {*file.schema_arrow.names} - {columns.url}:
+            raise ValueError(f"{unit.file} has a column {schema.IMAGE!r} already: nothing has to be fetched")
+        row = 0
+        for batch in file.iter_batches(ROWS):
+            given = {name: batch[name] for name in batch.schema.names}
+            urls, captions = given.pop(columns.url).cast(pa.string()), normalise.captions(given.pop(columns.captions))
+            ids = (
+                given.pop(schema.ID)
+                if schema.ID in given
+                else normalise.derived_ids(unit.name, range(row, row + len(urls)))
+            )
+            if PAGE in given:
+                urls = _resolved(urls, given[PAGE])
+            yield pa.table({schema.ID: ids.cast(pa.string()), schema.CAPTIONS: captions, schema.URL: urls} | given)
+            row += len(urls)
+
+
+def _resolved(urls: pa.Array, pages: pa.Array) -> pa.Array:
+    pairs = zip(urls.to_pylist(), pages.to_pylist(), strict=True)
+    return pa.array([_join(page or "", url) if url else url for url, page in pairs], pa.string())
+
+
+def _join(page: str, url: str) -> str:
+    try:
+        return urljoin(page, url)
+    except ValueError:  # an address that is none; its fetch says so
+        return url
+
+
+def _records(unit: Unit, kind: str, columns: Columns) -> Iterator[pa.Table]:
+    """Tables of a file of text, with the columns page and, where it is asked for, the checksum."""
+    names = [PAGE, *([columns.sha256] if columns.sha256 else [])]
+    fields = [pa.field(n, pa.string()) for n in (schema.URL, *names)]
+    shape = pa.schema([(schema.ID, pa.string()), (schema.CAPTIONS, schema.REQUIRED[schema.CAPTIONS]), *fields])
+    prefix = normalise.prefix(unit.name)
+    with storage.opened(unit.file) as handle:
+        rows = (
+            {schema.ID: f"{prefix}-{i:09d}"} | {n: link.get(n) for n in (schema.CAPTIONS, schema.URL, *names)}
+            for i, link in enumerate(READERS[kind](handle, unit.file, columns))
+        )
+        while part := list(islice(rows, ROWS)):
+            yield pa.Table.from_pylist(part, schema=shape)
+
+
+def _csv(handle: IO[bytes], file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(io.TextIOWrapper(handle, "utf-8-sig", newline=""))
+    columns = columns.resolved(reader.fieldnames or [], file)
+    return (_link(record, columns) for record in reader)
+
+
+def _jsonl(handle: IO[bytes], file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(handle, 1):
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f"{file}: line {number} holds {str(record)[:40]!r}; every line has to be an object")
+        if number == 1:
+            columns = columns.resolved(list(record), file)
+        yield _link(record, columns)
+
+
+def _link(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    url, page, captions = (record.get(name or "") for name in (columns.url, PAGE, columns.captions))
+    url, page = (value if isinstance(value, str) else None for value in (url, page))
+    return {
+        schema.URL: _join(page or "", url) if url else None,
+        schema.CAPTIONS: [c for c in (captions if isinstance(captions, list) else [captions]) if isinstance(c, str)],
+        PAGE: page,
+    } | ({columns.sha256: record.get(columns.sha256)} if columns.sha256 else {})
+
+
+def _wat(handle: IO[bytes], file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    """Images with alt texts of the pages in a WAT file; an address is resolved as the page's browser would."""
+    for record in ArchiveIterator(handle):
+        if record.rec_type == "metadata":
+            yield from _page_links(json.loads(record.content_stream().read()))
+
+
+def _page_links(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    envelope = record.get("Envelope", {})
+    page = envelope.get("WARC-Header-Metadata", {}).get("WARC-Target-URI", "")
+    html = envelope.get("Payload-Metadata", {}).get("HTTP-Response-Metadata", {}).get("HTML-Metadata", {})
+    base = _join(page, html.get("Head", {}).get("Base", ""))
+    for link in html.get("Links", []):
+        if link.get("path") == "IMG@/src" and link.get("url") and (alt := link.get("alt", "").strip()):
+            yield {schema.URL: _join(base, link["url"]), schema.CAPTIONS: [alt], PAGE: page}
+
+
+READERS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[dict[str, Any]]]] = {
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "WAT": _wat,
+}

@@ -1,0 +1,169 @@
+"""Rules that drop captions and rows before balancing, and the names of the reasons."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from pipelines.stages.filter import headers, language
+
+KEPT = 0
+ROW_REASONS = (
+    "kept",
+    "no captions",
+    "kinds are not parallel to captions",
+    "excluded by a column",
+    "thinned out by its pool's weight",
+    "evaluation",
+    "duplicate",
+    "near_duplicate",
+    "no caption kept",
+    "unreadable image",
+    "too many pixels",
+    "shorter side below the minimum",
+    "aspect ratio above the maximum",
+)
+CAPTION_REASONS = (
+    "kept",
+    "empty",
+    "too few words",
+    "too few characters",
+    "another language",
+    "no entries for its language",
+    "matches no entry",
+    "thinned out by balancing",
+    "its image was dropped",
+)
+ROW = {name: code for code, name in enumerate(ROW_REASONS)}
+CAPTION = {name: code for code, name in enumerate(CAPTION_REASONS)}
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "<=": pc.less_equal,
+    ">=": pc.greater_equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    ">": pc.greater,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A column of the pool compared with a constant; a null fails."""
+
+    column: str
+    operator: str
+    value: Any
+
+    def holds(self, values: pa.Array) -> np.ndarray:
+        passed = OPERATORS[self.operator](values, pa.scalar(self.value))
+        return pc.fill_null(passed, False).to_numpy(zero_copy_only=False)
+
+
+def parse_condition(text: str, columns: pa.Schema) -> Condition:
+    """`nsfw < 0.5`, `language == "en"`. Raises ValueError naming what is wrong with it."""
+    for symbol in OPERATORS:
+        name, found, literal = text.partition(symbol)
+        if not found:
+            continue
+        name = name.strip()
+        if name not in columns.names:
+            raise ValueError(
+                f"--where {text!r}: the pool has no column {name!r}; it carries {', '.join(columns.names) or 'none'}"
+            )
+        try:
+            condition = Condition(column=name, operator=symbol, value=json.loads(literal))
+            condition.holds(pa.nulls(1, columns.field(name).type))
+        except (json.JSONDecodeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(
+                f"--where {text!r}: {literal.strip()!r} is nothing to compare with {columns.field(name).type};"
+                " it has to be a number or a string in double quotes"
+            ) from error
+        return condition
+    raise ValueError(f"--where {text!r} has none of {' '.join(OPERATORS)}; write for instance 'nsfw < 0.5'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What captions and images have to satisfy, whatever the pool."""
+
+    min_words: int = 0
+    min_characters: int = 0
+    languages: tuple[str, ...] = ()
+    min_side: int = 0
+    max_aspect: float = float("inf")
+
+
+PRESETS = {
+    "none": Thresholds(),
+    "datacomp_basic": Thresholds(min_words=3, min_characters=6, languages=("en",), min_side=200, max_aspect=3.0),
+}
+"""datacomp_basic: the basic filter of DataComp (Gadre et al., NeurIPS 2023, section 3.4 and appendix)."""
+
+
+def language_reasons(texts: pa.StringArray, reasons: np.ndarray, languages: Sequence[str]) -> np.ndarray:
+    """The codes of texts, with that of another language in place of KEPT where a text is in none of `languages`."""
+    kept = np.flatnonzero(reasons == KEPT)
+    other = [found not in languages for found in language.detect(texts.take(pa.array(kept)).to_pylist())]
+    result = reasons.copy()
+    result[kept[other]] = CAPTION["another language"]
+    return result
+
+
+def caption_reasons(texts: pa.StringArray, min_words: int, min_characters: int) -> np.ndarray:
+    """Code of `CAPTION_REASONS` of each text, uint8; surrounding white space does not count."""
+    trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts, ""))
+    characters = pc.utf8_length(trimmed).to_numpy()
+    reasons = np.where(characters < min_characters, CAPTION["too few characters"], KEPT).astype(np.uint8)
+    if min_words > 1:
+        words = pc.count_substring_regex(trimmed, r"\s+").to_numpy() + 1
+        reasons[words < min_words] = CAPTION["too few words"]
+    reasons[characters == 0] = CAPTION["empty"]
+    return reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRules:
+    """What an image has to satisfy, judged by its header."""
+
+    min_side: int
+    """Pixels of the shorter side."""
+    max_aspect: float
+    """Longer side by shorter side."""
+    max_pixels: int
+    """More are not decoded: a small file can unpack to more than the memory of the machine."""
+
+
+def judge(images: pa.BinaryArray, rows: np.ndarray, image_rules: ImageRules) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of `ROW_REASONS` (uint8 [N]) of the encoded images `images[rows]`, and their shorter sides, pixels
+    (int64 [N]; of those that are kept). Decodes no pixel."""
+    codes = np.zeros(len(rows), np.uint8)
+    widths, heights = headers.sizes(images, rows)
+    for i in np.flatnonzero(widths == 0):
+        codes[i], widths[i], heights[i] = opened(images[int(rows[i])].as_py())
+    short, long = np.minimum(widths, heights), np.maximum(widths, heights)
+    broken = {
+        "too many pixels": short * long > image_rules.max_pixels,
+        "shorter side below the minimum": short < image_rules.min_side,
+        "aspect ratio above the maximum": long > image_rules.max_aspect * short,
+    }
+    for reason, flags in broken.items():
+        codes[flags & (codes == KEPT)] = ROW[reason]
+    return codes, short
+
+
+def opened(image: bytes | None) -> tuple[int, int, int]:
+    """Code of an image that Pillow opens, or refuses to, and its width and height."""
+    try:
+        with Image.open(io.BytesIO(image or b"")) as picture:
+            return KEPT, *picture.size
+    except Image.DecompressionBombError:
+        return ROW["too many pixels"], 1, 1
+    except Exception:  # Pillow raises many kinds on broken files
+        return ROW["unreadable image"], 1, 1

@@ -1,0 +1,58 @@
+"""Captions in several languages: which language one is in, and a list of entries for each
+(Chuang et al., "Meta CLIP 2", arXiv 2507.22062)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llip import storage
+from pipelines.stages.match import metadata
+from pipelines.stages.match.matcher import EntryMatcher, Semantics
+
+SUFFIXES = (".json", ".txt", ".parquet")
+Lists = dict[str, list[str]]
+"""Entries by language; one list for all captions has the name "" instead."""
+
+
+def load(uri: str) -> Lists:
+    """The entries of a file, or those of a folder with a file a language: `en.json`, `ja.txt`. Raises ValueError."""
+    fs, path = storage.filesystem(uri)
+    if not fs.isdir(path):
+        return {"": metadata.load(uri)}
+    found = [file for file in storage.listing(uri) if file.endswith(SUFFIXES)]
+    if not found:
+        raise ValueError(f"{uri} holds no lists of entries: files such as en.json, ja.txt or de.parquet are needed")
+    return {file.rpartition("/")[2].partition(".")[0]: metadata.load(file) for file in found}
+
+
+def labels(lists: Lists) -> list[str]:
+    """Names of all entries, in the order of their ids: with their language where there are several."""
+    return [f"{code}:{entry}" if code else entry for code, entries in lists.items() for entry in entries]
+
+
+class LanguageMatcher:
+    """An EntryMatcher for each language. The ids of a language's entries follow those of the one before."""
+
+    def __init__(self, lists: Mapping[str, Sequence[str]], semantics: Semantics) -> None:
+        self.codes = list(lists)
+        self.matchers = [EntryMatcher(entries, semantics) for entries in lists.values()]
+        self.first = np.cumsum([0, *map(len, self.matchers)])
+
+    def match(self, texts: pa.StringArray, languages: pa.StringArray | None) -> pa.ListArray:
+        """As `EntryMatcher.match`, each text with the entries of its language; null for one that has none.
+
+        languages: code of each text; None where one list serves all.
+        """
+        if languages is None:
+            return self.matchers[0].match(texts)
+        index = pc.fill_null(pc.index_in(languages, pa.array(self.codes)), -1).to_numpy()
+        rows = [np.flatnonzero(index == i) for i in range(-1, len(self.codes))]
+        parts = [pa.nulls(len(rows[0]), pa.list_(pa.int32()))]
+        for matcher, first, chosen in zip(self.matchers, self.first[:-1], rows[1:], strict=True):
+            found = matcher.match(texts.take(pa.array(chosen)))
+            ids = pc.add(found.values, pa.scalar(first, pa.int32()))
+            mask = found.is_null() if found.null_count else None
+            parts.append(pa.ListArray.from_arrays(found.offsets, ids, mask=mask))
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(rows), kind="stable")))

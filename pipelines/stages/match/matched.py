@@ -1,0 +1,111 @@
+"""The materialised matches of a pool: found where an earlier run left them, or made."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from llip import storage
+from llip.data import manifest
+from llip.data.manifest import FileEntry, Manifest
+from pipelines import schema
+from pipelines.stages.filter import rules
+from pipelines.stages.match import by_language, matching, metadata
+from pipelines.stages.match.by_language import LanguageMatcher, Lists
+from pipelines.stages.match.matcher import Semantics
+from pipelines.stages.match.matching import TextRules
+from pipelines.stages.read import Pool
+from pipelines.stages.work import Stage, digest, run, tallies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """What balancing needs to know."""
+
+    folder: str
+    entries: list[str]
+    """Names of the entries, those of one language after those of another."""
+    languages: dict[str, int]
+    """Number of entries of each language; "" where one list serves all."""
+    counts: np.ndarray
+    """int64 [E]: texts of the pool that match each entry."""
+    rows: int
+    """Rows of the pool."""
+    dropped: str = ""
+    """Folder that says which rows are copies; nothing where none was looked for."""
+
+
+def matches_of(
+    pool: Pool,
+    lists: Lists | None,
+    *,
+    min_count: int,
+    semantics: Semantics,
+    text_rules: TextRules,
+    unit_rows: int,
+    folder: str,
+) -> Matched:
+    """Matches of a pool with the entries of `lists` (None: built from its captions), kept in a folder of their own in
+    `folder`.
+
+    The name of that folder is a digest of everything that matches depend on. Balancing is no part of it: another t or
+    seed finds the matches done.
+    """
+    config = {
+        "pool_digest": pool.digest,
+        "metadata": digest(lists) if lists else f"built from words seen {min_count} times",
+        "semantics": semantics,
+        "text_rules": repr(text_rules),
+        "unit_rows": unit_rows,
+        "format": "arrows",
+        "reasons": [*rules.ROW_REASONS, *rules.CAPTION_REASONS],
+    }
+    folder = storage.join(folder, digest(config))
+    if manifest.is_done(folder, "matches", config):
+        print(f"{folder} holds the matches already")
+        done = manifest.read(folder, "matches")
+        return Matched(
+            folder=folder,
+            entries=storage.read_json(storage.join(folder, metadata.NAME)),
+            languages=done.summary["languages"],
+            counts=tallies.read(storage.join(folder, matching.COUNTS)),
+            rows=done.rows,
+        )
+
+    progress = storage.join(folder, "progress")
+    if lists is None:
+        lists = {"": metadata.of_corpus(pool, folder=folder, markers=progress, min_count=min_count)}
+    entries = by_language.labels(lists)
+    storage.write_json(storage.join(folder, metadata.NAME), entries)
+    files = _match(pool, lists, semantics, text_rules, folder, progress)
+    totals = tallies.total(pool.units, partial(matching.matched_entries, folder=folder), len(entries))
+    tallies.write(folder, matching.COUNTS, totals)
+    sizes = {code: len(of_language) for code, of_language in lists.items()}
+    summary = {"languages": sizes}
+    result = Manifest(kind="matches", files=tuple(FileEntry(**f) for f in files), config=config, summary=summary)
+    manifest.write(folder, result)
+    storage.remove(progress)
+    metadata.remove_counts(folder)
+    return Matched(folder=folder, entries=entries, languages=sizes, counts=totals, rows=result.rows)
+
+
+def _match(
+    pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules, folder: str, progress: str
+) -> list[dict[str, Any]]:
+    import ray
+
+    columns = {schema.CAPTIONS} | {c.column for c in text_rules.where} | ({schema.KINDS} & set(pool.extras.names))
+    if text_rules.language_column is not None:
+        columns.add(text_rules.language_column)
+    if text_rules.shares:
+        columns |= {schema.ID, schema.POOL}
+    shared = {
+        "folder": folder,
+        "pool_format": pool.format,
+        "columns": sorted(columns),
+        "text_rules": text_rules,
+        "matcher": ray.put(LanguageMatcher(lists, semantics)),  # one copy a node, whose tasks map its arrays
+    }
+    stage = Stage(name="match", markers=progress, noun=pool.noun)
+    return run(stage, pool.units, matching.match_unit, sizes=[unit.size for unit in pool.units], shared=shared)

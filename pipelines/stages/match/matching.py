@@ -1,0 +1,156 @@
+"""The pass that matches every caption of a pool and keeps the result, so that another t or seed needs no matching."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llip import storage
+from pipelines import schema
+from pipelines.stages import read
+from pipelines.stages.filter import language, rules
+from pipelines.stages.filter.rules import Condition
+from pipelines.stages.hashing import MIX, hash64, uniform
+from pipelines.stages.match.by_language import LanguageMatcher
+from pipelines.stages.work import Unit, interim, tallies
+
+SCHEMA = pa.schema(
+    [("row_reason", pa.uint8()), ("caption_reasons", pa.list_(pa.uint8())), ("matches", pa.list_(pa.list_(pa.int32())))]
+)
+"""One row a row of the pool: code of ROW_REASONS, of CAPTION_REASONS for each caption, and the entries that each
+caption matches."""
+
+
+COUNTS = "counts.arrows"
+"""Texts that match each entry, a row an entry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """What a row's text and columns have to satisfy before it is matched and counted."""
+
+    min_words: int
+    min_characters: int
+    where: tuple[Condition, ...]
+    languages: tuple[str, ...] = ()
+    """Codes that captions may have; nothing: all."""
+    shares: tuple[tuple[str, float], ...] = ()
+    """(pool, share of its rows that stay), where pools have weights."""
+    with_entries: tuple[str, ...] = ()
+    """Languages that have entries of their own; none where one list serves all."""
+    language_column: str | None = None
+    """Column of the language of a row's captions; None: each caption's is identified."""
+
+
+def match_unit(
+    unit: Unit,
+    *,
+    folder: str,
+    pool_format: str,
+    columns: Sequence[str],
+    text_rules: TextRules,
+    matcher: LanguageMatcher,
+) -> dict[str, Any]:
+    """Match the captions of a unit and write `folder/matches-….arrows`. `columns`: captions, and those of the pool that
+    the rules look at."""
+    tables = read.tables(pool_format, unit, columns)
+    found = pa.concat_tables(_matched(table, text_rules, matcher) for table in tables)
+    return asdict(interim.write(folder, matches_name(unit), found))
+
+
+def matches_name(unit: Unit) -> str:
+    return f"matches-{unit.index:06d}.arrows"
+
+
+def read_matches(folder: str, unit: Unit, dropped: str = "") -> pa.Table:
+    """The table that `match_unit` wrote, less the rows that a later pass dropped into a folder (`dropped_name`)."""
+    table = interim.read(storage.join(folder, matches_name(unit)))
+    return _without(table, tallies.read(storage.join(dropped, dropped_name(unit.index)))) if dropped else table
+
+
+def dropped_name(index: int) -> str:
+    """File with a code of ROW_REASONS for each row of a unit, KEPT for those that stay."""
+    return f"dropped-{index:06d}.arrows"
+
+
+def _without(table: pa.Table, codes: np.ndarray) -> pa.Table:
+    row_reason = table["row_reason"].to_numpy()
+    row_reason = np.where(row_reason == rules.KEPT, codes, row_reason)
+    lists = table["caption_reasons"].combine_chunks()
+    reasons, lengths = lists.flatten().to_numpy(), lists.value_lengths().to_numpy()
+    lost = (reasons == rules.KEPT) & np.repeat(row_reason != rules.KEPT, lengths)
+    reasons = pa.array(np.where(lost, rules.CAPTION["its image was dropped"], reasons).astype(np.uint8))
+    kept = pa.ListArray.from_arrays(lists.offsets, reasons)
+    return pa.table([pa.array(row_reason), kept, table["matches"]], schema=SCHEMA)
+
+
+def is_left(table: pa.Table) -> np.ndarray:
+    """Which rows of such a table nothing drops before balancing, bool [N]."""
+    lists = table["caption_reasons"].combine_chunks()
+    rows = pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), rules.KEPT)).to_numpy()
+    return np.bincount(rows, minlength=len(lists)) > 0
+
+
+def matched_entries(unit: Unit, *, folder: str, dropped: str = "") -> np.ndarray:
+    """The entries that the captions of a unit's rows match, int32, one after another."""
+    table = read_matches(folder, unit, dropped)
+    matches = table["matches"].combine_chunks().flatten()
+    if dropped:
+        matches = matches.filter(pc.equal(table["caption_reasons"].combine_chunks().flatten(), rules.KEPT))
+    return matches.flatten().to_numpy()
+
+
+def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -> pa.Table:
+    captions = table[schema.CAPTIONS].combine_chunks()
+    row_reason = _row_reasons(table, captions, text_rules)
+    texts = captions.flatten()
+    lengths = captions.value_lengths().to_numpy()
+    reasons = rules.caption_reasons(texts, text_rules.min_words, text_rules.min_characters)
+    reasons[np.repeat(row_reason, lengths) != rules.KEPT] = rules.CAPTION["its image was dropped"]
+    if text_rules.languages:
+        reasons = rules.language_reasons(texts, reasons, text_rules.languages)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    asked = pc.if_else(pa.array(reasons == rules.KEPT), texts, pa.scalar(None, pa.string()))
+    codes = _languages(table, asked, lengths, text_rules) if text_rules.with_entries else None
+    if codes is not None:
+        known = pc.is_in(codes, pa.array(text_rules.with_entries)).to_numpy(zero_copy_only=False)
+        reasons[(reasons == rules.KEPT) & ~known] = rules.CAPTION["no entries for its language"]
+    matches = matcher.match(asked, codes)
+    reasons[(reasons == rules.KEPT) & (matches.value_lengths().fill_null(0).to_numpy() == 0)] = rules.CAPTION[
+        "matches no entry"
+    ]
+    return pa.table(
+        [
+            pa.array(row_reason),
+            pa.ListArray.from_arrays(offsets, pa.array(reasons)),
+            pa.ListArray.from_arrays(offsets, matches),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _languages(table: pa.Table, texts: pa.StringArray, lengths: np.ndarray, text_rules: TextRules) -> pa.StringArray:
+    """Code of the language of each text that is not null."""
+    if text_rules.language_column is not None:
+        of_rows = table[text_rules.language_column].combine_chunks().cast(pa.string())
+        return of_rows.take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
+    given = texts.is_valid()
+    return pc.replace_with_mask(texts, given, pa.array(language.detect(texts.filter(given).to_pylist()), pa.string()))
+
+
+def _row_reasons(table: pa.Table, captions: pa.ListArray, text_rules: TextRules) -> np.ndarray:
+    reasons = np.zeros(table.num_rows, np.uint8)
+    for condition in text_rules.where:
+        reasons[~condition.holds(table[condition.column].combine_chunks())] = rules.ROW["excluded by a column"]
+    if schema.KINDS in table.column_names:
+        kinds = pc.fill_null(pc.list_value_length(table[schema.KINDS]), 0).to_numpy()
+        reasons[kinds != captions.value_lengths().to_numpy()] = rules.ROW["kinds are not parallel to captions"]
+    reasons[captions.value_lengths().to_numpy() == 0] = rules.ROW["no captions"]
+    if text_rules.shares:
+        drawn = uniform(hash64(table[schema.ID].combine_chunks(), 0, indices=np.full(table.num_rows, MIX)))
+        pool = dict(text_rules.shares)[table[schema.POOL][0].as_py()]  # a unit's rows are of one pool
+        reasons[drawn >= pool] = rules.ROW["thinned out by its pool's weight"]
+    return reasons

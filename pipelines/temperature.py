@@ -1,0 +1,52 @@
+"""Evaluate a trained Llip under other temperatures of its mixing weights.
+
+    uv run pipelines/temperature.py --checkpoint output/runs/<name> --evaluation output/evaluation
+
+Leaves `temperature.html`, `temperature.md` and, last, `temperature.json`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from llip import storage
+from llip.evaluation import figures
+from llip.evaluation.temperature import FACTORS, Sweep, sweep
+from llip.page import heading, page, svg
+from pipelines import command
+from pipelines.evaluate import Evaluate, output_folder, runner, sources_of
+from pipelines.stages.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature(Evaluate):
+    """What is evaluated, on what, and at which temperatures."""
+
+    temperatures: tuple[float, ...] = ()
+    """Besides the trained one, which is always among them; from an eighth to eight times it where none is given."""
+
+
+@torch.inference_mode()
+def sweep_temperature(settings: Temperature) -> Sweep:
+    """Raises ValueError, before any work, for a checkpoint or a set that cannot be used."""
+    weights = Weights.find(settings.checkpoint, settings.recipe)
+    output = output_folder(settings, weights)
+    sets = [source.read() for source in sources_of(settings)]
+    model = weights.load().eval()
+    trained = model.config.head.temperature
+    temperatures = settings.temperatures or tuple(trained * factor for factor in FACTORS)
+    found = sweep(model, sets, temperatures, runner(model, settings))
+    plot = svg(figures.by_temperature(found.values, found.temperatures, trained))
+    best = "".join(f"<tr><td>{metric}</td><td class='n'>{found.best(metric):.3g}</td></tr>" for metric in found.values)
+    head = "<tr><th>metric</th><th class='n'>best τ</th></tr>"
+    facts = {"checkpoint": weights.uri, "trained temperature": f"{trained:.3g}"}
+    sections = [heading("Temperature at evaluation", facts), plot, f"<table>{head}{best}</table>"]
+    storage.write_bytes(storage.join(output, "temperature.html"), page("Temperature", sections).encode())
+    storage.write_bytes(storage.join(output, "temperature.md"), f"{found.table()}\n".encode())
+    storage.write_json(storage.join(output, "temperature.json"), vars(found))
+    print(f"{found.table()}\n\n{storage.join(output, 'temperature.html')}")
+    return found
+
+
+if __name__ == "__main__":
+    command.run(Temperature, sweep_temperature, "Evaluate a trained Llip under other temperatures.")

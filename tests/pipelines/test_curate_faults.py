@@ -1,0 +1,117 @@
+"""Curation when things break: damaged files, workers that die, an object store that fails at times."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from faulty_store import failing
+from s3 import s3_environment
+from small_pools import WORDS, pool_rows, write_parquet
+
+from llip import storage
+from llip.data import manifest
+from pipelines.curate import Curate, curate
+from pipelines.stages import read
+from pipelines.stages.work import Stage, run
+
+
+def test_a_truncated_parquet_file_is_refused_before_any_work(tmp_path: Path) -> None:
+    uri = write_parquet(tmp_path / "pool", pool_rows(60))
+    file = tmp_path / "pool/part-1.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{file} cannot be read as Parquet"):
+        read.open_pools([uri], unit_rows=10)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_after_a_damaged_file_is_restored_only_what_was_not_finished_is_done(tmp_path: Path) -> None:
+    rows = [row | {"image": row["image"] + os.urandom(2000)} for row in pool_rows(400)]
+    (tmp_path / "entries.json").write_text(json.dumps(WORDS))
+    settings = Curate(
+        pool=write_parquet(tmp_path / "pool", rows, files=8),
+        output=str(tmp_path / "out/curated"),
+        metadata=str(tmp_path / "entries.json"),
+        t=100,
+    )
+    file = tmp_path / "pool/part-7.parquet"
+    content = file.read_bytes()
+    group = pq.read_metadata(file).row_group(0)
+    captions = next(group.column(i) for i in range(group.num_columns) if "captions" in group.column(i).path_in_schema)
+    at = captions.dictionary_page_offset + 40
+    file.write_bytes(content[:at] + bytes(200) + content[at + 200 :])
+    with pytest.raises(ValueError, match=rf"^{file} cannot be read as Parquet \([^\n]*$"):
+        curate(settings)
+    assert not Path(settings.output, manifest.NAME).exists()
+    file.write_bytes(content)
+    markers = [p.stem for p in (tmp_path / "out/matches").rglob("progress/match/*.json")]
+    finished = [next((tmp_path / "out/matches").rglob(f"matches-{stem}.arrows")) for stem in markers]
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    result = curate(settings)
+    assert before and {path: path.stat().st_mtime_ns for path in finished} == before
+    assert curate(replace(settings, output=str(tmp_path / "whole/curated"))).files == result.files
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_unit_of_a_worker_that_dies_is_done_by_another(tmp_path: Path) -> None:
+    results = run(
+        Stage(name="dying", markers=str(tmp_path / "markers")),
+        range(6),
+        dying(),
+        sizes=[1] * 6,
+        shared={"folder": str(tmp_path)},
+    )
+    assert results == [{"square": i * i} for i in range(6)]
+    assert len((tmp_path / "calls-4").read_text()) == 2
+
+
+def dying() -> Callable[..., dict[str, Any]]:
+    def square(unit: int, *, folder: str) -> dict[str, Any]:
+        calls = Path(folder, f"calls-{unit}")
+        with calls.open("a") as file:
+            file.write("x")
+        if unit == 4 and len(calls.read_text()) == 1:
+            os._exit(1)
+        return {"square": unit * unit}
+
+    return square
+
+
+@pytest.mark.slow
+def test_an_object_store_that_fails_at_times_and_one_that_fails_for_good(
+    tmp_path: Path, s3_server: str, s3_bucket: str
+) -> None:
+    (tmp_path / "entries.json").write_text(json.dumps(WORDS))
+    local = write_parquet(tmp_path / "pool", pool_rows(240), files=6)
+    for file in storage.listing(local):
+        storage.write_bytes(f"{s3_bucket}/pool/{Path(file).name}", Path(file).read_bytes())
+    command = [sys.executable, "-m", "pipelines.curate", "--pool", f"{s3_bucket}/pool", "--t", "50"]
+    command += ["--metadata", str(tmp_path / "entries.json"), "--unit-rows", "40"]
+
+    def curated(endpoint: str, name: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | s3_environment(endpoint)
+        output = ["--output", f"{s3_bucket}/{name}/curated"]
+        return subprocess.run([*command, *output], env=environment, capture_output=True, text=True)
+
+    assert curated(s3_server, "whole").returncode == 0
+    whole = manifest.read(f"{s3_bucket}/whole/curated", "curated")
+    with failing(s3_server) as (endpoint, faults):
+        faults.fails = lambda method, path, number: number % 7 == 0
+        result = curated(endpoint, "shaky")
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert faults.failed > 5
+        assert manifest.read(f"{s3_bucket}/shaky/curated", "curated").files == whole.files
+
+        faults.fails = lambda method, path, number: method == "GET" and path.endswith("pool/part-5.parquet")
+        broken = curated(endpoint, "broken")
+        assert broken.returncode == 2 and "part-5.parquet" in broken.stderr.splitlines()[-1], broken.stderr[-2000:]
+        assert not storage.exists(f"{s3_bucket}/broken/curated/{manifest.NAME}")
+        faults.fails = lambda method, path, number: False
+        assert curated(endpoint, "broken").returncode == 0
+        assert manifest.read(f"{s3_bucket}/broken/curated", "curated").files == whole.files

@@ -1,0 +1,28 @@
+"""Tables between passes: a round trip, and damage that is found."""
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.stages.work import interim
+
+TABLE = pa.table({"matches": pa.array([[[1, 2], None], [], [[3]]] * 50, pa.list_(pa.list_(pa.int32())))})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    entry = interim.write(str(tmp_path), "some.arrows", TABLE)
+    content = (tmp_path / "some.arrows").read_bytes()
+    assert (entry.rows, entry.bytes, entry.sha256) == (150, len(content), hashlib.sha256(content).hexdigest())
+    assert interim.read(str(tmp_path / "some.arrows")).equals(TABLE)
+
+
+@pytest.mark.parametrize("place", [0, 300, -40, -1])
+def test_damage_is_named(tmp_path: Path, place: int) -> None:
+    interim.write(str(tmp_path), "some.arrows", TABLE)
+    content = bytearray((tmp_path / "some.arrows").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "some.arrows").write_bytes(content)
+    with pytest.raises(ValueError, match=r"some\.arrows is damaged"):
+        interim.read(str(tmp_path / "some.arrows"))

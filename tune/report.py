@@ -5,8 +5,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from typing import TYPE_CHECKING
 
+from pipelines.settings import Objective
 from tune.space import Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES: dict[Objective, str] = {
+    "clip": "CLIP",
+    "siglip": "SigLIP",
+    "llip": "Llip",
+    "register": "registers",
+    "mean": "uniform mean",
+    "learned_query": "learned query",
+}
+"""Objectives as people write them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,51 +106,70 @@ def _row(s: Summary) -> tuple[str, ...]:
     spread = "" if s.spread is None else f"±{s.spread:.4f}"
     samples = f"{s.samples:,}" + ("" if s.finished else " (stopped)")
     point = s.point
-    heads = "" if point.heads is None else str(point.heads)
-    return point.objective, str(point.k), heads, f"{s.mean:.4f}", spread, str(s.seeds), f"{s.chance:.4f}", samples
+    k, heads = ("" if n is None else str(n) for n in (point.k, point.heads))
+    return point.objective, k, heads, f"{s.mean:.4f}", spread, str(s.seeds), f"{s.chance:.4f}", samples
 
 
 def plot(summaries: Sequence[Summary], metric: str) -> bytes:
-    """PNG: the metric against K with the spread over seeds, a line a head count; other objectives as level lines.
+    """PNG: the metric against K, a line for each objective and head count; what has no K as a level line.
 
-    Stopped points are hollow and off the lines: they saw fewer images.
+    Bars and bands are the spread over seeds. Stopped points are hollow and off the lines: they saw fewer images.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), dpi=150, layout="constrained")
-    mixed = [s for s in summaries if s.point.heads is not None]
-    counts = sorted({s.point.heads for s in mixed if s.point.heads is not None})
-    for color, heads in enumerate(counts):
-        line = sorted((s for s in mixed if s.point.heads == heads), key=lambda s: s.point.k)
-        done, stopped = [s for s in line if s.finished], [s for s in line if not s.finished]
-        label = f"Llip, {heads} head{'s' if heads > 1 else ''}"
-        ks, means, spreads = [s.point.k for s in done], [s.mean for s in done], [s.spread or 0.0 for s in done]
-        axes.errorbar(ks, means, yerr=spreads, fmt="o-", color=f"C{color}", capsize=3, label=label)
-        axes.plot(
-            [s.point.k for s in stopped], [s.mean for s in stopped], "o", color=f"C{color}", markerfacecolor="none"
-        )
-    for color, summary in enumerate((s for s in summaries if s.point.heads is None), start=len(counts)):
-        name = {"clip": "CLIP", "siglip": "SigLIP"}[summary.point.objective]
-        axes.axhline(summary.mean, color=f"C{color}", linestyle="--", label=name)
-        if summary.spread is not None:
-            low, high = summary.mean - summary.spread, summary.mean + summary.spread
-            axes.axhspan(low, high, color=f"C{color}", alpha=0.15)
-    if any(not s.finished for s in mixed):
-        axes.plot([], [], "o", color="grey", markerfacecolor="none", label="stopped early")
+    draw(axes, summaries)
     axes.axhline(summaries[0].chance, color="grey", linestyle=":", label="chance")
-    if mixed:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(sorted({s.point.k for s in mixed})))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("K, mixture tokens")
     axes.set_ylabel(metric)
     axes.legend()
     content = BytesIO()
     figure.savefig(content, format="png")
     pyplot.close(figure)
     return content.getvalue()
+
+
+def draw(axes: "Axes", summaries: Sequence[Summary]) -> None:
+    """The lines of `plot` without its labels."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    lines: dict[str, list[Summary]] = defaultdict(list)
+    for summary in summaries:
+        lines[_line(summary.point)].append(summary)
+    for color, (label, line) in enumerate(lines.items()):
+        if line[0].point.k is None:
+            _level(axes, line[0], label, f"C{color}")
+        else:
+            _against_k(axes, sorted(line, key=lambda s: s.point.k or 0), label, f"C{color}")
+    if any(not s.finished for s in summaries):
+        axes.plot([], [], "o", color="grey", markerfacecolor="none", label="stopped early")
+    if ks := sorted(set(_ks(summaries))):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(ks))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("K, image tokens")
+
+
+def _line(point: Point) -> str:
+    name = NAMES[point.objective]
+    return name if point.heads is None else f"{name}, {point.heads} head{'s' if point.heads > 1 else ''}"
+
+
+def _against_k(axes: "Axes", line: Sequence[Summary], label: str, color: str) -> None:
+    done, stopped = [s for s in line if s.finished], [s for s in line if not s.finished]
+    means, spreads = [s.mean for s in done], [s.spread or 0.0 for s in done]
+    axes.errorbar(_ks(done), means, yerr=spreads, fmt="o-", color=color, capsize=3, label=label)
+    axes.plot(_ks(stopped), [s.mean for s in stopped], "o", color=color, markerfacecolor="none")
+
+
+def _ks(line: Sequence[Summary]) -> list[int]:
+    return [s.point.k for s in line if s.point.k is not None]
+
+
+def _level(axes: "Axes", summary: Summary, label: str, color: str) -> None:
+    axes.axhline(summary.mean, color=color, linestyle="--", label=label)
+    if summary.spread is not None:
+        axes.axhspan(summary.mean - summary.spread, summary.mean + summary.spread, color=color, alpha=0.15)

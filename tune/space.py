@@ -1,12 +1,10 @@
-"""The space of a sweep: objectives and, for Llip, the product of K and head counts, less what no model can have."""
+"""The space of a sweep: objectives and, for those that mix, the product of K and head counts that a model can have."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from llip.config import TrainingConfig
-
-Objective = Literal["clip", "siglip", "llip"]
+from pipelines.settings import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +12,14 @@ class Point:
     """One model of the space."""
 
     objective: Objective
-    k: int = 1
-    """Mixture tokens; 1 for an objective that mixes nothing."""
+    k: int | None = None
+    """Image tokens; None for an objective with one class token."""
     heads: int | None = None
-    """Heads of the mixture; None for an objective that mixes nothing."""
+    """Heads of the mixture; None for an objective without a query."""
 
     def __str__(self) -> str:
-        return self.objective if self.heads is None else f"{self.objective}-k{self.k}-m{self.heads}"
+        parts = {"k": self.k, "m": self.heads}
+        return "-".join([self.objective, *(f"{name}{n}" for name, n in parts.items() if n is not None)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +38,13 @@ class Space:
                 raise ValueError(f"{name} names {', '.join(repeated)} more than once")
 
     def points(self) -> list[Point]:
-        """Every combination once: CLIP and SigLIP have no K and no heads."""
-        mixed = [Point(objective="llip", k=k, heads=m) for m in self.heads for k in self.k]
-        return [p for o in self.objectives for p in (mixed if o == "llip" else [Point(objective=o)])]
+        """Every combination once: CLIP and SigLIP have no K and no heads, registers and the uniform mean no heads."""
+        points = []
+        for objective in self.objectives:
+            single, queried = objective in ("clip", "siglip"), objective in ("llip", "learned_query")
+            ks, counts = (None,) if single else self.k, self.heads if queried else (None,)
+            points += [Point(objective=objective, k=k, heads=m) for m in counts for k in ks]
+        return points
 
 
 def possible(

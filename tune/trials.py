@@ -38,7 +38,7 @@ class Plan:
     """By name; a name is also the trial's folder and its MLflow run."""
     folder: str
     """URI of the sweep's folder."""
-    shards: str
+    shards: str | tuple[str, ...]
     evaluation: str
     tracking: Tracking
     parent_run_id: str | None
@@ -178,7 +178,7 @@ class _Bar(tune.Callback):
 
     def setup(self, *args: Any, **info: Any) -> None:
         total = sum(t.config.samples for t in self._plan.trials.values())
-        self._bar = tqdm(desc="sweep", total=total, initial=sum(self._seen.values()), unit="img", unit_scale=True)
+        self._bar = tqdm(desc="trials", total=total, initial=sum(self._seen.values()), unit="img", unit_scale=True)
 
     def on_trial_result(
         self, iteration: int, trials: Iterable[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -46,7 +46,7 @@ def test_table_has_the_best_first_and_stopped_points_last() -> None:
     lines = table(summarise(RESULTS, METRIC), METRIC).splitlines()
     assert lines[0].split() == ["objective", "K", "heads", METRIC, "spread", "seeds", "chance", "samples"]
     assert lines[2].split() == ["llip", "4", "2", "0.6000", "±0.1414", "2", "0.0200", "1,000"]
-    assert lines[3].split() == ["siglip", "1", "0.3000", "1", "0.0200", "1,000"]
+    assert lines[3].split() == ["siglip", "0.3000", "1", "0.0200", "1,000"]
     assert lines[4].split()[-2:] == ["500", "(stopped)"]
 
 

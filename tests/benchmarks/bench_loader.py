@@ -5,7 +5,9 @@
 Photographs of 341 x 256 pixels (JPEG, quality 90) to 224, one caption an image, crops of 0.9 to 1.0 of the area, one
 worker each; they take turns. CPU seconds of all threads and processes are counted, which other processes of a busy
 machine do not add to.
-The second table is the small-picture path of the built-in corpus: 64 to 48 pixels, four captions an image.
+The second table is the small-picture path of the built-in corpus: 64 to 48 pixels, four captions an image. The last
+lines are the seconds from opening the loader in the middle of an epoch to its first batch, and the memory of the
+process while 100,000 of these samples pass.
 """
 
 import io
@@ -14,6 +16,7 @@ import statistics
 import sys
 import tarfile
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -34,9 +37,11 @@ from llip.data import corpus
 from llip.data.loader import LaneLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from shard_folders import encode, write_shards
+from shard_folders import encode, picture, write_shards
 
 PHOTOS, BATCH, BATCHES, ROUNDS = 1024, 64, 8, 7
+SAMPLES = 100_000
+"""That pass while memory is watched."""
 BAR = 2.0
 """Times as many images per CPU second as open_clip's loader."""
 
@@ -136,13 +141,38 @@ def small_pictures(folder: Path) -> None:
     }
     for name, encoder in encoders.items():
         shards = write_shards(folder / name, rows([encoder(p) for p in pictures], 4), files=2, row_group_size=64)
-        config = DataConfig(batch_size=BATCH, captions_per_image=4, lanes=8, threads=1, prefetch=2)
-        with (
-            LaneLoader(shards, config, image_size=48, context_length=32, seed=0) as loader,
-            closing(loader.iter_from(0)) as batches,
-        ):
+        with small_loader(shards) as loader, closing(loader.iter_from(0)) as batches:
             rates = sorted(images_per_second(batches) for _ in range(ROUNDS))
         print(f"{name:>14}   {rates[0]:,.0f} {statistics.median(rates):,.0f} {rates[-1]:,.0f}")
+
+
+def small_loader(shards: str) -> LaneLoader:
+    config = DataConfig(batch_size=BATCH, captions_per_image=4, lanes=8, threads=1, prefetch=2)
+    return LaneLoader(shards, config, image_size=48, context_length=32, seed=0)
+
+
+def resume_seconds(shards: str) -> float:
+    """The slowest of a few resumptions, each somewhere in an epoch."""
+    seconds = []
+    for step in range(7, 7 * ROUNDS + 7, 7):
+        start = time.perf_counter()
+        with small_loader(shards) as loader, closing(loader.iter_from(step)) as batches:
+            next(batches)
+            seconds.append(time.perf_counter() - start)
+    print(f"first batch after a resume: {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s")
+    return max(seconds)
+
+
+def memory_growth(shards: str) -> float:
+    """MiB by which the process grows from the first tenth of the samples to the last."""
+    resident = []
+    with small_loader(shards) as loader, closing(loader.iter_from(0)) as batches:
+        for step in range(SAMPLES // BATCH + 1):
+            next(batches)
+            if step % (SAMPLES // BATCH // 10) == 0:
+                resident.append(psutil.Process().memory_info().rss / 2**20)
+    print(f"resident MiB, every {SAMPLES // 10:,} samples:", *(f"{mib:,.0f}" for mib in resident))
+    return resident[-1] - resident[1]
 
 
 def main() -> float:
@@ -151,7 +181,17 @@ def main() -> float:
     with tempfile.TemporaryDirectory() as folder:
         median = against_open_clip(Path(folder))
         small_pictures(Path(folder))
+        resume_seconds(f"{folder}/JPEG")
+        memory_growth(f"{folder}/JPEG")
     return median
+
+
+@pytest.mark.slow
+def test_a_resumed_loader_is_quick_and_its_memory_flat(tmp_path: Path) -> None:
+    pictures = [encode(picture(i, 64, 64), "JPEG") for i in range(PHOTOS)]
+    shards = write_shards(tmp_path / "shards", rows(pictures, 4), files=2, row_group_size=64)
+    assert resume_seconds(shards) <= 2
+    assert memory_growth(shards) <= 50
 
 
 @pytest.mark.slow

@@ -88,7 +88,12 @@ def literal_form(
 
 def library(key: Tensor, value: Tensor, query: Tensor, target: Tensor, out_proj: Tensor, scale: Tensor, bias: Tensor):
     prepared = scoring.prepare(
-        Mixture(key, value), Query(query, target), out_proj_DD=out_proj, temperature=TEMPERATURE, total=len(query)
+        Mixture(key, value),
+        Query(query, target),
+        out_proj_DD=out_proj,
+        temperature=TEMPERATURE,
+        total=len(query),
+        gradients=True,
     )
     return loss_over_pairs(sigmoid, prepared, Layout((1, 1), "gather", None, 1024), scale, bias)[0]
 

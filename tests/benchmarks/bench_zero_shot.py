@@ -1,53 +1,65 @@
 """Seconds per image of zero-shot classification against the number of prompts, their features made once.
 
-    uv run tests/benchmarks/bench_zero_shot.py                      # B/32, minutes of a CPU core
-    uv run tests/benchmarks/bench_zero_shot.py --size l14 --device cuda --batch-size 64
+    uv run tests/benchmarks/bench_zero_shot.py                        # L/14, K=32, a few minutes of a CPU core
+    uv run tests/benchmarks/bench_zero_shot.py --recipe llip_b32_k64 --batch-size 8
+    uv run tests/benchmarks/bench_zero_shot.py --device cuda --batch-size 64
 
-CLIP, CLIP with as many tokens as Llip (of which it keeps one), and Llip. The paper, L/14 K=32 with 1,000 prompts on an
-A100: 0.009 s for CLIP and 0.011 s for Llip, 1.22 times; 10 prompts .0107, 100 .0109, 1,000 .0111, 10,000 .0118.
+Llip, CLIP with as many tokens (of which it keeps one), and CLIP, with random weights. The paper, L/14 K=32 with 1,000
+prompts on an A100: 0.009 s for CLIP and 0.011 s for Llip, 1.22 times; 10 prompts .0107, 100 .0109, 1,000 .0111,
+10,000 .0118: 1.10 times.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import pytest
 import torch
 import tyro
 
-from llip import create_model, recipes
-from llip.evaluation.latency import measure
+from llip import create_model, recipe
+from llip.evaluation.latency import Latency, measure, spread
+
+LLIP, EQUAL_TOKENS, CLIP = "Llip", "CLIP, equal tokens", "CLIP"
+PROMPTS = (10, 100, 1_000, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    size: str = "b32"
-    """Towers: tiny, b32, b16, l14, h14 or g14."""
-    tokens: int = 32
-    """K."""
-    prompts: tuple[int, ...] = (10, 100, 1_000, 10_000)
-    batch_size: int = 8
+    recipe: str = "llip_l14_k32"
+    """Of a Llip model."""
+    batch_size: int = 4
     rounds: int = 5
     device: str = "cpu"
     threads: int = 1
     """CPU threads."""
 
 
+def latency(settings: Settings, names: tuple[str, ...] = (LLIP, EQUAL_TOKENS, CLIP)) -> Latency:
+    torch.manual_seed(0)
+    llip = recipe(settings.recipe).model
+    configurations = {
+        LLIP: llip,
+        EQUAL_TOKENS: replace(llip, head=replace(llip.head, kind="register")),
+        CLIP: replace(llip, head=replace(llip.head, kind="class_token"), vision=replace(llip.vision, tokens=1)),
+    }
+    models = {name: create_model(configurations[name]).to(settings.device) for name in names}
+    return measure(models, PROMPTS, batch_size=settings.batch_size, rounds=settings.rounds)
+
+
 def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
-    torch.manual_seed(0)
-    clip = recipes.clip(settings.size).model
-    configurations = {
-        "CLIP": clip,
-        "CLIP, equal tokens": dataclasses.replace(
-            clip,
-            vision=dataclasses.replace(clip.vision, tokens=settings.tokens),
-            head=dataclasses.replace(clip.head, kind="register"),
-        ),
-        "Llip": recipes.llip(settings.size, settings.tokens).model,
-    }
-    models = {name: create_model(config).to(settings.device) for name, config in configurations.items()}
-    latency = measure(models, settings.prompts, batch_size=settings.batch_size, rounds=settings.rounds)
-    print(f"{settings.size}, K={settings.tokens}, batch {settings.batch_size}, {settings.device}, seconds per image\n")
-    print(latency.table("CLIP"))
+    found = latency(settings)
+    print(f"{settings.recipe}, batch {settings.batch_size}, {settings.device}, seconds per image\n")
+    print(found.table(EQUAL_TOKENS))
+    print(f"\nLlip, 10,000 prompts / 10: {spread(found.growth(LLIP)[-1])}")
+
+
+@pytest.mark.slow
+def test_prompts_cost_next_to_nothing() -> None:
+    torch.set_num_threads(1)
+    found = latency(Settings(), (LLIP, EQUAL_TOKENS))
+    assert np.median(found.ratio(LLIP, EQUAL_TOKENS)[PROMPTS.index(1_000)]) <= 1.02
+    assert np.median(found.growth(LLIP)[-1]) <= 1.05
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ import pytest
 import tyro
 import yaml
 
-from pipelines import curate, pretrain
+from pipelines import curate, fetch, pretrain, shard
 from tune import sweep
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 SETTINGS: dict[str, type[Any]] = {
     "pipelines/curate.py": curate.Curate,
+    "pipelines/fetch.py": fetch.Fetch,
     "pipelines/pretrain.py": pretrain.Pretrain,
+    "pipelines/shard.py": shard.Shard,
     "tune/sweep.py": sweep.Sweep,
 }
 

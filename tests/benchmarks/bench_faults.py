@@ -1,0 +1,43 @@
+"""The faults that a training run survives, with the losses and samples of an undisturbed run beside each.
+
+    uv run tests/benchmarks/bench_faults.py
+
+Every line is what a test found: those that call `faults.survives` are run, one after the other. Takes some minutes.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+FILES = ("pipelines/test_pretrain_faults.py", "training/test_loop.py", "training/test_s3_faults.py")
+
+
+class Table:
+    """Plugin of pytest: picks the tests that note what a run survived, and keeps what they note."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, ...]] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "record_property" in getattr(item, "fixturenames", ())]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.lines += [tuple(value) for name, value in report.user_properties if name == "survived"]
+        if report.failed:
+            self.lines.append((report.nodeid, "FAILED", "", ""))
+
+
+def main() -> int:
+    table = Table()
+    options = ["-q", "--no-header", "--disable-warnings", "-o", "addopts=", "--timeout", "1200"]
+    code = pytest.main([*options, *(str(TESTS / file) for file in FILES)], plugins=[table])
+    for line in [("fault", "how the run ended", "losses equal", "samples"), ("---",) * 4, *table.lines]:
+        print("| " + " | ".join(line) + " |")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -151,10 +151,10 @@ class Outcome(NamedTuple):
     smaller: float
 
 
-def measure(bar: Bar) -> Outcome:
+def measure(bar: Bar, rounds: int = ROUNDS) -> Outcome:
     """Measure one shape and print its row of the table."""
     memory = {form: peak_memory(form, bar.shape) for form in FORMS}
-    taken = seconds(bar.shape, ROUNDS)
+    taken = seconds(bar.shape, rounds)
     faster = sorted(slow / fast for slow, fast in zip(taken["literal"], taken["library"], strict=True))
     smaller = memory["literal"] / memory["library"]
     for form in FORMS:
@@ -171,7 +171,7 @@ def measure(bar: Bar) -> Outcome:
 @pytest.mark.parametrize("bar", BARS, ids=lambda bar: str(bar.shape))
 def test_pair_stage(bar: Bar) -> None:
     torch.set_num_threads(1)
-    outcome = measure(bar)
+    outcome = measure(bar, rounds=2)  # the bars are far off
     assert statistics.median(outcome.faster) >= bar.faster
     assert outcome.smaller >= bar.smaller
 

@@ -20,6 +20,7 @@ import open_clip
 import pytest
 import torch
 import tyro
+from bars import holds
 from torch import Tensor
 
 from llip import create_model, recipe
@@ -130,8 +131,8 @@ def against_packing(settings: Settings) -> tuple[list[float], list[float]]:
     )
 
 
-def report(title: str, times: tuple[list[float], list[float]]) -> float:
-    """Print one line; the median ratio."""
+def report(title: str, times: tuple[list[float], list[float]]) -> list[float]:
+    """Print one line; the ratios of the rounds."""
     ratios = [a / b for a, b in zip(*times, strict=True)]
     first, second = (statistics.median(t) for t in times)
     print(
@@ -139,7 +140,7 @@ def report(title: str, times: tuple[list[float], list[float]]) -> float:
         f"{min(ratios):>6.2f}{statistics.median(ratios):>8.2f}{max(ratios):>8.2f}",
         flush=True,
     )
-    return statistics.median(ratios)
+    return ratios
 
 
 def main(settings: Settings) -> None:
@@ -157,12 +158,14 @@ def main(settings: Settings) -> None:
 
 @pytest.mark.slow
 def test_clip_is_faster_than_open_clip() -> None:
-    assert report("open_clip / here", against_open_clip("B-32", Settings(batch_size=16, rounds=5))) >= 1.3
+    ratios = report("open_clip / here", against_open_clip("B-32", Settings(batch_size=16, rounds=3)))
+    assert statistics.median(ratios) >= 1.3
 
 
 @pytest.mark.slow
 def test_llip_costs_little_more_than_its_tokens() -> None:
-    assert report("Llip / registers", against_registers("b32", 32, Settings(batch_size=16, rounds=5))) <= 1.06
+    ratios = report("Llip / registers", against_registers("b32", 32, Settings(batch_size=8, rounds=11)))
+    assert holds(ratios, at_most=1.06)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ prompts on an A100: 0.009 s for CLIP and 0.011 s for Llip, 1.22 times; 10 prompt
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 import tyro
+from bars import holds
 
 from llip import create_model, recipe
 from llip.evaluation.latency import Latency, measure, spread
@@ -57,9 +57,9 @@ def main(settings: Settings) -> None:
 @pytest.mark.slow
 def test_prompts_cost_next_to_nothing() -> None:
     torch.set_num_threads(1)
-    found = latency(Settings(), (LLIP, EQUAL_TOKENS))
-    assert np.median(found.ratio(LLIP, EQUAL_TOKENS)[PROMPTS.index(1_000)]) <= 1.02
-    assert np.median(found.growth(LLIP)[-1]) <= 1.05
+    found = latency(Settings(rounds=7), (LLIP, EQUAL_TOKENS))
+    assert holds(found.ratio(LLIP, EQUAL_TOKENS)[PROMPTS.index(1_000)], at_most=1.02)
+    assert holds(found.growth(LLIP)[-1], at_most=1.05)
 
 
 if __name__ == "__main__":

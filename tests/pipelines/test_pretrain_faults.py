@@ -27,7 +27,7 @@ from llip.training.tracking import Tracker
 from pipelines import chain
 
 pytestmark = pytest.mark.slow
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 100, 10, 20
+STEPS, CHECKPOINT_EVERY, KILL_AFTER = 60, 10, 20
 PROGRAM = Path(__file__).parents[1] / "noted_pretrain.py"
 
 Note = Callable[[str, object], None]

@@ -131,10 +131,8 @@ def test_trials_share_everything_but_what_is_compared() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("workers", "heads"), [(0, (1, 2)), (1, (1,))])
-def test_a_killed_sweep_goes_on_and_its_trials_are_children_of_one_run(
-    tmp_path: Path, workers: int, heads: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_sweep_goes_on_and_its_trials_are_children_of_one_run(tmp_path: Path, workers: int) -> None:
     command = [
         sys.executable,
         "tune/sweep.py",
@@ -145,7 +143,7 @@ def test_a_killed_sweep_goes_on_and_its_trials_are_children_of_one_run(
         "--batch-size",
         "32",
     ]
-    command += ["--k", "1", "4", "--heads", *map(str, heads)]
+    command += ["--k", "1", "4", "--heads", "1"]
     command += ["--steps", "16", "--evaluations", "4", "--workers", str(workers)]
     trial_folders = tmp_path / "sweeps" / "k_heads" / "trials"
     with (tmp_path / "log").open("w") as log:
@@ -161,7 +159,7 @@ def test_a_killed_sweep_goes_on_and_its_trials_are_children_of_one_run(
     assert METRIC in second.stdout and "best         uv run pipelines/pretrain.py" in second.stdout
     assert (tmp_path / "sweeps" / "k_heads" / "sweep.png").stat().st_size > 10_000
     names = sorted(f.name for f in trial_folders.iterdir())
-    assert names == [f"llip-k{k}-m{m}-seed0" for k in (1, 4) for m in heads]
+    assert names == ["llip-k1-m1-seed0", "llip-k4-m1-seed0"]
     results = json.loads((tmp_path / "sweeps" / "k_heads" / "results.json").read_text())
     assert any(r["samples"] == 16 * 32 for r in results)
     for folder in trial_folders.iterdir():

@@ -173,8 +173,9 @@ class GramTiles(_MixtureTiles):
         x_MKIJ -= torch.addcmul(self._numerator_MIJ, ratio_IJ, self._square_MIJ, value=-1)[:, None]
 
         scaled_XIJ = torch.mul(self._weight_XIJ, slope_IJ, out=self._workspace.get("term", *self._weight_XIJ.shape))
-        gram_IXJ = self._gram_XIJ.transpose(0, 1)
-        gamma_IXJ = torch.mul(scaled_XIJ.transpose(0, 1), ratio_IJ[:, None], out=gram_IXJ).to(self._precision)
+        # A compiler places buffers itself and cannot write the transposed product into one.
+        buffer_IXJ = None if torch.compiler.is_compiling() else self._gram_XIJ.transpose(0, 1)
+        gamma_IXJ = torch.mul(scaled_XIJ.transpose(0, 1), ratio_IJ[:, None], out=buffer_IXJ).to(self._precision)
         weight_IJX = self._weight_XIJ.to(self._precision).permute(1, 2, 0)
         product(gram_gradient_IXX, gamma_IXJ, weight_IJX, add=True, scale=-0.5)
 

@@ -120,7 +120,7 @@ def test_scores_and_loss_compile_without_a_break(kind, form):
         return score_BT.square().sum() + loss_of_features(image, text, own, config=ObjectiveConfig()).loss
 
     torch.compiler.reset()
-    values = [f(image, text) for f in (stage, torch.compile(stage, fullgraph=True, backend="eager"))]
+    values = [f(image, text) for f in (stage, torch.compile(stage, fullgraph=True, backend="aot_eager"))]
     gradients = [torch.autograd.grad(value, (*image, *text)) for value in values]
     assert literal.errors((values[0], *gradients[0]), (values[1], *gradients[1])) < 1e-12
 

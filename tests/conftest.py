@@ -1,10 +1,6 @@
 """Fixtures of the whole suite. Ray and servers start once a session, on 127.0.0.1, and end with it."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
-from s3 import s3_environment
+from s3 import s3_environment, service
 
 settings.register_profile("repeatable", derandomize=True)  # one change, one result: a failure is of what was changed
 settings.load_profile("repeatable")
@@ -32,19 +28,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An S3 service in a process of its own, which other processes reach too; the URL of its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("moto") / "log").open("wb")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        assert server.poll() is None and time.monotonic() < deadline, "the S3 service does not start"
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait()
+    with service(tmp_path_factory.mktemp("moto") / "log") as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")

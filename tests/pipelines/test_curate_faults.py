@@ -102,16 +102,18 @@ def test_an_object_store_that_fails_at_times_and_one_that_fails_for_good(
     assert curated(s3_server, "whole").returncode == 0
     whole = manifest.read(f"{s3_bucket}/whole/curated", "curated")
     with failing(s3_server) as (endpoint, faults):
-        faults.fails = lambda method, path, number: number % 7 == 0
+        faults.fault = lambda method, path, number: None if number % 7 else "500"
         result = curated(endpoint, "shaky")
         assert result.returncode == 0, result.stderr[-2000:]
         assert faults.failed > 5
         assert manifest.read(f"{s3_bucket}/shaky/curated", "curated").files == whole.files
 
-        faults.fails = lambda method, path, number: method == "GET" and path.endswith("pool/part-5.parquet")
+        faults.fault = lambda method, path, _: (
+            "500" if method == "GET" and path.endswith("pool/part-5.parquet") else None
+        )
         broken = curated(endpoint, "broken")
         assert broken.returncode == 2 and "part-5.parquet" in broken.stderr.splitlines()[-1], broken.stderr[-2000:]
         assert not storage.exists(f"{s3_bucket}/broken/curated/{manifest.NAME}")
-        faults.fails = lambda method, path, number: False
+        faults.fault = lambda method, path, number: None
         assert curated(endpoint, "broken").returncode == 0
         assert manifest.read(f"{s3_bucket}/broken/curated", "curated").files == whole.files

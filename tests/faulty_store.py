@@ -1,44 +1,62 @@
-"""An S3 service that fails at times: a proxy in front of another that answers some requests with an error itself."""
+"""An S3 service that misbehaves: a proxy in front of another that delays requests, or fails some of them."""
 
 import http.client
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-HOP = ("connection", "transfer-encoding", "keep-alive", "content-length")
+HOP = ("connection", "transfer-encoding", "keep-alive", "content-length", "server", "date")
 ERROR = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
+
+Fault = Literal["500", "503", "reset", "slow"]
+"""An error of the service, a connection closed without a goodbye, or an answer that takes another second."""
 
 
 class Faults:
-    """Which requests fail."""
+    """What goes wrong."""
 
     def __init__(self) -> None:
-        self.fails: Callable[[str, str, int], bool] = lambda method, path, number: False
+        self.fault: Callable[[str, str, int], Fault | None] = lambda method, path, number: None
         """Of (method, path, number of the request)."""
+        self.latency = 0.0
+        """Seconds before every answer."""
         self.requests = self.failed = 0
         self.lock = threading.Lock()
 
-    def next(self, method: str, path: str) -> bool:
+    def next(self, method: str, path: str) -> Fault | None:
         with self.lock:
             self.requests += 1
-            failing = self.fails(method, path, self.requests)
-            self.failed += failing
-            return failing
+            fault = self.fault(method, path, self.requests)
+            self.failed += fault is not None
+            return fault
 
 
 class _Proxy(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     behind: ClassVar[str]
     faults: ClassVar[Faults]
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.faults.next(self.command, self.path):
-            self.reply(500, {"Content-Type": "application/xml"}, ERROR)
-            return
+        time.sleep(self.faults.latency)
+        match self.faults.next(self.command, self.path):
+            case "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.close_connection = True
+                self.connection.close()
+                return
+            case "500" | "503" as status:
+                self.reply(int(status), {"Content-Type": "application/xml"}, ERROR)
+                return
+            case "slow":
+                time.sleep(1.0)
         upstream = http.client.HTTPConnection(self.behind, timeout=60)
         upstream.request(self.command, self.path, body, dict(self.headers))
         answer = upstream.getresponse()

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -104,15 +105,41 @@ def kind_of(process: psutil.Process) -> str:
     return "worker" if working else title.split("/")[-1][:24]
 
 
+def captions_of(pool: Path) -> pa.StringArray:
+    """Those of a pool's first file."""
+    return pq.read_table(next(iter(sorted(pool.iterdir()))))["caption"].combine_chunks()
+
+
 def matcher_rate(matcher: EntryMatcher, pool: Path) -> float:
     """Captions a second on one core."""
-    captions = pq.read_table(next(iter(sorted(pool.iterdir()))))["caption"].combine_chunks()
+    captions = captions_of(pool)
     seconds = []
     for _ in range(5):
         started = time.process_time()
         matcher.match(captions)
         seconds.append(time.process_time() - started)
     return len(captions) / median(seconds)
+
+
+def machine_scaling(matcher: EntryMatcher, pool: Path, workers: int) -> list[float]:
+    """How many times as fast the matcher alone is in `workers` processes as in one: what this machine's cores allow."""
+
+    def seconds(processes: int) -> float:
+        children = [fork.Process(target=match, args=(matcher, captions)) for _ in range(processes)]
+        started = time.perf_counter()
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        return time.perf_counter() - started
+
+    fork, captions = get_context("fork"), captions_of(pool)
+    return sorted(workers * seconds(1) / seconds(workers) for _ in range(5))
+
+
+def match(matcher: EntryMatcher, captions: pa.StringArray) -> None:
+    for _ in range(20):
+        matcher.match(captions)
 
 
 def cpu_seconds() -> float:
@@ -162,6 +189,12 @@ def measure(bench: Bench) -> dict[int, float]:
         write_pool(home / "tenth", bench.rows // 10)
         matcher = EntryMatcher(entries)
         settings = Curate(pool="", metadata=str(home / "entries.json"), unit_rows=bench.unit_rows)
+        for processes in set(bench.workers) - {1}:
+            ratios = machine_scaling(matcher, home / "pool", processes)
+            print(
+                f"{processes} processes of the matcher alone are {median(ratios):.2f} times as fast as one"
+                f" ({ratios[0]:.2f} – {ratios[-1]:.2f})"
+            )
         rates = {}
         for workers in bench.workers:
             alone = matcher_rate(matcher, home / "pool")

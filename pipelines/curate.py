@@ -23,7 +23,7 @@ from pipelines.stages.dedup import deduplicating
 from pipelines.stages.dedup.deduplicating import Dedup
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import PRESETS, ImageRules, Thresholds
-from pipelines.stages.match import Semantics, by_language, metadata
+from pipelines.stages.match import Semantics, by_language, matching, metadata
 from pipelines.stages.match.by_language import Lists
 from pipelines.stages.match.matched import Matched, matches_of
 from pipelines.stages.match.matching import TextRules
@@ -236,7 +236,8 @@ def _select(
             "log_misses": ray.put(balance.log_misses(matched.counts, balance.by_entry(t, matched.languages))),
         },
     )
-    kept_counts = tallies.total(pool.units, partial(select.kept_entries, folder=markers), len(matched.entries))
+    entries_of = partial(matching.matched_entries, folder=matched.folder, kept=markers)
+    kept_counts = tallies.total(pool.units, entries_of, len(matched.entries))
     data_card = card.make(
         results,
         rows=matched.rows,

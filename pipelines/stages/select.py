@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llip import storage
 from pipelines import schema
 from pipelines.stages import balance, read, write
 from pipelines.stages.filter import rules
@@ -37,15 +36,6 @@ def file_name(unit: Unit) -> str:
     return f"curated-{unit.index:06d}.parquet"
 
 
-def kept_name(unit: Unit) -> str:
-    return f"kept-{unit.index:06d}.arrows"
-
-
-def kept_entries(unit: Unit, *, folder: str) -> np.ndarray:
-    """The entries that a unit's kept captions match, int32, one after another."""
-    return tallies.read(storage.join(folder, kept_name(unit)))
-
-
 def select_unit(
     unit: Unit,
     *,
@@ -58,10 +48,10 @@ def select_unit(
     draw: Draw,
     log_misses: np.ndarray,
 ) -> dict[str, Any]:
-    """Write the kept rows of a unit, and to `kept_folder` the entries that they match. Returns the file's entry and
-    what the data card adds up. columns: of the pool; log_misses: of the entries, see `balance.log_misses`."""
+    """Write the kept rows of a unit, and to `kept_folder` which captions these are. Returns the file's entry and what
+    the data card adds up. columns: of the pool; log_misses: of the entries, see `balance.log_misses`."""
     decided = matching.read_matches(matches, unit, dropped)
-    entries: list[np.ndarray] = []
+    kept_captions: list[np.ndarray] = []
     samples: list[tuple[int, int]] = []
     tally: dict[str, Counter[str]] = {"rows": Counter(), "captions": Counter()}
     sizes: dict[str, Counter[int]] = {name: Counter() for name in ("side", "characters", "captions", "bytes")}
@@ -87,12 +77,12 @@ def select_unit(
                 samples += _samples(kept, file.rows, draw.seed)
                 file.write(kept.select(columns.names).cast(columns))
                 _measure(kept, sizes)
-            entries.append(matched.filter(pa.array(caption_reasons == KEPT)).flatten().to_numpy())
+            kept_captions.append(caption_reasons == KEPT)
     if row != decided.num_rows:
         raise ValueError(
             f"{unit.file} has {row} rows where {decided.num_rows} were matched: the pool changed while it was curated"
         )
-    tallies.write(kept_folder, kept_name(unit), np.concatenate(entries))
+    tallies.write(kept_folder, matching.kept_name(unit), np.concatenate(kept_captions))
     return {"file": asdict(file.entry), "tally": tally, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
 
 
@@ -124,17 +114,21 @@ def _decide(
 def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray) -> pa.Table:
     """Rows that stay, with the captions that stay and what is parallel to them."""
     lengths = table[schema.CAPTIONS].combine_chunks().value_lengths().to_numpy()
-    stays = np.flatnonzero(row_reasons == KEPT)
-    flags = (caption_reasons == KEPT)[np.repeat(row_reasons == KEPT, lengths)]  # of the captions of rows that stay
-    rows = np.repeat(np.arange(len(stays)), lengths[stays])
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[flags], minlength=len(stays)))]).astype(np.int32)
-    kept = table.take(pa.array(stays))
-    for name in (schema.CAPTIONS, schema.KINDS, schema.KEEP_PROBABILITY):
-        if name in kept.column_names:
-            values = pc.list_flatten(kept[name]).filter(pa.chunked_array([flags])).combine_chunks()
-            at = kept.column_names.index(name)
-            kept = kept.set_column(at, name, pa.ListArray.from_arrays(pa.array(offsets), values))
-    return kept
+    stays, flags = row_reasons == KEPT, caption_reasons == KEPT
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    kept_lengths = np.bincount(rows[flags], minlength=len(lengths))[stays]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(kept_lengths)]).astype(np.int32))
+    of_kept_rows = pa.array(flags[stays[rows]])
+    columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if name == schema.CAPTIONS:  # no caption of a row that goes is kept
+            columns[name] = pa.ListArray.from_arrays(offsets, column.flatten().filter(pa.array(flags)))
+        else:
+            columns[name] = column.filter(pa.array(stays))
+        if name in (schema.KINDS, schema.KEEP_PROBABILITY):  # parallel to the captions, where a row stays
+            columns[name] = pa.ListArray.from_arrays(offsets, columns[name].flatten().filter(of_kept_rows))
+    return pa.table(columns)
 
 
 def _samples(kept: pa.Table, first_row: int, seed: int) -> list[tuple[int, int]]:

@@ -1,6 +1,5 @@
 """Tables between passes: a round trip, and damage that is found."""
 
-import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +11,7 @@ TABLE = pa.table({"matches": pa.array([[[1, 2], None], [], [[3]]] * 50, pa.list_
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    entry = interim.write(str(tmp_path), "some.arrows", TABLE)
-    content = (tmp_path / "some.arrows").read_bytes()
-    assert (entry.rows, entry.bytes, entry.sha256) == (150, len(content), hashlib.sha256(content).hexdigest())
+    interim.write(str(tmp_path), "some.arrows", TABLE)
     assert interim.read(str(tmp_path / "some.arrows")).equals(TABLE)
 
 

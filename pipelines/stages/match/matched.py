@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from llip import storage
 from llip.data import manifest
-from llip.data.manifest import FileEntry, Manifest
+from llip.data.manifest import Manifest
 from pipelines import schema
 from pipelines.stages.filter import rules
 from pipelines.stages.match import by_language, matching, metadata
@@ -58,7 +57,7 @@ def matches_of(
         "semantics": semantics,
         "text_rules": repr(text_rules),
         "unit_rows": unit_rows,
-        "format": "arrows",
+        "format": "arrows, crc32",
         "reasons": [*rules.ROW_REASONS, *rules.CAPTION_REASONS],
     }
     folder = storage.join(folder, digest(config))
@@ -70,7 +69,7 @@ def matches_of(
             entries=storage.read_json(storage.join(folder, metadata.NAME)),
             languages=done.summary["languages"],
             counts=tallies.read(storage.join(folder, matching.COUNTS)),
-            rows=done.rows,
+            rows=done.summary["rows"],
         )
 
     progress = storage.join(folder, "progress")
@@ -78,21 +77,19 @@ def matches_of(
         lists = {"": metadata.of_corpus(pool, folder=folder, markers=progress, min_count=min_count)}
     entries = by_language.labels(lists)
     storage.write_json(storage.join(folder, metadata.NAME), entries)
-    files = _match(pool, lists, semantics, text_rules, folder, progress)
+    rows = _match(pool, lists, semantics, text_rules, folder, progress)
     totals = tallies.total(pool.units, partial(matching.matched_entries, folder=folder), len(entries))
     tallies.write(folder, matching.COUNTS, totals)
     sizes = {code: len(of_language) for code, of_language in lists.items()}
-    summary = {"languages": sizes}
-    result = Manifest(kind="matches", files=tuple(FileEntry(**f) for f in files), config=config, summary=summary)
-    manifest.write(folder, result)
+    summary = {"languages": sizes, "rows": rows}
+    manifest.write(folder, Manifest(kind="matches", files=(), config=config, summary=summary))
     storage.remove(progress)
     metadata.remove_counts(folder)
-    return Matched(folder=folder, entries=entries, languages=sizes, counts=totals, rows=result.rows)
+    return Matched(folder=folder, entries=entries, languages=sizes, counts=totals, rows=rows)
 
 
-def _match(
-    pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules, folder: str, progress: str
-) -> list[dict[str, Any]]:
+def _match(pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules, folder: str, progress: str) -> int:
+    """Match every unit; returns how many rows the pool has."""
     import ray
 
     columns = {schema.CAPTIONS} | {c.column for c in text_rules.where} | ({schema.KINDS} & set(pool.extras.names))
@@ -108,4 +105,5 @@ def _match(
         "matcher": ray.put(LanguageMatcher(lists, semantics)),  # one copy a node, whose tasks map its arrays
     }
     stage = Stage(name="match", markers=progress, noun=pool.noun)
-    return run(stage, pool.units, matching.match_unit, sizes=[unit.size for unit in pool.units], shared=shared)
+    sizes = [unit.size for unit in pool.units]
+    return sum(result["rows"] for result in run(stage, pool.units, matching.match_unit, sizes=sizes, shared=shared))

@@ -1,7 +1,7 @@
 """The pass that matches every caption of a pool and keeps the result, so that another t or seed needs no matching."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,8 @@ def match_unit(
     the rules look at."""
     tables = read.tables(pool_format, unit, columns)
     found = pa.concat_tables(_matched(table, text_rules, matcher) for table in tables)
-    return asdict(interim.write(folder, matches_name(unit), found))
+    interim.write(folder, matches_name(unit), found)
+    return {"rows": found.num_rows}
 
 
 def matches_name(unit: Unit) -> str:
@@ -94,13 +95,21 @@ def is_left(table: pa.Table) -> np.ndarray:
     return np.bincount(rows, minlength=len(lists)) > 0
 
 
-def matched_entries(unit: Unit, *, folder: str, dropped: str = "") -> np.ndarray:
-    """The entries that the captions of a unit's rows match, int32, one after another."""
+def matched_entries(unit: Unit, *, folder: str, dropped: str = "", kept: str = "") -> np.ndarray:
+    """The entries that the captions of a unit's rows match, int32, one after another; of those that `kept_name` in
+    `kept` says were kept, where it is given."""
     table = read_matches(folder, unit, dropped)
     matches = table["matches"].combine_chunks().flatten()
-    if dropped:
+    if kept:
+        matches = matches.filter(pa.array(tallies.read(storage.join(kept, kept_name(unit)))))
+    elif dropped:
         matches = matches.filter(pc.equal(table["caption_reasons"].combine_chunks().flatten(), rules.KEPT))
     return matches.flatten().to_numpy()
+
+
+def kept_name(unit: Unit) -> str:
+    """File that says which captions of a unit were kept, a bit a caption."""
+    return f"kept-{unit.index:06d}.arrows"
 
 
 def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -> pa.Table:
@@ -113,7 +122,8 @@ def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -
     if text_rules.languages:
         reasons = rules.language_reasons(texts, reasons, text_rules.languages)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    asked = pc.if_else(pa.array(reasons == rules.KEPT), texts, pa.scalar(None, pa.string()))
+    is_asked = reasons == rules.KEPT
+    asked = texts if is_asked.all() else pc.if_else(pa.array(is_asked), texts, pa.scalar(None, pa.string()))
     codes = _languages(table, asked, lengths, text_rules) if text_rules.with_entries else None
     if codes is not None:
         known = pc.is_in(codes, pa.array(text_rules.with_entries)).to_numpy(zero_copy_only=False)

@@ -6,22 +6,25 @@ import json
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from llip import storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-UNITS = 8
-"""Most units of a task: starting one costs Ray Data about 20 ms."""
+UNITS = 64
+"""Most units of a task. Ray Data needs 0.1 to 0.2 s to give a worker its next task, in which the worker is idle."""
 TASKS = 4
-"""Fewest tasks for each CPU, as long as there are units for them: the last ones end together."""
+"""Tasks for each CPU that the smallest ones are made for: the last ones end together."""
+HANDED_OVER = 4
+"""Units whose results a task hands over at a time: a progress bar should not wait for a whole task."""
 THREADS = 16
 """Requests in flight where the driver touches many small objects."""
 
@@ -39,6 +42,17 @@ class Stage:
 
     def marker(self, index: int) -> str:
         return storage.join(self.markers, self.name, f"{index:06d}.json")
+
+    def finish(self, index: int, result: dict[str, Any]) -> None:
+        """Keep the result of a unit: it is done."""
+        storage.write_json(self.marker(index), {"index": index, "result": result})
+
+    def finished(self, index: int) -> dict[str, Any] | None:
+        """The result of a unit that is done; None of one that is not."""
+        try:
+            return storage.read_json(self.marker(index))["result"]
+        except FileNotFoundError:
+            return None
 
 
 def digest(value: Any) -> str:
@@ -70,13 +84,13 @@ def run(
     with tqdm(total=sum(sizes), desc=stage.name, unit=" " + stage.noun, unit_scale=True, file=sys.stderr) as bar:
         bar.update(sum(sizes[i] for i in results))
         if todo:
-            items = [{"index": i, "unit": pickle.dumps(units[i])} for i in todo]
-            perform = partial(_perform, stage=stage, function=function, shared=shared or {})
-            for row in _dataset(items, perform).iter_rows():
+            work = partial(perform, stage=stage, function=function, shared=shared or {})
+            for row in _dataset([(i, units[i]) for i in todo], work).iter_rows():
                 if row["error"]:
                     raise ValueError(row["error"])
-                results[row["index"]] = json.loads(row["result"])
-                bar.update(sizes[row["index"]])
+                for index, result in json.loads(row["results"]):
+                    results[index] = result
+                    bar.update(sizes[index])
     return [results[i] for i in range(len(units))]
 
 
@@ -86,27 +100,58 @@ def _finished(stage: Stage, count: int) -> dict[int, dict[str, Any]]:
     return {row["index"]: row["result"] for row in done if row["index"] < count}
 
 
-def _dataset(items: list[dict[str, Any]], perform: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]]) -> Any:
     import ray
 
     for name in ("execution.streaming_executor", "progress"):  # plans and finish lines of every stage
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False  # they count blocks; ours counts rows
-    tasks = max(-(-len(items) // UNITS), min(len(items), TASKS * int(ray.cluster_resources().get("CPU", 1))))
+    context.target_max_block_size = 1  # what a task hands over leaves it at once
+    tasks, begin = [], 0
+    for size in task_sizes(len(units), int(ray.cluster_resources().get("CPU", 1))):
+        part = units[begin : begin + size]
+        tasks.append(pa.table({"index": [i for i, _ in part], "unit": [pickle.dumps(unit) for _, unit in part]}))
+        begin += size
     with ray.data.DataContext.current(context):
-        return ray.data.from_items(items, override_num_blocks=tasks).map(perform)
+        return ray.data.from_arrow(tasks).map_batches(work, batch_size=None, batch_format="pyarrow")
 
 
-def _perform(
-    item: dict[str, Any], *, stage: Stage, function: Callable[..., dict[str, Any]], shared: dict[str, Any]
-) -> dict[str, Any]:
+def task_sizes(units: int, cpus: int) -> list[int]:
+    """How many units each task takes: long tasks first, since every task costs its worker a pause, then shorter ones,
+    which end together."""
+    sizes = []
+    least = -(-units // (TASKS * cpus))
+    while units:
+        sizes.append(min(units, UNITS, max(least, 3 * units // (TASKS * cpus))))
+        units -= sizes[-1]
+    return sizes
+
+
+def perform(
+    units: pa.Table, *, stage: Stage, function: Callable[..., dict[str, Any]], shared: dict[str, Any]
+) -> Iterator[pa.Table]:
+    """One task: do its units, in order, and hand over their results, HANDED_OVER units at a time."""
     import ray
 
     values = {k: ray.get(v) if isinstance(v, ray.ObjectRef) else v for k, v in shared.items()}
-    try:
-        result = function(pickle.loads(item["unit"]), **values)
-    except ValueError as error:  # handed over as a value: a user's mistake needs no traceback of a remote task
-        return {"index": item["index"], "result": "", "error": str(error)}
-    storage.write_json(stage.marker(item["index"]), {"index": item["index"], "result": result})
-    return {"index": item["index"], "result": json.dumps(result), "error": ""}
+    indices = units["index"].to_pylist()
+    again = stage.finished(indices[0]) is not None  # another worker began this task, and died
+    results: list[tuple[int, dict[str, Any]]] = []
+    for index, unit in zip(indices, units["unit"], strict=True):
+        result = stage.finished(index) if again else None
+        if result is None:
+            try:
+                result = function(pickle.loads(unit.as_py()), **values)
+            except ValueError as error:  # handed over as a value: a user's mistake needs no traceback of a remote task
+                yield _handed_over([], str(error))
+                return
+            stage.finish(index, result)
+        results.append((index, result))
+        if len(results) == HANDED_OVER or index == indices[-1]:
+            yield _handed_over(results)
+            results = []
+
+
+def _handed_over(results: list[tuple[int, dict[str, Any]]], error: str = "") -> pa.Table:
+    return pa.table({"results": [json.dumps(results)], "error": [error]})

@@ -42,7 +42,7 @@ class Out:
 
     uint8, int32 = _vector(types.uint8, False), _vector(types.int32, False)
     int64, uint64 = _vector(types.int64, False), _vector(types.uint64, False)
-    float64 = _vector(types.float64, False)
+    float64, boolean = _vector(types.float64, False), _vector(types.boolean, False)
 
 
 def jit(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:

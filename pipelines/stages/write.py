@@ -1,7 +1,7 @@
 """Parquet files that appear whole or not at all, with their checksum."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -12,9 +12,10 @@ from llip import storage
 from llip.data.manifest import FileEntry
 from pipelines import schema as columns
 
-DISTINCT = (columns.ID, columns.CAPTIONS)
-"""Columns that hardly repeat a value: a dictionary of theirs is made to be thrown away, and to compress them takes
-longer than to write them, for a thousandth of a file with pictures."""
+DISTINCT = (columns.ID, columns.CAPTIONS, columns.URL)
+"""Columns that hardly repeat a value: a dictionary of theirs is made to be thrown away."""
+PLAIN = (columns.ID, columns.CAPTIONS)
+"""Columns that are not compressed: that takes longer than to write them, for a thousandth of a file with pictures."""
 
 
 class Hashing:
@@ -41,16 +42,11 @@ class ParquetFile:
     def __init__(self, folder: str, name: str, schema: pa.Schema, file: IO[bytes]) -> None:
         self.folder, self.name, self.schema, self.rows = folder, name, schema, 0
         self._sink = Hashing(file)
-        repeating = [
-            leaf
-            for field in schema
-            if field.name not in DISTINCT and not pa.types.is_binary(field.type)
-            for leaf in _leaves(field.name, field.type)
-        ]
+        repeating, compressed = _leaves_but(DISTINCT, schema), _leaves_but(PLAIN, schema)
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self._sink, "w"),
             schema,
-            compression=dict.fromkeys(repeating, "zstd"),  # pictures are compressed already
+            compression=dict.fromkeys(compressed, "zstd"),
             use_dictionary=repeating,
             write_statistics=repeating,  # those of pictures would be pictures
             write_page_checksum=True,
@@ -76,6 +72,13 @@ def parquet_file(folder: str, name: str, schema: pa.Schema) -> Iterator[ParquetF
         file = ParquetFile(folder, name, schema, raw)
         yield file
         file.close()
+
+
+def _leaves_but(names: Sequence[str], schema: pa.Schema) -> list[str]:
+    """Paths of the Parquet columns of a table, without those of columns that are named and without pictures, which are
+    compressed already."""
+    fields = [field for field in schema if field.name not in names and not pa.types.is_binary(field.type)]
+    return [leaf for field in fields for leaf in _leaves(field.name, field.type)]
 
 
 def _leaves(path: str, kind: pa.DataType) -> list[str]:

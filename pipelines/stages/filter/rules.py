@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numba import types
 from PIL import Image
 
+from pipelines.stages.compiled import In, Out, jit, string_buffers
 from pipelines.stages.filter import headers, language
 
 KEPT = 0
@@ -118,14 +120,40 @@ def language_reasons(texts: pa.StringArray, reasons: np.ndarray, languages: Sequ
 
 def caption_reasons(texts: pa.StringArray, min_words: int, min_characters: int) -> np.ndarray:
     """Code of `CAPTION_REASONS` of each text, uint8; surrounding white space does not count."""
-    trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts, ""))
-    characters = pc.utf8_length(trimmed).to_numpy()
+    characters, words, rough = _sizes(*string_buffers(texts), min_words > 1)
+    if rough.any():
+        trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts.filter(pa.array(rough)), ""))
+        characters[rough], words[rough], _ = _sizes(*string_buffers(trimmed), min_words > 1)
     reasons = np.where(characters < min_characters, CAPTION["too few characters"], KEPT).astype(np.uint8)
     if min_words > 1:
-        words = pc.count_substring_regex(trimmed, r"\s+").to_numpy() + 1
         reasons[words < min_words] = CAPTION["too few words"]
     reasons[characters == 0] = CAPTION["empty"]
     return reasons
+
+
+@jit(types.Tuple((Out.int32, Out.int32, Out.boolean))(In.uint8, In.int32, types.boolean))
+def _sizes(data, offsets, count_words):
+    """Characters of each text; its runs of bytes that are no white space, where asked; and whether it may have white
+    space around it: most texts begin and end in a visible character of ASCII."""
+    count = len(offsets) - 1
+    characters, words, rough = np.zeros(count, np.int32), np.zeros(count, np.int32), np.ones(count, np.bool_)
+    for t in range(count):
+        text = data[offsets[t] : offsets[t + 1]]
+        if len(text) == 0:
+            continue
+        rough[t] = not (33 <= text[0] <= 126 and 33 <= text[-1] <= 126)
+        number = np.int32(0)
+        for byte in text:
+            number += (byte & 0xC0) != 0x80  # bytes that go on with a character of UTF-8
+        characters[t] = number
+        if count_words:
+            number, before = np.int32(0), True
+            for byte in text:
+                space = byte == 32 or 9 <= byte <= 10 or 12 <= byte <= 13
+                number += before and not space
+                before = space
+            words[t] = number
+    return characters, words, rough
 
 
 @dataclass(frozen=True, kw_only=True)

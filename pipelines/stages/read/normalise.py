@@ -62,6 +62,8 @@ def captions(values: pa.Array) -> pa.ListArray:
         values = values.cast(schema.REQUIRED[schema.CAPTIONS])
         return pc.if_else(pc.is_null(values), pa.scalar([], values.type), values) if values.null_count else values
     texts = values.cast(pa.string())
+    if not texts.null_count:
+        return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), texts)
     present = texts.is_valid().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(present)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), texts.drop_null())

@@ -89,7 +89,7 @@ class Curate:
     """Keep rows whose columns satisfy these, for instance 'nsfw < 0.5'."""
     matches: str | None = None
     """Folder where matches are kept; `matches` beside the output where not given."""
-    unit_rows: int = 50_000
+    unit_rows: int = 100_000
     """Rows that are read, matched and written together; fewer where their pictures are large."""
 
     def __post_init__(self) -> None:

@@ -66,9 +66,9 @@ def test_totals_are_counts_over_all_units() -> None:
 @pytest.mark.parametrize(("units", "cpus"), [(1, 2), (3, 2), (8, 2), (200, 2), (5_000, 16), (200_000, 1_000)])
 def test_tasks_are_long_at_first_and_end_together(units: int, cpus: int) -> None:
     sizes = passes.task_sizes(units, cpus)
-    assert sum(sizes) == units and min(sizes) > 0 and sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == units and min(sizes) > 0 and sizes[:-1] == sorted(sizes[:-1], reverse=True)
     assert sizes[0] <= passes.UNITS and len(sizes) >= min(units, 2 * cpus)
-    assert sizes[-1] <= -(-units // (2 * cpus))
+    assert sizes[-1] <= -(-units // (4 * cpus))  # not so long that the others wait for it
 
 
 def test_a_task_that_was_begun_by_a_worker_that_died_does_only_what_is_left(tmp_path: Path) -> None:

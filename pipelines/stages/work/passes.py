@@ -4,6 +4,7 @@ after an interruption."""
 import hashlib
 import json
 import logging
+import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,12 @@ from llip import storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-UNITS = 64
+UNITS = 128
 """Most units of a task. Ray Data needs 0.1 to 0.2 s to give a worker its next task, in which the worker is idle."""
-TASKS = 4
-"""Tasks for each CPU that the smallest ones are made for: the last ones end together."""
+SHARE = 0.75
+"""Of what is left for each CPU, how much its next task takes."""
+LEAST = 1 / 8
+"""Of what each CPU does in all, how much the last tasks take at least."""
 HANDED_OVER = 4
 """Units whose results a task hands over at a time: a progress bar should not wait for a whole task."""
 THREADS = 16
@@ -121,9 +124,10 @@ def task_sizes(units: int, cpus: int) -> list[int]:
     """How many units each task takes: long tasks first, since every task costs its worker a pause, then shorter ones,
     which end together."""
     sizes = []
-    least = -(-units // (TASKS * cpus))
+    least = math.ceil(LEAST * units / cpus)
     while units:
-        sizes.append(min(units, UNITS, max(least, 3 * units // (TASKS * cpus))))
+        size = min(UNITS, max(least, int(SHARE * units / cpus)))
+        sizes.append(units if units < size + least // 2 else size)
         units -= sizes[-1]
     return sizes
 

@@ -21,7 +21,7 @@ from pipelines.stages.fetch.addresses import Allowed
 from pipelines.stages.fetch.download import Limits
 from pipelines.stages.fetch.links import Columns
 from pipelines.stages.read import files, parquet
-from pipelines.stages.work import Stage, Unit, digest, run
+from pipelines.stages.work import Stage, Unit, digest, run, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Fetch:
     connections: int = 128
     """Requests at a time, of each worker."""
     per_host: int = 4
-    """Of these, to one host."""
+    """Requests to one host at a time, of all workers together; each worker may make one."""
     timeout: float = 20.0
     """Seconds for a request and its answer."""
     retries: int = 2
@@ -71,8 +71,10 @@ class Fetch:
                 raise ValueError(f"--{name} is {value}; it has to be at least 0")
         Allowed(self.allow)
 
-    def limits(self) -> Limits:
-        return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
+    def limits(self, workers: int) -> Limits:
+        """Those of each worker."""
+        given = {f.name: getattr(self, f.name) for f in fields(Limits)}
+        return Limits(**given | {"per_host": max(1, self.per_host // workers)})
 
 
 def fetch(settings: Fetch) -> Manifest:
@@ -148,7 +150,7 @@ def _attempt(
         shared={
             "folder": output,
             "attempt": attempt,
-            "limits": settings.limits(),
+            "limits": settings.limits(workers(len(units))),
             "sha256": settings.sha256_column,
         },
     )

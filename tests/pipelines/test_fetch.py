@@ -341,3 +341,19 @@ def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: P
     reasons = [pq.read_table(f).to_pylist() for f in sorted((tmp_path / "pool/_failed/001").iterdir())]
     assert Counter(r["reason"] for unit in reasons for r in unit) == result.summary["failed"]
     assert curate(Curate(pool=settings.output, output=str(tmp_path / "curated"), metadata_min_count=1)).rows == 31
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path) -> None:
+    """Four units at once with four requests to the host in all, where each worker for itself would make sixteen."""
+    rows = {"url": [f"{site.address}/slow?{i}" for i in range(64)], "text": ["a cat"] * 64}
+    pq.write_table(pa.table(rows), tmp_path / "links.parquet")
+    settings = Fetch(
+        links=str(tmp_path / "links.parquet"),
+        output=str(tmp_path / "pool"),
+        per_host=4,
+        unit_rows=16,
+        allow=("127.0.0.1/32",),
+    )
+    assert fetch(settings).summary["fetched"] == 64
+    assert 1 < site.most_open <= 4

@@ -23,9 +23,9 @@ Result = TypeVar("Result")
 UNITS = 128
 """Most units of a task. Ray Data needs 0.1 to 0.2 s to give a worker its next task, in which the worker is idle."""
 SHARE = 0.75
-"""Of what is left for each CPU, how much its next task takes."""
+"""Of what is left for each worker, how much its next task takes."""
 LEAST = 1 / 8
-"""Of what each CPU does in all, how much the last tasks take at least."""
+"""Of what each worker does in all, how much the last tasks take at least."""
 HANDED_OVER = 4
 """Units whose results a task hands over at a time: a progress bar should not wait for a whole task."""
 THREADS = 16
@@ -112,7 +112,7 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
     context.enable_progress_bars = False  # they count blocks; ours counts rows
     context.target_max_block_size = 1  # what a task hands over leaves it at once
     tasks, begin = [], 0
-    for size in task_sizes(len(units), int(ray.cluster_resources().get("CPU", 1))):
+    for size in task_sizes(len(units), workers(len(units))):
         part = units[begin : begin + size]
         tasks.append(pa.table({"index": [i for i, _ in part], "unit": [pickle.dumps(unit) for _, unit in part]}))
         begin += size
@@ -120,13 +120,20 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
         return ray.data.from_arrow(tasks).map_batches(work, batch_size=None, batch_format="pyarrow")
 
 
-def task_sizes(units: int, cpus: int) -> list[int]:
+def workers(units: int) -> int:
+    """How many tasks run at a time."""
+    import ray
+
+    return min(units, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def task_sizes(units: int, workers: int) -> list[int]:
     """How many units each task takes: long tasks first, since every task costs its worker a pause, then shorter ones,
     which end together."""
     sizes = []
-    least = math.ceil(LEAST * units / cpus)
+    least = math.ceil(LEAST * units / workers)
     while units:
-        size = min(UNITS, max(least, int(SHARE * units / cpus)))
+        size = min(UNITS, max(least, int(SHARE * units / workers)))
         sizes.append(units if units < size + least // 2 else size)
         units -= sizes[-1]
     return sizes

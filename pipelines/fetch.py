@@ -21,7 +21,7 @@ from pipelines.stages.fetch.addresses import Allowed
 from pipelines.stages.fetch.download import Limits
 from pipelines.stages.fetch.links import Columns
 from pipelines.stages.read import files, parquet
-from pipelines.stages.work import Stage, Unit, digest, run, workers
+from pipelines.stages.work import Stage, Unit, digest, run, worker_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _attempt(
         shared={
             "folder": output,
             "attempt": attempt,
-            "limits": settings.limits(workers(len(units))),
+            "limits": settings.limits(worker_count(len(units))),
             "sha256": settings.sha256_column,
         },
     )

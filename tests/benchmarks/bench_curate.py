@@ -1,7 +1,7 @@
 """Curation of captions from a pool on disk to a curated one, against the matcher alone on as many cores.
 
     uv run python tests/benchmarks/bench_curate.py                                        # 400,000 rows
-    uv run python tests/benchmarks/bench_curate.py --rows 10000000 --rounds 1              # ten million: 5 minutes
+    uv run python tests/benchmarks/bench_curate.py --rows 30000000 --rounds 1              # thirty million: 10 minutes
 
 Each row is a caption of about 54 characters and an address; 500,000 entries, t from the tail share.
 Time is a fixed part (the list of entries, its index, the plan of each pass, the data card) and a part that grows with

@@ -112,7 +112,7 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
     context.enable_progress_bars = False  # they count blocks; ours counts rows
     context.target_max_block_size = 1  # what a task hands over leaves it at once
     tasks, begin = [], 0
-    for size in task_sizes(len(units), workers(len(units))):
+    for size in task_sizes(len(units), worker_count(len(units))):
         part = units[begin : begin + size]
         tasks.append(pa.table({"index": [i for i, _ in part], "unit": [pickle.dumps(unit) for _, unit in part]}))
         begin += size
@@ -120,7 +120,7 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
         return ray.data.from_arrow(tasks).map_batches(work, batch_size=None, batch_format="pyarrow")
 
 
-def workers(units: int) -> int:
+def worker_count(units: int) -> int:
     """How many tasks run at a time."""
     import ray
 

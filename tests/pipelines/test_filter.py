@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from small_pools import picture, read_all
 
@@ -39,6 +42,36 @@ def test_only_captions_that_are_left_get_another_reason() -> None:
     found = rules.language_reasons(texts, reasons, ("en", "fr"))
     names = [rules.CAPTION_REASONS[code] for code in found]
     assert names == ["kept", "kept", "another language", "another language", "empty", "kept"]
+
+
+def plain_reason(text: str | None, min_words: int, min_characters: int) -> str:
+    """What the rules say of one text, in plain Python."""
+    trimmed = (text or "").strip()
+    if not trimmed:
+        return "empty"
+    if len(re.split("[ \t\n\f\r]+", trimmed)) < min_words:
+        return "too few words"
+    return "too few characters" if len(trimmed) < min_characters else "kept"
+
+
+@given(
+    st.lists(st.none() | st.text(st.sampled_from("ab9, \t\n\r\x0b\x0c\x85\xa0\u2003\u3000\u200bé漢🙂"), max_size=12))
+)
+@pytest.mark.parametrize(("min_words", "min_characters"), [(0, 0), (2, 3), (3, 6)])
+def test_rules_of_captions_are_those_of_plain_python(
+    min_words: int, min_characters: int, texts: list[str | None]
+) -> None:
+    array = pa.array(["before", *texts, "after"], pa.string()).slice(1, len(texts))
+    codes = rules.caption_reasons(array, min_words, min_characters)
+    expected = [plain_reason(text, min_words, min_characters) for text in texts]
+    assert [rules.CAPTION_REASONS[code] for code in codes] == expected
+
+
+def test_a_null_caption_is_empty_whatever_bytes_lie_under_it() -> None:
+    buffers = [pa.py_buffer(b"\x01"), pa.py_buffer(np.array([0, 3, 6], np.int32)), pa.py_buffer(b"onetwo")]
+    texts = pa.StringArray.from_buffers(2, buffers[1], buffers[2], buffers[0])
+    assert texts.to_pylist() == ["one", None]
+    assert rules.caption_reasons(texts, 0, 0).tolist() == [rules.KEPT, rules.CAPTION["empty"]]
 
 
 def encoded(size: tuple[int, int], mode: str = "RGB") -> bytes:

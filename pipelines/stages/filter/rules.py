@@ -121,6 +121,8 @@ def language_reasons(texts: pa.StringArray, reasons: np.ndarray, languages: Sequ
 def caption_reasons(texts: pa.StringArray, min_words: int, min_characters: int) -> np.ndarray:
     """Code of `CAPTION_REASONS` of each text, uint8; surrounding white space does not count."""
     characters, words, rough = _sizes(*string_buffers(texts), min_words > 1)
+    if texts.null_count:
+        rough |= texts.is_null().to_numpy(zero_copy_only=False)
     if rough.any():
         trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts.filter(pa.array(rough)), ""))
         characters[rough], words[rough], _ = _sizes(*string_buffers(trimmed), min_words > 1)

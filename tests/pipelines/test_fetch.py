@@ -27,7 +27,7 @@ from pipelines.stages.fetch import links
 from pipelines.stages.fetch.addresses import Allowed
 from pipelines.stages.fetch.download import Client, FetchError, Limits
 from pipelines.stages.fetch.links import Columns
-from pipelines.stages.work import Unit
+from pipelines.stages.work import Unit, run
 
 PICTURE = picture(1)
 LIMITS = Limits(
@@ -344,16 +344,24 @@ def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: P
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path) -> None:
-    """Four units at once with four requests to the host in all, where each worker for itself would make sixteen."""
-    rows = {"url": [f"{site.address}/slow?{i}" for i in range(64)], "text": ["a cat"] * 64}
+def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are four CPUs, and no more workers than units."""
+
+    def recording(*arguments: Any, shared: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+        limits.extend([shared["limits"]] if "limits" in shared else [])
+        return run(*arguments, shared=shared, **options)
+
+    limits: list[Limits] = []
+    monkeypatch.setattr("pipelines.fetch.run", recording)
+    rows = {"url": [f"{site.address}/good?{i}" for i in range(24)], "text": ["a cat"] * 24}
     pq.write_table(pa.table(rows), tmp_path / "links.parquet")
-    settings = Fetch(
-        links=str(tmp_path / "links.parquet"),
-        output=str(tmp_path / "pool"),
-        per_host=4,
-        unit_rows=16,
-        allow=("127.0.0.1/32",),
-    )
-    assert fetch(settings).summary["fetched"] == 64
-    assert 1 < site.most_open <= 4
+    for unit_rows in (24, 12, 6, 2):
+        settings = Fetch(
+            links=str(tmp_path / "links.parquet"),
+            output=str(tmp_path / f"pool-{unit_rows}"),
+            per_host=3,
+            unit_rows=unit_rows,
+            allow=("127.0.0.1/32",),
+        )
+        assert fetch(settings).summary["fetched"] == 24
+    assert [of_worker.per_host for of_worker in limits] == [3, 1, 1, 1]

@@ -5,7 +5,7 @@ import pyarrow as pa
 from numba import types
 
 from pipelines.stages.compiled import In, Out, jit
-from pipelines.stages.hashing import hash64, uniform
+from pipelines.stages.hashing import finish_lists, uniform
 
 
 @jit(types.void(In.int32, In.int32, In.float64, Out.float64))
@@ -30,22 +30,30 @@ def log_misses(counts: np.ndarray, t: int | np.ndarray) -> np.ndarray:
         return np.where(share < 0.5, np.log1p(-share), np.log(above))
 
 
-def keep_probability(matches: pa.ListArray, log_misses: np.ndarray) -> np.ndarray:
+def keep_probability(matches: pa.ListArray, counts: np.ndarray, t: int | np.ndarray) -> np.ndarray:
     """Probability that a text is kept, float64 [T]: `1 - Π_e (1 - p[e])` over the entries e it matches; 0 without a
     match.
 
-    matches: list<int32> [T], distinct entry ids of each text; log_misses: float64 [E], see `log_misses`.
+    matches: list<int32> [T], distinct entry ids of each text; counts, t: see `log_misses`.
     """
+    return keep_probability_of(matches, log_misses(counts, t))
+
+
+def keep_probability_of(matches: pa.ListArray, log_misses: np.ndarray) -> np.ndarray:
+    """`keep_probability` by what `log_misses` gives, once for many parts of a pool."""
     log_drop = np.empty(len(matches))
     offsets = np.ascontiguousarray(matches.offsets.to_numpy(), np.int32)
     _log_drop(matches.values.to_numpy(), offsets, log_misses, log_drop)
     return -np.expm1(log_drop)
 
 
-def draws(ids: pa.StringArray, rows: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) of texts, float64 [T]: a hash of (seed, ids[rows[t]], indices[t]), `indices`
-    counting an image's texts."""
-    return uniform(hash64(ids, seed, rows, indices))
+def draws(states: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) of texts, float64 [T]: a hash of (seed, id of the image, 0, 1, … for its texts).
+
+    states: uint64 [N], `hashing.states` of the ids and the seed; offsets: int32 [N + 1], where each image's texts
+    begin.
+    """
+    return uniform(finish_lists(states, offsets))
 
 
 def tail_share(counts: np.ndarray, t: int | np.ndarray) -> float:

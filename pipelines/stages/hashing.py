@@ -32,12 +32,12 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@jit(types.void(In.uint8, In.int32, In.int32, In.int64, types.uint64, Out.uint64))
-def _hash(data, offsets, rows, indices, seed, out):
-    start_state = mix(seed + GOLDEN)
-    for i in range(len(rows)):
-        begin, end = offsets[rows[i]], offsets[rows[i] + 1]
-        h = start_state
+@jit(types.void(In.uint8, In.int32, types.uint64, Out.uint64))
+def _states(data, offsets, seed, out):
+    start = mix(seed + GOLDEN)
+    for i in range(len(out)):
+        begin, end = offsets[i], offsets[i + 1]
+        h = start
         word, filled = np.uint64(0), 0
         for j in range(begin, end):
             word |= np.uint64(data[j]) << np.uint64(8 * filled)
@@ -47,30 +47,50 @@ def _hash(data, offsets, rows, indices, seed, out):
                 word, filled = np.uint64(0), 0
         if filled:
             h = mix(h ^ word)
-        h = mix(h ^ np.uint64(end - begin))
-        out[i] = mix(h ^ (np.uint64(indices[i]) + GOLDEN))
+        out[i] = mix(h ^ np.uint64(end - begin))
 
 
-def hash64(
-    strings: pa.StringArray, seed: int, rows: np.ndarray | None = None, indices: np.ndarray | None = None
-) -> np.ndarray:
-    """Hashes of `(seed, strings[rows[i]], indices[i])` as uint64 [N]; of `(seed, strings[i], 0)` where no rows are
-    given."""
+@jit(types.void(In.uint64, types.int64, Out.uint64))
+def _finish(states, index, out):
+    for i in range(len(out)):
+        out[i] = mix(states[i] ^ (np.uint64(index) + GOLDEN))
+
+
+@jit(types.void(In.uint64, In.int32, Out.uint64))
+def _finish_lists(states, offsets, out):
+    for i in range(len(states)):
+        for j in range(offsets[i], offsets[i + 1]):
+            out[j - offsets[0]] = mix(states[i] ^ (np.uint64(j - offsets[i]) + GOLDEN))
+
+
+def states(strings: pa.StringArray, seed: int) -> np.ndarray:
+    """What the hashes of `(seed, strings[i], index)` have in common, uint64 [N], for `finish` and `finish_lists`."""
     data, offsets = string_buffers(strings)
-    if rows is None:
-        rows = np.arange(len(strings), dtype=np.int32)
-    if indices is None:
-        indices = np.zeros(len(rows), dtype=np.int64)
-    out = np.empty(len(rows), dtype=np.uint64)
-    _hash(
-        data,
-        offsets,
-        np.ascontiguousarray(rows, np.int32),
-        np.ascontiguousarray(indices, np.int64),
-        np.uint64(seed % 2**64),
-        out,
-    )
+    out = np.empty(len(strings), np.uint64)
+    _states(data, offsets, np.uint64(seed % 2**64), out)
     return out
+
+
+def finish(states: np.ndarray, index: int) -> np.ndarray:
+    """The hashes of those states with one index, uint64 [N]."""
+    out = np.empty(len(states), np.uint64)
+    _finish(np.ascontiguousarray(states), index, out)
+    return out
+
+
+def finish_lists(states: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The hashes of the elements of lists, uint64 [T]: the state of their list with 0, 1, … as index.
+
+    offsets: int32 [N + 1], where the lists begin.
+    """
+    out = np.empty(offsets[-1] - offsets[0], np.uint64)
+    _finish_lists(states, offsets, out)
+    return out
+
+
+def hash64(strings: pa.StringArray, seed: int, index: int = 0) -> np.ndarray:
+    """Hashes of `(seed, strings[i], index)`, uint64 [N]."""
+    return finish(states(strings, seed), index)
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schema
-from pipelines.stages import balance, read, write
+from pipelines.stages import balance, hashing, read, write
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import CAPTION, KEPT, ROW, ImageRules
-from pipelines.stages.hashing import SAMPLE, hash64
 from pipelines.stages.match import matching
 from pipelines.stages.work import Unit, tallies
 
@@ -64,8 +63,9 @@ def select_unit(
             part = decided.slice(row, table.num_rows).combine_chunks()
             row += table.num_rows
             matched = part["matches"].combine_chunks().flatten()
-            probability = balance.keep_probability(matched, log_misses)
-            row_reasons, caption_reasons = _decide(table, part, draw, probability, sizes["side"])
+            probability = balance.keep_probability_of(matched, log_misses)
+            states = hashing.states(table[schema.ID].combine_chunks(), draw.seed)
+            row_reasons, caption_reasons = _decide(table, part, draw, states, probability, sizes["side"])
             tally["rows"].update(_named(row_reasons, rules.ROW_REASONS))
             tally["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
             if draw.online:
@@ -74,7 +74,7 @@ def select_unit(
                 table = table.append_column(schema.KEEP_PROBABILITY, lists)
             kept = _kept(table, row_reasons, caption_reasons)
             if kept.num_rows:
-                samples += _samples(kept, file.rows, draw.seed)
+                samples += _samples(states[row_reasons == KEPT], file.rows)
                 file.write(kept.select(columns.names).cast(columns))
                 _measure(kept, sizes)
             kept_captions.append(caption_reasons == KEPT)
@@ -87,38 +87,38 @@ def select_unit(
 
 
 def _decide(
-    table: pa.Table, decided: pa.Table, draw: Draw, probability: np.ndarray, sides: Counter[int]
+    table: pa.Table,
+    decided: pa.Table,
+    draw: Draw,
+    states: np.ndarray,
+    probability: np.ndarray,
+    sides: Counter[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of ROW_REASONS (uint8 [N]) and, for all captions one after another, of CAPTION_REASONS (uint8 [T])."""
+    """Codes of ROW_REASONS (uint8 [N]) and, for all captions one after another, of CAPTION_REASONS (uint8 [T]).
+
+    states: uint64 [N], `hashing.states` of the ids; probability: float64 [T], that a caption stays.
+    """
     row_reasons = decided["row_reason"].to_numpy().copy()
     lists = decided["caption_reasons"].combine_chunks()
     reasons = lists.flatten().to_numpy().copy()
-    lengths = lists.value_lengths().to_numpy()
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    indices = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-    numbers = 0.0 if draw.online else balance.draws(table[schema.ID].combine_chunks(), rows, indices, draw.seed)
-    drawn = numbers < probability
+    offsets = lists.offsets.to_numpy()
+    drawn = (0.0 if draw.online else balance.draws(states, offsets)) < probability
     reasons[(reasons == KEPT) & ~drawn] = CAPTION["thinned out by balancing"]
-
-    has_caption = np.bincount(rows[reasons == KEPT], minlength=len(lengths)) > 0
-    row_reasons[(row_reasons == KEPT) & ~has_caption] = ROW["no caption kept"]
+    row_reasons[(row_reasons == KEPT) & (_counts(reasons == KEPT, offsets) == 0)] = ROW["no caption kept"]
     if schema.IMAGE in table.column_names:
         left = np.flatnonzero(row_reasons == KEPT)
         row_reasons[left], short = rules.judge(table[schema.IMAGE].combine_chunks(), left, draw.image_rules)
         _count(sides, short[row_reasons[left] == KEPT])
-    reasons[(reasons == KEPT) & (row_reasons[rows] != KEPT)] = CAPTION["its image was dropped"]
+    stays = np.repeat(row_reasons == KEPT, np.diff(offsets))
+    reasons[(reasons == KEPT) & ~stays] = CAPTION["its image was dropped"]
     return row_reasons, reasons
 
 
 def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray) -> pa.Table:
     """Rows that stay, with the captions that stay and what is parallel to them."""
-    lengths = table[schema.CAPTIONS].combine_chunks().value_lengths().to_numpy()
+    before = table[schema.CAPTIONS].combine_chunks().offsets.to_numpy()
     stays, flags = row_reasons == KEPT, caption_reasons == KEPT
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    kept_lengths = np.bincount(rows[flags], minlength=len(lengths))[stays]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(kept_lengths)]).astype(np.int32))
-    of_kept_rows = pa.array(flags[stays[rows]])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(_counts(flags, before)[stays])]).astype(np.int32))
     columns = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -127,13 +127,20 @@ def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray)
         else:
             columns[name] = column.filter(pa.array(stays))
         if name in (schema.KINDS, schema.KEEP_PROBABILITY):  # parallel to the captions, where a row stays
+            of_kept_rows = pa.array(flags[np.repeat(stays, np.diff(before))])
             columns[name] = pa.ListArray.from_arrays(offsets, columns[name].flatten().filter(of_kept_rows))
     return pa.table(columns)
 
 
-def _samples(kept: pa.Table, first_row: int, seed: int) -> list[tuple[int, int]]:
-    """(hash, number in the file) of the rows with the smallest hashes."""
-    hashes = hash64(kept[schema.ID].combine_chunks(), seed, indices=np.full(kept.num_rows, SAMPLE))
+def _counts(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many of the flags of each list are set, int32 [N]. flags: bool, of all lists; offsets: where each begins."""
+    before = np.concatenate([[0], np.cumsum(flags, dtype=np.int32)])
+    return np.diff(before[offsets - offsets[0]])
+
+
+def _samples(states: np.ndarray, first_row: int) -> list[tuple[int, int]]:
+    """(hash, number in the file) of the rows with the smallest hashes, given the states of all kept rows."""
+    hashes = hashing.finish(states, hashing.SAMPLE)
     rows = np.argpartition(hashes, SAMPLES)[:SAMPLES] if len(hashes) > SAMPLES else np.arange(len(hashes))
     return [(int(hashes[row]), first_row + int(row)) for row in rows]
 

@@ -54,7 +54,7 @@ def test_t_of_an_entry_is_that_of_its_language() -> None:
     assert chosen == {"a": balance.threshold(counts[:3], 0.2), "b": 1, "c": balance.threshold(counts[4:], 0.2)}
     t = balance.by_entry(chosen, sizes)
     matches = pa.array([[0], [1, 4], [], [2, 5, 6]], pa.list_(pa.int32()))
-    got = balance.keep_probability(matches, balance.log_misses(counts, t))
+    got = balance.keep_probability(matches, counts, t)
     p = t / np.maximum(counts, t)
     literal = [1 - np.prod([1 - p[e] for e in entries]) for entries in matches.to_pylist()]
     np.testing.assert_allclose(got, literal, atol=1e-12)

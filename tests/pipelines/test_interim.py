@@ -23,3 +23,13 @@ def test_damage_is_named(tmp_path: Path, place: int) -> None:
     (tmp_path / "some.arrows").write_bytes(content)
     with pytest.raises(ValueError, match=r"some\.arrows is damaged"):
         interim.read(str(tmp_path / "some.arrows"))
+
+
+def test_words_that_changed_places_are_damage(tmp_path: Path) -> None:
+    interim.write(str(tmp_path), "some.arrows", pa.table({"number": pa.array(range(1000), pa.int64())}))
+    content = bytearray((tmp_path / "some.arrows").read_bytes())
+    place = content.index((500).to_bytes(8, "little"))
+    content[place : place + 16] = content[place + 8 : place + 16] + content[place : place + 8]
+    (tmp_path / "some.arrows").write_bytes(content)
+    with pytest.raises(ValueError, match=r"some\.arrows is damaged"):
+        interim.read(str(tmp_path / "some.arrows"))

@@ -97,7 +97,7 @@ def fingerprint_unit(
         readable = np.array([i for i, found in pairs if found is not None], np.int32)
         rows.append(row + readable)
         ids = table[schema.ID].combine_chunks()
-        ranks.append(hash64(ids, 0, readable, np.full(len(readable), RANK)))
+        ranks.append(hash64(ids, 0, RANK)[readable])
         prints.append(np.array([p for _, p in pairs if p is not None], np.uint64).reshape(-1, *prints[0].shape[1:]))
         row += table.num_rows
     found = np.concatenate(prints)

@@ -120,12 +120,13 @@ def language_reasons(texts: pa.StringArray, reasons: np.ndarray, languages: Sequ
 
 def caption_reasons(texts: pa.StringArray, min_words: int, min_characters: int) -> np.ndarray:
     """Code of `CAPTION_REASONS` of each text, uint8; surrounding white space does not count."""
-    characters, words, rough = _sizes(*string_buffers(texts), min_words > 1)
+    asked = (min_characters > 1, min_words > 1)
+    characters, words, rough = _sizes(*string_buffers(texts), *asked)
     if texts.null_count:
         rough |= texts.is_null().to_numpy(zero_copy_only=False)
     if rough.any():
         trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts.filter(pa.array(rough)), ""))
-        characters[rough], words[rough], _ = _sizes(*string_buffers(trimmed), min_words > 1)
+        characters[rough], words[rough], _ = _sizes(*string_buffers(trimmed), *asked)
     reasons = np.where(characters < min_characters, CAPTION["too few characters"], KEPT).astype(np.uint8)
     if min_words > 1:
         reasons[words < min_words] = CAPTION["too few words"]
@@ -133,10 +134,10 @@ def caption_reasons(texts: pa.StringArray, min_words: int, min_characters: int) 
     return reasons
 
 
-@jit(types.Tuple((Out.int32, Out.int32, Out.boolean))(In.uint8, In.int32, types.boolean))
-def _sizes(data, offsets, count_words):
-    """Characters of each text; its runs of bytes that are no white space, where asked; and whether it may have white
-    space around it: most texts begin and end in a visible character of ASCII."""
+@jit(types.Tuple((Out.int32, Out.int32, Out.boolean))(In.uint8, In.int32, types.boolean, types.boolean))
+def _sizes(data, offsets, count_characters, count_words):
+    """Characters of each text, 1 for any number where not asked; its runs of bytes that are no white space, where
+    asked; and whether it may have white space around it: most texts begin and end in a visible character of ASCII."""
     count = len(offsets) - 1
     characters, words, rough = np.zeros(count, np.int32), np.zeros(count, np.int32), np.ones(count, np.bool_)
     for t in range(count):
@@ -144,10 +145,12 @@ def _sizes(data, offsets, count_words):
         if len(text) == 0:
             continue
         rough[t] = not (33 <= text[0] <= 126 and 33 <= text[-1] <= 126)
-        number = np.int32(0)
-        for byte in text:
-            number += (byte & 0xC0) != 0x80  # bytes that go on with a character of UTF-8
-        characters[t] = number
+        characters[t] = 1
+        if count_characters:
+            number = np.int32(0)
+            for byte in text:
+                number += (byte & 0xC0) != 0x80  # bytes that go on with a character of UTF-8
+            characters[t] = number
         if count_words:
             number, before = np.int32(0), True
             for byte in text:

@@ -57,7 +57,7 @@ def matches_of(
         "semantics": semantics,
         "text_rules": repr(text_rules),
         "unit_rows": unit_rows,
-        "format": "arrows, crc32",
+        "format": "arrows, sum of mixed words",
         "reasons": [*rules.ROW_REASONS, *rules.CAPTION_REASONS],
     }
     folder = storage.join(folder, digest(config))

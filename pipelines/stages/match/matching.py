@@ -160,7 +160,7 @@ def _row_reasons(table: pa.Table, captions: pa.ListArray, text_rules: TextRules)
         reasons[kinds != captions.value_lengths().to_numpy()] = rules.ROW["kinds are not parallel to captions"]
     reasons[captions.value_lengths().to_numpy() == 0] = rules.ROW["no captions"]
     if text_rules.shares:
-        drawn = uniform(hash64(table[schema.ID].combine_chunks(), 0, indices=np.full(table.num_rows, MIX)))
+        drawn = uniform(hash64(table[schema.ID].combine_chunks(), 0, MIX))
         pool = dict(text_rules.shares)[table[schema.POOL][0].as_py()]  # a unit's rows are of one pool
         reasons[drawn >= pool] = rules.ROW["thinned out by its pool's weight"]
     return reasons

@@ -16,7 +16,7 @@ UNIT_BYTES = 128 << 20
 """Of a unit, about: what is done again after an interruption, and what a later task holds in memory."""
 BATCH_BYTES = 32 << 20
 """Of a table that passes from reading to matching and writing."""
-BATCH_ROWS = 1 << 16
+BATCH_ROWS = 1 << 17
 """And its most rows: bytes in a file may be fewer than in memory."""
 
 

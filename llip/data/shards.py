@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llip import storage
+from llip.arrow import whole
 from llip.data import integrity, manifest
 from llip.data.online import KeepProbabilities
 
@@ -115,7 +116,7 @@ class Shards:
                 table = file.read_row_group(inside, columns=self._columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
-        found = {name: table.column(name).combine_chunks() for name in self._columns}
+        found = {name: whole(table.column(name)) for name in self._columns}
         return RowGroup(
             where,
             int(self._first_row[group]),

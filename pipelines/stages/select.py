@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import balance, hashing, read, write
 from pipelines.stages.filter import rules
@@ -62,14 +63,14 @@ def select_unit(
         for table in read.tables(pool_format, unit, of_pool):
             part = decided.slice(row, table.num_rows).combine_chunks()
             row += table.num_rows
-            matched = part["matches"].combine_chunks().flatten()
+            matched = whole(part["matches"]).flatten()
             probability = balance.keep_probability_of(matched, log_misses)
-            states = hashing.states(table[schema.ID].combine_chunks(), draw.seed)
+            states = hashing.states(whole(table[schema.ID]), draw.seed)
             row_reasons, caption_reasons = _decide(table, part, draw, states, probability, sizes["side"])
             tally["rows"].update(_named(row_reasons, rules.ROW_REASONS))
             tally["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
             if draw.online:
-                offsets = table[schema.CAPTIONS].combine_chunks().offsets
+                offsets = whole(table[schema.CAPTIONS]).offsets
                 lists = pa.ListArray.from_arrays(pc.subtract(offsets, offsets[0]), pa.array(probability))
                 table = table.append_column(schema.KEEP_PROBABILITY, lists)
             kept = _kept(table, row_reasons, caption_reasons)
@@ -99,7 +100,7 @@ def _decide(
     states: uint64 [N], `hashing.states` of the ids; probability: float64 [T], that a caption stays.
     """
     row_reasons = decided["row_reason"].to_numpy().copy()
-    lists = decided["caption_reasons"].combine_chunks()
+    lists = whole(decided["caption_reasons"])
     reasons = lists.flatten().to_numpy().copy()
     offsets = lists.offsets.to_numpy()
     drawn = (0.0 if draw.online else balance.draws(states, offsets)) < probability
@@ -107,7 +108,7 @@ def _decide(
     row_reasons[(row_reasons == KEPT) & (_counts(reasons == KEPT, offsets) == 0)] = ROW["no caption kept"]
     if schema.IMAGE in table.column_names:
         left = np.flatnonzero(row_reasons == KEPT)
-        row_reasons[left], short = rules.judge(table[schema.IMAGE].combine_chunks(), left, draw.image_rules)
+        row_reasons[left], short = rules.judge(whole(table[schema.IMAGE]), left, draw.image_rules)
         _count(sides, short[row_reasons[left] == KEPT])
     stays = np.repeat(row_reasons == KEPT, np.diff(offsets))
     reasons[(reasons == KEPT) & ~stays] = CAPTION["its image was dropped"]
@@ -116,12 +117,12 @@ def _decide(
 
 def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray) -> pa.Table:
     """Rows that stay, with the captions that stay and what is parallel to them."""
-    before = table[schema.CAPTIONS].combine_chunks().offsets.to_numpy()
+    before = whole(table[schema.CAPTIONS]).offsets.to_numpy()
     stays, flags = row_reasons == KEPT, caption_reasons == KEPT
     offsets = pa.array(np.concatenate([[0], np.cumsum(_counts(flags, before)[stays])]).astype(np.int32))
     columns = {}
     for name in table.column_names:
-        column = table[name].combine_chunks()
+        column = whole(table[name])
         if name == schema.CAPTIONS:  # no caption of a row that goes is kept
             columns[name] = pa.ListArray.from_arrays(offsets, column.flatten().filter(pa.array(flags)))
         else:
@@ -152,7 +153,7 @@ def _named(codes: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 def _measure(kept: pa.Table, sizes: dict[str, Counter[int]]) -> None:
     """Add to the histograms of the data card: captions an image, characters a caption, and bytes an image rounded up
     to a power of two."""
-    captions = kept[schema.CAPTIONS].combine_chunks()
+    captions = whole(kept[schema.CAPTIONS])
     _count(sizes["captions"], captions.value_lengths().to_numpy())
     _count(sizes["characters"], pc.utf8_length(captions.flatten()).to_numpy())
     if schema.IMAGE in kept.column_names:

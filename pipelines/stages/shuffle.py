@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from llip import storage
+from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import write
 from pipelines.stages.encode import Encoding, UnusableImageError, encode
@@ -57,7 +58,7 @@ def scatter_unit(
         for batch in file.iter_batches(normalise.BATCH_ROWS):
             tables.append(_encoded(pa.Table.from_batches([batch]), encoding, blur, dropped))
     table = pa.concat_tables(tables)
-    keys = hash64(table[schema.ID].combine_chunks(), seed)
+    keys = hash64(whole(table[schema.ID]), seed)
     order = np.argsort(keys, kind="stable")
     rows = np.bincount(bin_of(keys, bits), minlength=1 << bits)
     uri = storage.join(folder, spill_name(unit.index))
@@ -119,7 +120,7 @@ def _encoded(table: pa.Table, encoding: Encoding, blur: str | None, dropped: Cou
 
 
 def _refuse_repeated_ids(ids: pa.ChunkedArray) -> None:
-    values = ids.combine_chunks()
+    values = whole(ids)
     same = np.flatnonzero(pa.compute.equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False))
     if len(same):
         raise ValueError(

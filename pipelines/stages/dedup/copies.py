@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llip import storage
+from llip.arrow import whole
 from llip.data import layouts, pictures
 from pipelines import schema
 from pipelines.stages import read
@@ -91,12 +92,12 @@ def fingerprint_unit(
     rows, ranks, prints = [np.zeros(0, np.int32)], [np.zeros(0, np.uint64)], [_no_prints(levels)]
     for table in read.tables(pool_format, unit, (schema.ID, schema.IMAGE)):
         candidates = np.flatnonzero(matching.is_left(decided.slice(row, table.num_rows)))
-        images = table[schema.IMAGE].combine_chunks()
+        images = whole(table[schema.IMAGE])
         codes, _ = rules.judge(images, candidates, image_rules)
         pairs = [(i, _prints(images[int(i)].as_py(), levels)) for i in candidates[codes == rules.KEPT]]
         readable = np.array([i for i, found in pairs if found is not None], np.int32)
         rows.append(row + readable)
-        ids = table[schema.ID].combine_chunks()
+        ids = whole(table[schema.ID])
         ranks.append(hash64(ids, 0, RANK)[readable])
         prints.append(np.array([p for _, p in pairs if p is not None], np.uint64).reshape(-1, *prints[0].shape[1:]))
         row += table.num_rows
@@ -234,7 +235,7 @@ def _binary(prints: np.ndarray) -> pa.Array:
 
 def _array(prints: pa.ChunkedArray, levels: int) -> np.ndarray:
     """uint64 [N, levels, 4] of what `_binary` made."""
-    values = prints.combine_chunks()
+    values = whole(prints)
     width = levels * fingerprint.WORDS
-    whole = np.frombuffer(values.buffers()[1], np.uint64) if len(values) else np.zeros(0, np.uint64)
-    return whole.reshape(-1, width)[values.offset : values.offset + len(values)].reshape(-1, levels, fingerprint.WORDS)
+    words = np.frombuffer(values.buffers()[1], np.uint64) if len(values) else np.zeros(0, np.uint64)
+    return words.reshape(-1, width)[values.offset : values.offset + len(values)].reshape(-1, levels, fingerprint.WORDS)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llip import storage
+from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import read
 from pipelines.stages.filter import language, rules
@@ -80,7 +81,7 @@ def dropped_name(index: int) -> str:
 def _without(table: pa.Table, codes: np.ndarray) -> pa.Table:
     row_reason = table["row_reason"].to_numpy()
     row_reason = np.where(row_reason == rules.KEPT, codes, row_reason)
-    lists = table["caption_reasons"].combine_chunks()
+    lists = whole(table["caption_reasons"])
     reasons, lengths = lists.flatten().to_numpy(), lists.value_lengths().to_numpy()
     lost = (reasons == rules.KEPT) & np.repeat(row_reason != rules.KEPT, lengths)
     reasons = pa.array(np.where(lost, rules.CAPTION["its image was dropped"], reasons).astype(np.uint8))
@@ -90,7 +91,7 @@ def _without(table: pa.Table, codes: np.ndarray) -> pa.Table:
 
 def is_left(table: pa.Table) -> np.ndarray:
     """Which rows of such a table nothing drops before balancing, bool [N]."""
-    lists = table["caption_reasons"].combine_chunks()
+    lists = whole(table["caption_reasons"])
     rows = pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), rules.KEPT)).to_numpy()
     return np.bincount(rows, minlength=len(lists)) > 0
 
@@ -99,11 +100,11 @@ def matched_entries(unit: Unit, *, folder: str, dropped: str = "", kept: str = "
     """The entries that the captions of a unit's rows match, int32, one after another; of those that `kept_name` in
     `kept` says were kept, where it is given."""
     table = read_matches(folder, unit, dropped)
-    matches = table["matches"].combine_chunks().flatten()
+    matches = whole(table["matches"]).flatten()
     if kept:
         matches = matches.filter(pa.array(tallies.read(storage.join(kept, kept_name(unit)))))
     elif dropped:
-        matches = matches.filter(pc.equal(table["caption_reasons"].combine_chunks().flatten(), rules.KEPT))
+        matches = matches.filter(pc.equal(whole(table["caption_reasons"]).flatten(), rules.KEPT))
     return matches.flatten().to_numpy()
 
 
@@ -113,7 +114,7 @@ def kept_name(unit: Unit) -> str:
 
 
 def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -> pa.Table:
-    captions = table[schema.CAPTIONS].combine_chunks()
+    captions = whole(table[schema.CAPTIONS])
     row_reason = _row_reasons(table, captions, text_rules)
     texts = captions.flatten()
     lengths = captions.value_lengths().to_numpy()
@@ -145,7 +146,7 @@ def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -
 def _languages(table: pa.Table, texts: pa.StringArray, lengths: np.ndarray, text_rules: TextRules) -> pa.StringArray:
     """Code of the language of each text that is not null."""
     if text_rules.language_column is not None:
-        of_rows = table[text_rules.language_column].combine_chunks().cast(pa.string())
+        of_rows = whole(table[text_rules.language_column]).cast(pa.string())
         return of_rows.take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
     given = texts.is_valid()
     return pc.replace_with_mask(texts, given, pa.array(language.detect(texts.filter(given).to_pylist()), pa.string()))
@@ -154,13 +155,13 @@ def _languages(table: pa.Table, texts: pa.StringArray, lengths: np.ndarray, text
 def _row_reasons(table: pa.Table, captions: pa.ListArray, text_rules: TextRules) -> np.ndarray:
     reasons = np.zeros(table.num_rows, np.uint8)
     for condition in text_rules.where:
-        reasons[~condition.holds(table[condition.column].combine_chunks())] = rules.ROW["excluded by a column"]
+        reasons[~condition.holds(whole(table[condition.column]))] = rules.ROW["excluded by a column"]
     if schema.KINDS in table.column_names:
         kinds = pc.fill_null(pc.list_value_length(table[schema.KINDS]), 0).to_numpy()
         reasons[kinds != captions.value_lengths().to_numpy()] = rules.ROW["kinds are not parallel to captions"]
     reasons[captions.value_lengths().to_numpy() == 0] = rules.ROW["no captions"]
     if text_rules.shares:
-        drawn = uniform(hash64(table[schema.ID].combine_chunks(), 0, MIX))
+        drawn = uniform(hash64(whole(table[schema.ID]), 0, MIX))
         pool = dict(text_rules.shares)[table[schema.POOL][0].as_py()]  # a unit's rows are of one pool
         reasons[drawn >= pool] = rules.ROW["thinned out by its pool's weight"]
     return reasons

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llip import storage
+from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import read
 from pipelines.stages.match.matcher import refuse_repetition
@@ -107,7 +108,7 @@ def _texts(pool_format: str, unit: Unit) -> Iterator[pa.StringArray]:
                 yield pa.array(block, pa.string())
         return
     for table in read.tables(pool_format, unit, (schema.CAPTIONS,)):
-        yield table[schema.CAPTIONS].combine_chunks().flatten()
+        yield whole(table[schema.CAPTIONS]).flatten()
 
 
 def of_corpus(corpus: Pool, *, folder: str, markers: str, min_count: int, min_pmi: float = MIN_PMI) -> list[str]:
@@ -131,7 +132,7 @@ def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int, min
     Hanks, 1990). A pure function of the texts.
     """
     table = _merge([_read_counts(folder, unit) for unit in units])
-    texts, pairs, counts = (table[name].combine_chunks() for name in ("text", "pair", "count"))
+    texts, pairs, counts = (whole(table[name]) for name in ("text", "pair", "count"))
     single = dict(
         zip(texts.filter(pc.invert(pairs)).to_pylist(), counts.filter(pc.invert(pairs)).to_pylist(), strict=True)
     )

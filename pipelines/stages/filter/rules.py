@@ -141,19 +141,19 @@ def _sizes(data, offsets, count_characters, count_words):
     count = len(offsets) - 1
     characters, words, rough = np.zeros(count, np.int32), np.zeros(count, np.int32), np.ones(count, np.bool_)
     for t in range(count):
-        text = data[offsets[t] : offsets[t + 1]]
-        if len(text) == 0:
+        begin, end = offsets[t], offsets[t + 1]
+        if begin == end:
             continue
-        rough[t] = not (33 <= text[0] <= 126 and 33 <= text[-1] <= 126)
+        rough[t] = not (33 <= data[begin] <= 126 and 33 <= data[end - 1] <= 126)
         characters[t] = 1
         if count_characters:
             number = np.int32(0)
-            for byte in text:
+            for byte in data[begin:end]:
                 number += (byte & 0xC0) != 0x80  # bytes that go on with a character of UTF-8
             characters[t] = number
         if count_words:
             number, before = np.int32(0), True
-            for byte in text:
+            for byte in data[begin:end]:
                 space = byte == 32 or 9 <= byte <= 10 or 12 <= byte <= 13
                 number += before and not space
                 before = space

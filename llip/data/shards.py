@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llip import storage
-from llip.arrow import whole
 from llip.data import integrity, manifest
 from llip.data.online import KeepProbabilities
 
@@ -116,7 +115,8 @@ class Shards:
                 table = file.read_row_group(inside, columns=self._columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{where} cannot be read: {error}") from error
-        found = {name: whole(table.column(name)) for name in self._columns}
+        # A copy: buffers that Parquet's reader grew are larger than what they hold, and a loader holds many row groups.
+        found = {name: table.column(name).combine_chunks() for name in self._columns}
         return RowGroup(
             where,
             int(self._first_row[group]),

@@ -66,7 +66,8 @@ def select_unit(
             matched = whole(part["matches"]).flatten()
             probability = balance.keep_probability_of(matched, log_misses)
             states = hashing.states(whole(table[schema.ID]), draw.seed)
-            row_reasons, caption_reasons = _decide(table, part, draw, states, probability, sizes["side"])
+            numbers = 0.0 if draw.online else balance.draws(states, whole(part["caption_reasons"]).offsets.to_numpy())
+            row_reasons, caption_reasons = _decide(table, part, numbers < probability, draw.image_rules, sizes["side"])
             tally["rows"].update(_named(row_reasons, rules.ROW_REASONS))
             tally["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
             if draw.online:
@@ -88,27 +89,21 @@ def select_unit(
 
 
 def _decide(
-    table: pa.Table,
-    decided: pa.Table,
-    draw: Draw,
-    states: np.ndarray,
-    probability: np.ndarray,
-    sides: Counter[int],
+    table: pa.Table, decided: pa.Table, drawn: np.ndarray, image_rules: ImageRules, sides: Counter[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes of ROW_REASONS (uint8 [N]) and, for all captions one after another, of CAPTION_REASONS (uint8 [T]).
 
-    states: uint64 [N], `hashing.states` of the ids; probability: float64 [T], that a caption stays.
+    drawn: bool [T], which captions balancing leaves; the shorter sides of pictures that stay are added to `sides`.
     """
     row_reasons = decided["row_reason"].to_numpy().copy()
     lists = whole(decided["caption_reasons"])
     reasons = lists.flatten().to_numpy().copy()
     offsets = lists.offsets.to_numpy()
-    drawn = (0.0 if draw.online else balance.draws(states, offsets)) < probability
     reasons[(reasons == KEPT) & ~drawn] = CAPTION["thinned out by balancing"]
     row_reasons[(row_reasons == KEPT) & (_counts(reasons == KEPT, offsets) == 0)] = ROW["no caption kept"]
     if schema.IMAGE in table.column_names:
         left = np.flatnonzero(row_reasons == KEPT)
-        row_reasons[left], short = rules.judge(whole(table[schema.IMAGE]), left, draw.image_rules)
+        row_reasons[left], short = rules.judge(whole(table[schema.IMAGE]), left, image_rules)
         _count(sides, short[row_reasons[left] == KEPT])
     stays = np.repeat(row_reasons == KEPT, np.diff(offsets))
     reasons[(reasons == KEPT) & ~stays] = CAPTION["its image was dropped"]

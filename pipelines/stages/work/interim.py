@@ -3,7 +3,7 @@ columns, each followed by its checksum. Not compressed: numbers of a row take 50
 
 Checksum: the sum of mix(w[i] ^ (i + 0x9E3779B97F4A7C15)) modulo 2^64 over the 8-byte little-endian words w of a
 stream, whose length is a multiple of 8, with `mix` of `hashing`. Another word in one place always changes it. Its terms
-do not wait for each other, so that it takes a third of CRC-32's time.
+do not wait for each other, as those of CRC-32 do.
 """
 
 import numpy as np

@@ -15,7 +15,8 @@ import torch
 from hypothesis import settings
 from s3 import s3_environment, service
 
-settings.register_profile("repeatable", derandomize=True)  # one change, one result: a failure is of what was changed
+# One change, one result: a failure is of what was changed. No deadline: the first call of compiled code is slow.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 

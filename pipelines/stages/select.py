@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import balance, hashing, read, write
+from pipelines.stages.columns import set_in_lists, whole
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import CAPTION, KEPT, ROW, ImageRules
 from pipelines.stages.match import matching
@@ -100,7 +100,7 @@ def _decide(
     reasons = lists.flatten().to_numpy().copy()
     offsets = lists.offsets.to_numpy()
     reasons[(reasons == KEPT) & ~drawn] = CAPTION["thinned out by balancing"]
-    row_reasons[(row_reasons == KEPT) & (_counts(reasons == KEPT, offsets) == 0)] = ROW["no caption kept"]
+    row_reasons[(row_reasons == KEPT) & (set_in_lists(reasons == KEPT, offsets) == 0)] = ROW["no caption kept"]
     if schema.IMAGE in table.column_names:
         left = np.flatnonzero(row_reasons == KEPT)
         row_reasons[left], short = rules.judge(whole(table[schema.IMAGE]), left, image_rules)
@@ -114,7 +114,7 @@ def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray)
     """Rows that stay, with the captions that stay and what is parallel to them."""
     before = whole(table[schema.CAPTIONS]).offsets.to_numpy()
     stays, flags = row_reasons == KEPT, caption_reasons == KEPT
-    offsets = pa.array(np.concatenate([[0], np.cumsum(_counts(flags, before)[stays])]).astype(np.int32))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(set_in_lists(flags, before)[stays])]).astype(np.int32))
     columns = {}
     for name in table.column_names:
         column = whole(table[name])
@@ -126,12 +126,6 @@ def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray)
             of_kept_rows = pa.array(flags[np.repeat(stays, np.diff(before))])
             columns[name] = pa.ListArray.from_arrays(offsets, columns[name].flatten().filter(of_kept_rows))
     return pa.table(columns)
-
-
-def _counts(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """How many of the flags of each list are set, int32 [N]. flags: bool, of all lists; offsets: where each begins."""
-    before = np.concatenate([[0], np.cumsum(flags, dtype=np.int32)])
-    return np.diff(before[offsets - offsets[0]])
 
 
 def _samples(states: np.ndarray, first_row: int) -> list[tuple[int, int]]:

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from llip import storage
-from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import write
+from pipelines.stages.columns import whole
 from pipelines.stages.encode import Encoding, UnusableImageError, encode
 from pipelines.stages.hashing import hash64
 from pipelines.stages.read import normalise, parquet

@@ -13,7 +13,7 @@ def _places(order: SampleOrder, step: int, lanes: int, rank: int = 0, world_size
     return list(zip(samples.group.tolist(), samples.row.tolist(), strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     group_rows=st.lists(st.integers(1, 40), min_size=1, max_size=30),
     log_lanes=st.integers(0, 6),

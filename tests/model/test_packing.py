@@ -21,7 +21,7 @@ def padded(lengths: list[int], seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(words)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, CONTEXT), min_size=1, max_size=30), st.sampled_from([0, 2]))
 def test_every_caption_lies_whole_in_one_row(lengths: list[int], latents: int) -> None:
     ids_TL = padded(lengths)

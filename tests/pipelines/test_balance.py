@@ -23,7 +23,7 @@ def exact(matches: list[list[int]], counts: list[int], t: int) -> list[float]:
     return out
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_keep_probability_is_exact(data: st.DataObject) -> None:
     counts = data.draw(st.lists(st.integers(0, 10**12), min_size=1, max_size=8))
@@ -50,14 +50,14 @@ def test_t_below_one_is_refused() -> None:
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=10), st.integers(0, MASK), st.integers(0, 2**40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_hash_equals_its_definition(texts: list[str], seed: int, index: int) -> None:
     got = hash64(pa.array(texts), seed, index)
     assert [int(h) for h in got] == [plain_hash(seed, text, index) for text in texts]
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.integers(0, 4)), min_size=2, max_size=10), st.integers(0, MASK))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_hashes_of_lists_count_each_lists_elements(lists: list[tuple[str, int]], seed: int) -> None:
     texts, lengths = zip(*lists, strict=True)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

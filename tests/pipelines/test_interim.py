@@ -25,6 +25,16 @@ def test_damage_is_named(tmp_path: Path, place: int) -> None:
         interim.read(str(tmp_path / "some.arrows"))
 
 
+@pytest.mark.parametrize("size", [0, 4, 8, 16, 301])
+def test_a_file_that_ends_early_is_damaged(tmp_path: Path, size: int) -> None:
+    interim.write(str(tmp_path), "some.arrows", TABLE)
+    content = (tmp_path / "some.arrows").read_bytes()
+    for begin in (content[:size], bytes(size)):  # a power cut leaves less, or zeros
+        (tmp_path / "some.arrows").write_bytes(begin)
+        with pytest.raises(ValueError, match=r"some\.arrows is damaged"):
+            interim.read(str(tmp_path / "some.arrows"))
+
+
 def test_words_that_changed_places_are_damage(tmp_path: Path) -> None:
     interim.write(str(tmp_path), "some.arrows", pa.table({"number": pa.array(range(1000), pa.int64())}))
     content = bytearray((tmp_path / "some.arrows").read_bytes())

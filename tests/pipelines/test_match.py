@@ -106,7 +106,7 @@ symbols = st.sampled_from(
 strings = st.lists(symbols, max_size=12).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     entries=st.lists(strings | st.text(max_size=4), max_size=40, unique=True),
     texts=st.lists(st.none() | strings | st.text(max_size=20), max_size=20),
@@ -115,7 +115,7 @@ def test_random_text_equals_the_definition(entries: list[str], texts: list[str |
     assert found(entries, texts) == reference(entries, texts, "v1")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(entries=st.lists(strings, max_size=40, unique=True), texts=st.lists(strings, max_size=20))
 def test_random_text_equals_the_definition_of_v2(entries: list[str], texts: list[str]) -> None:
     assert found(entries, texts, "v2") == reference(entries, texts, "v2")

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llip import storage
-from llip.arrow import whole
 from llip.data import layouts, pictures
 from pipelines import schema
 from pipelines.stages import read
+from pipelines.stages.columns import whole
 from pipelines.stages.dedup import fingerprint
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import ImageRules

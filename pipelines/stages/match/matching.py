@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llip import storage
-from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import read
+from pipelines.stages.columns import set_in_lists, whole
 from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import Condition
 from pipelines.stages.hashing import MIX, hash64, uniform
@@ -92,8 +92,7 @@ def _without(table: pa.Table, codes: np.ndarray) -> pa.Table:
 def is_left(table: pa.Table) -> np.ndarray:
     """Which rows of such a table nothing drops before balancing, bool [N]."""
     lists = whole(table["caption_reasons"])
-    rows = pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), rules.KEPT)).to_numpy()
-    return np.bincount(rows, minlength=len(lists)) > 0
+    return set_in_lists(lists.flatten().to_numpy() == rules.KEPT, lists.offsets.to_numpy()) > 0
 
 
 def matched_entries(unit: Unit, *, folder: str, dropped: str = "", kept: str = "") -> np.ndarray:

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llip import storage
-from llip.arrow import whole
 from pipelines import schema
 from pipelines.stages import read
+from pipelines.stages.columns import whole
 from pipelines.stages.match.matcher import refuse_repetition
 from pipelines.stages.read import Pool, files
 from pipelines.stages.work import Stage, Unit, run

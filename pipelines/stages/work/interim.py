@@ -33,7 +33,7 @@ def read(uri: str) -> pa.Table:
     """The table that `write` wrote. Raises ValueError where its bytes are others."""
     content = memoryview(storage.read_bytes(uri))
     content, end = content[:-CHECKSUM], content[-CHECKSUM:]
-    if len(content) % 8 or _checksum(content) != int.from_bytes(end, "little"):
+    if not content or len(content) % 8 or _checksum(content) != int.from_bytes(end, "little"):
         raise ValueError(f"{uri} is damaged: its checksum is another; remove its folder, and it is made again")
     return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Literal
 
 from llip.config import ModelConfig, TextConfig, TrainingConfig, VisionConfig
-from llip.model.summary import Summary, summarise
 from llip.recipes import recipe
+from llip.summary import Summary, summarise
 from pipelines import command
 
 GIB = 2**30

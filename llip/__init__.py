@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llip.contrastive import create_model
     from llip.interop import load_model
-    from llip.model.build import create_model
     from llip.recipes import recipe
 
 __all__ = ["create_model", "load_model", "recipe"]
 
-_HOME = {"create_model": "llip.model.build", "load_model": "llip.interop", "recipe": "llip.recipes"}
+_HOME = {"create_model": "llip.contrastive", "load_model": "llip.interop", "recipe": "llip.recipes"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,13 @@ import torch
 import tyro
 
 from llip import storage
-from llip.data import layouts
 from llip.evaluation import figures, linear_probe
 from llip.evaluation.encode import InProcess
+from llip.evaluation.sets import read_set
 from llip.evaluation.spectrum import effective_rank, spectrum
 from llip.page import page, svg
 from pipelines import command
-from pipelines.stages.weights import Weights
+from pipelines.checkpoints import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def analyse(settings: Analyse) -> dict[str, dict[str, Any]]:
     if len(checkpoints) < len(found):
         raise ValueError(f"checkpoints need distinct names; these are {', '.join(settings.checkpoints)}")
     folders = (settings.probe_train, settings.probe_test, settings.spectrum)
-    train, test, images = (layouts.read(folder) if folder else None for folder in folders)
+    train, test, images = (read_set(folder) if folder else None for folder in folders)
     results: dict[str, dict[str, Any]] = {name: {} for name in checkpoints}
     for name, weights in checkpoints.items():
         run = InProcess(model=weights.load().to(settings.device).eval(), batch_size=settings.batch_size)

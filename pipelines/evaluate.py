@@ -15,20 +15,19 @@ import torch
 
 from llip import storage
 from llip.config import MIXTURE_HEADS, differences
-from llip.data import layouts
-from llip.data.evaluation_set import EvaluationSet
-from llip.data.layouts import Source
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import Outcome, evaluate_sets, named
 from llip.evaluation.report import NAME, Report, metrics_of, table
 from llip.evaluation.retrieval import RANKS
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets import Source, find_sets
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.training.revision import git_revision
 from llip.training.tracking import Tracker, tracking_of
 from pipelines import command
+from pipelines.checkpoints import Weights
 from pipelines.stages.outcomes import Keep
-from pipelines.stages.weights import Weights
 
 SCHEMA_VERSION = 1
 
@@ -128,7 +127,7 @@ def output_folder(settings: Evaluate, weights: Weights) -> str:
 
 def sources_of(settings: Evaluate) -> list[Source]:
     """The chosen sets."""
-    found = {source.name: source for source in layouts.find(settings.evaluation)}
+    found = {source.name: source for source in find_sets(settings.evaluation)}
     if not found:
         raise ValueError(f"--evaluation {settings.evaluation} holds no evaluation set")
     if unknown := [name for name in settings.sets if name not in found]:

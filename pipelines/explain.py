@@ -15,7 +15,7 @@ from llip.evaluation import figures
 from llip.evaluation.explain import Explanation, explain
 from llip.page import heading, page, picture, svg
 from pipelines import command
-from pipelines.stages.weights import Weights
+from pipelines.checkpoints import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

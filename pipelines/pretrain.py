@@ -16,7 +16,7 @@ import tyro
 from llip import storage
 from llip.config import TrainingConfig
 from llip.training import run_folder
-from pipelines import chain, command
+from pipelines import command, prepare_data
 from pipelines.settings import Objective, configure, run_name
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
@@ -196,9 +196,9 @@ def pretrain(settings: Pretrain) -> Outcome:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
     from llip.training import checkpoint, stopping
     from llip.training.tracking import Tracking, default_store
-    from pipelines.stages import train
+    from pipelines import launching
 
-    data = chain.prepare(
+    data = prepare_data.prepare(
         output,
         pool=_absolute(settings.pool),
         shards=_absolute(settings.shards),
@@ -213,7 +213,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     else:
         if newest:
             print(f"{folder}: going on after step {checkpoint.step_of(newest)} of {config.steps}")
-        run = train.Run(
+        run = launching.Run(
             config=config,
             shards=data.shards,
             folder=folder,
@@ -226,7 +226,7 @@ def pretrain(settings: Pretrain) -> Outcome:
             command.start_ray()  # before the handler of SIGTERM, since Ray sets one of its own
         stopping.withdraw(folder)
         with stopping.on_sigterm(folder):
-            train.fit(run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures)
+            launching.fit(run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures)
     outcome = Outcome(
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
     )
@@ -245,9 +245,9 @@ def _workers(settings: Pretrain, config: TrainingConfig) -> int:
     """Processes to train with. Raises ValueError where they cannot share the lanes equally."""
     workers, lanes = settings.workers, config.data.lanes
     if workers is None:
-        from pipelines.stages import train
+        from pipelines import launching
 
-        workers = train.default_workers()
+        workers = launching.default_workers()
     if workers and lanes % workers:
         fitting = [str(2**i) for i in range(lanes.bit_length()) if 2**i <= workers * 2]
         raise ValueError(

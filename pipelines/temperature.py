@@ -14,8 +14,8 @@ from llip.evaluation import figures
 from llip.evaluation.temperature import FACTORS, Sweep, sweep
 from llip.page import heading, page, svg
 from pipelines import command
+from pipelines.checkpoints import Weights
 from pipelines.evaluate import Evaluate, output_folder, runner, sources_of
-from pipelines.stages.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

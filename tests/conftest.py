@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.s3 import s3_environment, service
 from hypothesis import settings
-from s3 import s3_environment, service
 
 # One change, one result: a failure is of what was changed. No deadline: the first call of compiled code is slow.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

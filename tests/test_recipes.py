@@ -39,7 +39,7 @@ def test_the_schedule_is_the_paper_s() -> None:
 
 def test_objectives_differ_in_loss_bias_and_beta2_alone() -> None:
     clip, siglip, llip = recipe("clip_b32"), recipe("siglip_b32"), recipe("llip_b32_k32")
-    assert (clip.objective.loss, siglip.objective.loss, llip.objective.loss) == ("softmax", "sigmoid", "sigmoid")
+    assert (clip.objective.loss, siglip.objective.loss, llip.pairs.loss) == ("softmax", "sigmoid", "sigmoid")
     assert (clip.optimizer.betas, siglip.optimizer.betas, llip.optimizer.betas) == (
         (0.9, 0.98),
         (0.9, 0.95),
@@ -54,7 +54,7 @@ def test_objectives_differ_in_loss_bias_and_beta2_alone() -> None:
 def test_ablations_differ_from_llip_in_the_head_alone(kind: str) -> None:
     llip, ablation = recipe("llip_b32_k64"), recipe(f"{kind}_b32_k64")
     assert ablation.model.head.kind == kind
-    assert (ablation.objective, ablation.optimizer, ablation.data) == (llip.objective, llip.optimizer, llip.data)
+    assert (ablation.objective, ablation.optimizer, ablation.data) == (llip.pairs, llip.optimizer, llip.data)
     tokens = (ablation.model.vision.tokens, ablation.model.text.tokens)
     assert tokens == ((1, 64) if kind == "image_query" else (64, 1))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from llip import storage
 from llip.config import differences
-from llip.data import layouts
+from llip.evaluation.sets import find_sets
 from llip.recipes import recipe
 from llip.training.tracking import Tracking, default_store, open_run
-from pipelines import chain
+from pipelines import prepare_data
 from tune import trials
 
 PLACES = ("output", "name", "concurrency")
@@ -70,7 +70,7 @@ def prepare(settings: Experiment, folder: str, kind: str, *, asha: bool) -> tupl
     output = storage.absolute(settings.output)
     own = storage.join(output, folder, settings.name)
     claim(own, settings, kind)
-    data = chain.prepare(
+    data = prepare_data.prepare(
         output,
         pool=settings.pool and storage.absolute(settings.pool),
         shards=settings.shards and storage.absolute(settings.shards),
@@ -113,7 +113,7 @@ def claim(folder: str, settings: Any, kind: str) -> None:
 
 def check_metric(metric: str, evaluation: str) -> None:
     """Raises ValueError, before anything is trained, for a metric of a set that is not in the folder `evaluation`."""
-    names = [source.name for source in layouts.find(evaluation)]
+    names = [source.name for source in find_sets(evaluation)]
     if metric.split("/")[0] not in names:
         raise ValueError(f"--metric {metric}: the evaluation sets in {evaluation} are {', '.join(names)}")
 

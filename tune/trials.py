@@ -16,8 +16,7 @@ from llip import storage
 from llip.config import TrainingConfig
 from llip.evaluation import Metric
 from llip.training.tracking import Tracking
-from pipelines import command
-from pipelines.stages import train
+from pipelines import command, launching
 from tune.report import TrialResult
 from tune.space import Point
 
@@ -126,7 +125,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
     """One trial, in a process of its own."""
     name = config["trial"]
     trial = plan.trials[name]
-    job = train.Run(
+    job = launching.Run(
         config=trial.config,
         shards=plan.shards,
         folder=plan.trial_folder(name),
@@ -134,20 +133,20 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         tracking=plan.trial_tracking(name),
     )
     if plan.workers:
-        train.fit(job, workers=plan.workers, callbacks=[TuneReportCallback()])
+        launching.fit(job, workers=plan.workers, callbacks=[TuneReportCallback()])
         return
 
     def report(step: int, metrics: dict[str, Metric]) -> None:
         if plan.metric not in metrics:
             raise ValueError(f"--metric {plan.metric} is not measured; there are {', '.join(sorted(metrics))}")
-        tune.report(train.reported(trial.config, step, metrics))
+        tune.report(launching.reported(trial.config, step, metrics))
 
-    train.train_and_evaluate(job, on_evaluation=report, progress=partial(tqdm, disable=True))
+    launching.train_and_evaluate(job, on_evaluation=report, progress=partial(tqdm, disable=True))
 
 
 def _result(trial: Trial, reported: dict[str, Any] | None) -> TrialResult:
     values = reported or {}
-    chance = {n.removeprefix(train.CHANCE): v for n, v in values.items() if n.startswith(train.CHANCE)}
+    chance = {n.removeprefix(launching.CHANCE): v for n, v in values.items() if n.startswith(launching.CHANCE)}
     return TrialResult(
         point=trial.point,
         seed=trial.config.seed,

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Mixture, Query, batch_slice
 
 

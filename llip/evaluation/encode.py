@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from llip.data import pictures
+from llip.contrastive import ContrastiveModel
 from llip.data.decode import DecodeError
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import evaluation_transform, normalize
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets import image_references
 from llip.model.features import (
     Features,
     ImageFeatures,
@@ -130,7 +130,7 @@ def decode(picture: bytes | dict[str, Any], image_size: int, where: str) -> Tens
     Raises ValueError, saying where, for one that cannot be read.
     """
     try:
-        return evaluation_transform(pictures.encoded(picture), image_size)
+        return evaluation_transform(image_references.encoded(picture), image_size)
     except (DecodeError, OSError) as error:
         raise ValueError(f"{where}: the image cannot be used ({error})") from error
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import context
 from llip.evaluation.context import ContextAnalysis
 from llip.evaluation.encode import Arrays, InProcess, Runner
 from llip.evaluation.large_galleries import LargeRetrievalTask
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Retrieval, RetrievalTask
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.zero_shot import ZeroShot
-from llip.model.build import ContrastiveModel
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llip.data.pictures import encoded
 from llip.evaluation.encode import Arrays
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.retrieval import Retrieval
+from llip.evaluation.sets.image_references import encoded
 from llip.page import picture
 
 PER_KIND = 2

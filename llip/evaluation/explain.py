@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import decode, encode_texts, model_input
-from llip.model.build import ContrastiveModel
 from llip.model.features import Mixture, Query
 
 

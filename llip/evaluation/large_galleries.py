@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import two_stage
 from llip.evaluation.encode import Arrays, from_arrays
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Captions, OneOfMany, Retrieval, RetrievalTask, hit_metrics
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Mixture, Query
 
 ANCHORS = 512

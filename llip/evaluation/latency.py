@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import scores
-from llip.model.build import ContrastiveModel
 from llip.model.features import Message, Mixture
 
 

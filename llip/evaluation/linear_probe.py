@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, Runner
 from llip.evaluation.metrics import Metric
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 COARSE = tuple(10.0**e for e in range(-6, 7, 2))
 """Values of C, scikit-learn's inverse strength."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, decoded, join, model_input
-from llip.model.build import ContrastiveModel
 
 
 class Ranks(Protocol):

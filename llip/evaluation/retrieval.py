@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, KeepFeatures, encode_texts, from_arrays, scores
 from llip.evaluation.metrics import Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import ImageFeatures, TextFeatures, batch_slice
 
 RANKS = (1, 5, 10)

@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, Runner
-from llip.model.build import ContrastiveModel
 
 IMAGES = 5000
 """As many as the paper takes."""

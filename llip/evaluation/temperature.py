@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, Runner, from_arrays, scores
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import RetrievalTask, rank
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.zero_shot import accuracies, class_features, ranks
-from llip.model.build import ContrastiveModel
 from llip.model.features import Query, TextFeatures, concatenate
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1 / 2**0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)

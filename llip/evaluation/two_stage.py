@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import scores
-from llip.model.build import ContrastiveModel
 from llip.model.features import Mixture, Query
 
 BLOCK_SCORES = 1 << 24

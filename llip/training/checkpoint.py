@@ -6,9 +6,9 @@
                               state.json                        step, configuration, size and SHA-256 of the others
 
 Where the weights are averaged, the model is the average, and the optimizer's file also holds the weights themselves.
-Several ranks write a part of both files each (see `llip.parts`), the same ones under DistributedDataParallel and FSDP2,
-and any number of ranks reads them. Nothing else is needed to continue to the bit: the schedule, the order of samples
-and the randomness of a step are functions of (seed, step).
+Several ranks write a part of both files each (see `llip.interop.parts`), the same ones under DistributedDataParallel
+and FSDP2, and any number of ranks reads them. Nothing else is needed to continue to the bit: the schedule, the order
+of samples and the randomness of a step are functions of (seed, step).
 """
 
 import hashlib
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llip import interop, parts, storage
+from llip import interop, storage
 from llip.config import TrainingConfig, to_dict
+from llip.interop import parts
 from llip.training.ema import MovingAverage
 from llip.training.parallel import World, alone, local
 from llip.training.revision import git_revision

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 import llip
 from llip.config import TrainingConfig
+from llip.contrastive import ContrastiveModel
 from llip.data.jpeg_device import jpeg_device
 from llip.data.loader import Batch, LaneLoader
 from llip.data.transforms import normalize
 from llip.interop import load_open_clip
-from llip.model.build import ContrastiveModel
-from llip.model.warm_start import start_from_clip
-from llip.objective import accumulation
+from llip.interop.warm_start import start_from_clip
+from llip.pairs import accumulation
 from llip.training import checkpoint
 from llip.training.checkpoint import TrainingState
 from llip.training.ema import MovingAverage

@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from llip.data.loader import LoaderStats
 from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
 from llip.model.mixing import mixing_entropy
-from llip.objective.waiting import waiting
+from llip.pairs.waiting import waiting
 from llip.training.parallel import Towers
 from llip.training.utilisation import Utilisation
 

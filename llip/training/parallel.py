@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llip.config import TrainingConfig
-from llip.model.build import ContrastiveModel, create_model
+from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import ImageFeatures, TextFeatures
-from llip.objective.waiting import waiting
+from llip.pairs.waiting import waiting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 
 from llip.config import ModelConfig, TrainingConfig
-from llip.model.summary import summarise
+from llip.summary import summarise
 from llip.training.parallel import World
 
 PEAK_FLOPS = {

@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, decoded, join, model_input
-from llip.model.build import ContrastiveModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from llip import storage
-from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Captions, Retrieval
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 FOLDER = "evaluated"
 SCHEMA_VERSION = 1

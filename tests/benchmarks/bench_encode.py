@@ -6,17 +6,21 @@ Two photographs enlarged to 1, 2 and 4 megapixels with grain (JPEG, quality 90);
 seconds are counted, taking turns.
 """
 
+from pathlib import Path
+import sys
 import io
 import statistics
 import time
 
 import numpy as np
 import pytest
-from bars import holds
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipelines.stages.encode import Encoding, encode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.bars import holds
 
 MEGAPIXELS, SHORT, ROUNDS = (1.0, 2.0, 4.0), 256, 9
 BAR = 2.0

@@ -36,8 +36,9 @@ from llip.config import DataConfig
 from llip.data import corpus
 from llip.data.loader import LaneLoader
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from shard_folders import encode, picture, write_shards
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.shard_folders import encode, picture, write_shards
+
 
 PHOTOS, BATCH, BATCHES, ROUNDS = 1024, 64, 8, 7
 SAMPLES = 100_000

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "objective"))
 
-import literal
-
-from llip.model import scoring
 from llip.model.features import Mixture, Query
-from llip.objective.losses import sigmoid
-from llip.objective.pair_scores import Layout, loss_over_pairs
+from llip.pairs import scoring
+from llip.pairs.losses import sigmoid
+from llip.pairs.pair_scores import Layout, loss_over_pairs
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import literal
 
 ROUNDS = 3
 

@@ -22,10 +22,10 @@ import tyro
 from llip import storage
 from llip.config import TrainingConfig
 from llip.evaluation import Metric
-from pipelines import chain
+from pipelines import prepare_data
 from pipelines.evaluate import Evaluate, evaluate
+from pipelines.launching import Run, train_and_evaluate
 from pipelines.pretrain import Pretrain
-from pipelines.stages.train import Run, train_and_evaluate
 
 SHOWN = ("text_to_image_map", "image_to_text_r1", "top1")
 
@@ -92,7 +92,7 @@ def small_model(tokens: int, patch_tokens: bool, steps: int) -> TrainingConfig:
 
 def tokens_and_patches(settings: Settings) -> str:
     output = storage.absolute(settings.output)
-    data = chain.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=settings.corpus_images)
+    data = prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=settings.corpus_images)
     assert data.evaluation is not None, "the built-in corpus has evaluation sets"
     found: dict[str, dict[str, Metric]] = {}
     for patch_tokens in (False, True):

@@ -8,6 +8,7 @@ epochs of Ray Data, its start included, take turns with as many batches of the l
 processes are counted, Ray's own among them.
 """
 
+import sys
 import os
 import statistics
 import tempfile
@@ -22,13 +23,15 @@ import numpy as np
 import pytest
 import ray
 import torch
-from bench_loader import BATCH, cpu_seconds, photos, rows
-from shard_folders import encode, write_shards
 
 from llip.config import DataConfig
 from llip.data.loader import LaneLoader
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import crop_draws, training_transform
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench_loader import BATCH, cpu_seconds, photos, rows
+from helpers.shard_folders import encode, write_shards
 
 COPIES, ROUNDS = 4, 3
 """How often an epoch reads the files, and epochs that are measured."""

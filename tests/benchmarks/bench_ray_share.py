@@ -33,9 +33,8 @@ import torch.multiprocessing as mp
 import tyro
 from tqdm import tqdm
 
-from pipelines import chain, command
+from pipelines import command, launching, prepare_data
 from pipelines.settings import configure
-from pipelines.stages import train
 
 EVERY = 10
 """Steps between checkpoints."""
@@ -84,28 +83,28 @@ def hold(processes: list[psutil.Process]) -> None:
                 os.sched_setaffinity(thread.id, {core})
 
 
-def with_ray(run: train.Run, ranks: int) -> None:
+def with_ray(run: launching.Run, ranks: int) -> None:
     command.start_ray()
-    train.fit(run, workers=ranks)
+    launching.fit(run, workers=ranks)
     ray.shutdown()
 
 
-def without(run: train.Run, ranks: int) -> None:
+def without(run: launching.Run, ranks: int) -> None:
     mp.spawn(rank_alone, (run, ranks), nprocs=ranks)
 
 
-SIDES: dict[Side, tuple[Callable[[train.Run, int], None], str]] = {
+SIDES: dict[Side, tuple[Callable[[launching.Run, int], None], str]] = {
     "Ray Train": (with_ray, "RayTrainWorker"),
     "PyTorch": (without, "spawn_main"),
 }
 """What trains, and what the command lines of its ranks hold."""
 
 
-def rank_alone(rank: int, run: train.Run, ranks: int) -> None:
+def rank_alone(rank: int, run: launching.Run, ranks: int) -> None:
     """What one of the ranks does, started by torch.multiprocessing."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     dist.init_process_group("gloo", init_method=f"file://{run.folder}.store", rank=rank, world_size=ranks)
-    train.train_and_evaluate(run, progress=partial(tqdm, disable=True) if rank else train.local_bar)
+    launching.train_and_evaluate(run, progress=partial(tqdm, disable=True) if rank else launching.local_bar)
     dist.destroy_process_group()
 
 
@@ -138,7 +137,7 @@ def watching(folder: str, title: str, steps: tuple[int, int]) -> Iterator[list[M
     thread.join()
 
 
-def measured(side: Side, run: train.Run, ranks: int) -> tuple[float, float, float]:
+def measured(side: Side, run: launching.Run, ranks: int) -> tuple[float, float, float]:
     """Wall and CPU seconds of a step of a run, and the cores that all but its ranks keep busy."""
     work, title = SIDES[side]
     with watching(run.folder, title, (EVERY, run.config.steps - EVERY)) as moments:
@@ -151,12 +150,12 @@ def measured(side: Side, run: train.Run, ranks: int) -> tuple[float, float, floa
 def main(settings: Settings) -> None:
     found: dict[Side, list[tuple[float, float, float]]] = {"Ray Train": [], "PyTorch": []}
     with tempfile.TemporaryDirectory() as folder:
-        shards = chain.prepare(folder, pool=None, shards=None, evaluation=None, corpus_images=1024).shards
+        shards = prepare_data.prepare(folder, pool=None, shards=None, evaluation=None, corpus_images=1024).shards
         ray.shutdown()
         config = configure("llip_tiny_k8", steps=settings.steps, checkpoint_every=EVERY)
         for number in range(settings.rounds):
             for side, rounds in found.items():
-                run = train.Run(config=config, shards=shards, folder=f"{folder}/{side}-{number}")
+                run = launching.Run(config=config, shards=shards, folder=f"{folder}/{side}-{number}")
                 rounds.append(measured(side, run, settings.ranks))
                 print(f"{side}: %.3f s and %.3f CPU seconds a step, %.2f other cores" % rounds[-1], flush=True)
     for kind, name in enumerate(("wall time", "CPU time")):

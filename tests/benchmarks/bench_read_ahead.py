@@ -26,11 +26,10 @@ from llip.data.loader import LaneLoader
 from llip.data.shard_sets import ShardSets
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from bench_loader import BATCH, photos, rows
-from faulty_store import failing
-from s3 import s3_environment, service
-from shard_folders import encode, write_shards
+from helpers.faulty_store import failing
+from helpers.s3 import s3_environment, service
+from helpers.shard_folders import encode, write_shards
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ processes of a busy machine do not add to. The last line is the text tower alone
 caption, cut at the longest, against packed rows.
 """
 
+from pathlib import Path
+import sys
 import statistics
 import time
 from collections.abc import Callable
@@ -20,12 +22,14 @@ import open_clip
 import pytest
 import torch
 import tyro
-from bars import holds
 from torch import Tensor
 
 from llip import create_model, recipe
 from llip.model.packing import PackedCaptions, pack
-from llip.objective import accumulation
+from llip.pairs import accumulation
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.bars import holds
 
 Step = Callable[[], None]
 

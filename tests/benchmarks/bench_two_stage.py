@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import tyro
 
-from llip.data import layouts
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import two_stage
 from llip.evaluation.encode import ImageTask, InProcess, KeepFeatures, encode_texts, from_arrays
 from llip.evaluation.large_galleries import ANCHORS
 from llip.evaluation.retrieval import Captions, score_blocks
+from llip.evaluation.sets import read_set
 from llip.evaluation.two_stage import Index
-from llip.model.build import ContrastiveModel
 from llip.model.features import Mixture, Query, batch_slice
-from pipelines.stages.weights import Weights
+from pipelines.checkpoints import Weights
 
 RANK = 10
 
@@ -95,7 +95,7 @@ def timed(function: Callable) -> tuple:
 def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     model = Weights.find(settings.checkpoint).load().eval()
-    data = layouts.read(settings.gallery)
+    data = read_set(settings.gallery)
     rows = data.table.slice(0, settings.images)
     captions = Captions.of(type(data)(name=data.name, task="retrieval", table=rows)).texts
     drawn = np.random.default_rng(0).permutation(len(captions))[: settings.queries + settings.anchors]

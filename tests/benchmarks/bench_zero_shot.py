@@ -9,15 +9,19 @@ prompts on an A100: 0.009 s for CLIP and 0.011 s for Llip, 1.22 times; 10 prompt
 10,000 .0118: 1.10 times.
 """
 
+from pathlib import Path
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import tyro
-from bars import holds
 
 from llip import create_model, recipe
 from llip.evaluation.latency import Latency, measure, spread
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.bars import holds
 
 LLIP, EQUAL_TOKENS, CLIP = "Llip", "CLIP, equal tokens", "CLIP"
 PROMPTS = (10, 100, 1_000, 10_000)

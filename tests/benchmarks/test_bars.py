@@ -1,5 +1,5 @@
 import pytest
-from bars import holds
+from helpers.bars import holds
 
 
 def test_a_bar_is_missed_where_nearly_all_rounds_are_beyond_it() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from cluster.plan import GIB, Plan, block_bytes, pair_forward_flops, plan, table
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
-from llip.model.build import create_model
+from llip.contrastive import create_model
 from llip.recipes import recipe
 
 

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from llip import storage
-from llip.data import corpus, evaluation_set, manifest
+from llip.data import corpus, manifest
 from llip.data.corpus import captions, contact_sheet, names, scenes, sources
-from llip.data.corpus.__main__ import main
 from llip.data.corpus.catalogue import Catalogue, catalogue
 from llip.data.corpus.pool import SCHEMA, captioned, rows
+from llip.evaluation.sets import evaluation_set
+from llip.evaluation.sets.corpus import write_evaluation
+from pipelines.corpus import Corpus, write_corpus
 
 CONFIG = corpus.CorpusConfig(rows=60, rows_per_file=25, canvas=48, evaluation_images=40)
 
@@ -168,7 +170,7 @@ def test_kinds_follow_their_shares(drawings: Catalogue) -> None:
 
 
 def test_evaluation_sets_are_valid_and_hold_what_training_does_not(tmp_path: Path, drawings: Catalogue) -> None:
-    folders = corpus.write_evaluation(str(tmp_path), CONFIG, progress=False)
+    folders = write_evaluation(str(tmp_path), CONFIG, progress=False)
     assert folders == evaluation_set.find(str(tmp_path))
     sets = {s.name: s for s in map(evaluation_set.read, folders)}
     assert {s.task for s in sets.values()} == {"classification", "retrieval", "context"}
@@ -186,9 +188,9 @@ def test_evaluation_sets_are_valid_and_hold_what_training_does_not(tmp_path: Pat
     assert all(a != b for a, b in zip(context["caption_a"].to_pylist(), context["caption_b"].to_pylist(), strict=True))
     trained = {row["image"] for row in rows(CONFIG, 0, CONFIG.rows)}
     assert not trained & {image for s in sets.values() for image in s.table["image"].to_pylist()}
-    assert corpus.write_evaluation(str(tmp_path), CONFIG, progress=False) == folders
+    assert write_evaluation(str(tmp_path), CONFIG, progress=False) == folders
     with pytest.raises(ValueError, match="canvas: 48 → 64"):
-        corpus.write_evaluation(str(tmp_path), replace(CONFIG, canvas=64), progress=False)
+        write_evaluation(str(tmp_path), replace(CONFIG, canvas=64), progress=False)
 
 
 def test_statements_of_a_set_are_complete(drawings: Catalogue) -> None:
@@ -226,14 +228,12 @@ def test_the_contact_sheet_shows_the_pictures_of_the_pool(tmp_path: Path, drawin
 
 
 def test_the_command_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--output", str(tmp_path), "--rows", "40", "--evaluation-images", "12"]
-    main(small)
+    small = corpus.CorpusConfig(rows=40, evaluation_images=12)
+    write_corpus(Corpus(output=str(tmp_path), corpus=small))
     assert {p.name for p in tmp_path.iterdir()} == {"pool", "evaluation", "metadata.json", "contact_sheet.png"}
     assert "40 images" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as refusal:
-        main([*small, "--canvas", "8"])
-    assert refusal.value.code == 2
-    assert "canvas is 8" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="canvas is 8"):
+        replace(small, canvas=8)
 
 
 def test_every_source_has_a_licence_and_an_author() -> None:

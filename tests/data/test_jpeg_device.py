@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.shard_folders import encode, picture, row, write_shards
 from PIL import Image
-from shard_folders import encode, picture, row, write_shards
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 

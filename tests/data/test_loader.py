@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from shard_folders import row, write_shards
+from helpers.shard_folders import row, write_shards
 
 from llip.config import DataConfig
 from llip.data import shards as shards_module
@@ -251,7 +251,7 @@ def test_decoding_starts_no_threads_of_its_own(tmp_path: Path) -> None:
 import os, sys, torch
 from itertools import islice
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from shard_folders import encode, picture, row, write_shards
+from helpers.shard_folders import encode, picture, row, write_shards
 from llip.config import DataConfig
 from llip.data.loader import LaneLoader
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shard_folders import row, write_shards
+from helpers.shard_folders import row, write_shards
 
 from llip.config import DataConfig, from_dict, to_dict
 from llip.data.loader import Batch, LaneLoader

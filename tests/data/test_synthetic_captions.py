@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from shard_folders import SCHEMA, row, write_shards
+from helpers.shard_folders import SCHEMA, row, write_shards
 
 from llip.config import DataConfig
 from llip.data.loader import Batch, LaneLoader

@@ -5,17 +5,17 @@ import pyarrow as pa
 import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from evaluation_samples import picture
+from helpers.evaluation_samples import picture
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader, Dataset
 
 from llip import create_model
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import ContrastiveModel
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import normalize
 from llip.evaluation import evaluate_model
 from llip.evaluation.encode import decode
-from llip.model.build import ContrastiveModel
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 CLASSES = tuple(f"{size} {thing}" for size in ("small", "large") for thing in ("cat", "dog", "owl", "fox", "bear"))
 TEMPLATES = ("a photo of a {}", "{} on a table")

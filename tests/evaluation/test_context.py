@@ -4,13 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from evaluation_samples import make_sets
+from helpers.evaluation_samples import make_sets
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import create_model
 from llip.data.tokenizer import tokenize
 from llip.evaluation import context, evaluate_model
 from llip.evaluation.encode import ImageTask, InProcess, KeepFeatures, from_arrays
-from llip.model.build import create_model
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import batch_slice
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from llip import create_model
-from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import large_galleries, retrieval
 from llip.evaluation.large_galleries import LargeRetrievalTask
 from llip.evaluation.retrieval import Captions, RetrievalTask
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Mixture, Query
 
 IMAGES, TEXTS = 60, 40

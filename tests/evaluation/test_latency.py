@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from llip.contrastive import create_model
 from llip.evaluation import latency
 from llip.evaluation.latency import Latency, measure, prompt_features
-from llip.model.build import create_model
 from llip.model.features import Message, Mixture
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from evaluation_samples import make_sets, picture
+from helpers.evaluation_samples import make_sets, picture
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from llip.data.evaluation_set import EvaluationSet
+from llip.contrastive import create_model
 from llip.data.transforms import normalize
 from llip.evaluation import linear_probe
 from llip.evaluation.encode import InProcess, decode
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.spectrum import effective_rank, spectrum
-from llip.model.build import create_model
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 import torch
-from browser import seen
-from evaluation_samples import make_sets
+from helpers.browser import seen
+from helpers.evaluation_samples import make_sets
 
+from llip.contrastive import create_model
 from llip.evaluation import context, figures
 from llip.evaluation.encode import InProcess
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.metrics import Metric
 from llip.evaluation.report import Report, metrics_of, table
-from llip.model.build import create_model
 from llip.page import svg
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import retrieval
 from llip.evaluation.retrieval import CANDIDATES, Captions, OneOfMany
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Pooled
 
 KINDS = ("object", "ground")

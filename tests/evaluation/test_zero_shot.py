@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from llip.contrastive import create_model
 from llip.data.tokenizer import tokenize
 from llip.evaluation import encode, zero_shot
-from llip.model.build import create_model
 from llip.model.features import Mixture, Pooled, Query
 
 CLASSES = ("cat", "large dog", "red bird of the north", "fish", "owl", "bear", "fox")

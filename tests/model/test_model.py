@@ -3,14 +3,14 @@
 import math
 from dataclasses import replace
 
-import plain_model
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import plain_model
 
 import llip
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
-from llip.model.build import ContrastiveModel, create_model
+from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import Mixture, Pooled, Query
 
 END = 30

@@ -2,8 +2,8 @@
 
 import pytest
 
-from llip.model.summary import Settings, summarise, table
 from llip.recipes import recipe
+from llip.summary import Settings, summarise, table
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
-from llip.model.build import ContrastiveModel, create_model
+from llip.contrastive import ContrastiveModel, create_model
 from llip.model.mlp import quick_gelu_mlp
 from llip.model.packing import pack
 from llip.model.transformer import Block

@@ -4,11 +4,11 @@ import json
 
 import pyarrow as pa
 import pytest
-from evaluation_samples import picture
+from helpers.evaluation_samples import picture
 
 from llip import create_model
-from llip.data import evaluation_set
-from llip.data.evaluation_set import EvaluationSet
+from llip.evaluation.sets import evaluation_set
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.interop import save_model
 from pipelines.analyse import Analyse, analyse
 

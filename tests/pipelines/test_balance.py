@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.plain_reference import MASK, plain_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_reference import MASK, plain_hash
 
 from pipelines.stages.balance import draws, keep_probability, log_misses, tail_share, threshold
 from pipelines.stages.hashing import finish_lists, hash64, states, uniform

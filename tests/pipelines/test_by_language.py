@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_pools import picture, read_all
+from helpers.small_pools import picture, read_all
 
 from llip import storage
 from pipelines.curate import Curate, curate

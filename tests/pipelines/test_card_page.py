@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import seen
-from small_pools import picture, pool_rows, write_parquet
+from helpers.browser import seen
+from helpers.small_pools import picture, pool_rows, write_parquet
 
 from llip import storage
 from pipelines.curate import Curate, curate

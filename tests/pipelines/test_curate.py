@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.plain_reference import keep, spaced
+from helpers.small_pools import WORDS, picture, pool_rows, read_all, write_parquet
 from mlflow import MlflowClient
-from plain_reference import keep, spaced
-from small_pools import WORDS, picture, pool_rows, read_all, write_parquet
 
 from llip import storage
 from llip.data import manifest

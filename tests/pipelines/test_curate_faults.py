@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from faulty_store import failing
-from s3 import s3_environment
-from small_pools import WORDS, pool_rows, write_parquet
+from helpers.faulty_store import failing
+from helpers.s3 import s3_environment
+from helpers.small_pools import WORDS, pool_rows, write_parquet
 
 from llip import storage
 from llip.data import manifest

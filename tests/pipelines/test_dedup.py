@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.plain_reference import plain_hash
+from helpers.small_pools import read_all, write_parquet
 from PIL import Image, ImageEnhance
-from plain_reference import plain_hash
-from small_pools import read_all, write_parquet
 
 from llip import storage
-from llip.data import evaluation_set
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.pool import rows as corpus_rows
-from llip.data.evaluation_set import EvaluationSet
+from llip.evaluation.sets import evaluation_set
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from pipelines.curate import Curate, curate
 from pipelines.stages.dedup import deduplicating, fingerprint
 from pipelines.stages.dedup.deduplicating import Dedup

@@ -8,13 +8,13 @@ from functools import partial
 import pyarrow as pa
 import pytest
 import torch
-from evaluation_samples import make_sets
+from helpers.evaluation_samples import make_sets
 
 from llip import create_model, recipe, storage
-from llip.data import evaluation_set
-from llip.data.evaluation_set import EvaluationSet
 from llip.evaluation import evaluate_model
 from llip.evaluation.evaluate import evaluate_sets
+from llip.evaluation.sets import evaluation_set
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.interop import RELEASE_NAMES, save_model
 from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import seen
-from evaluation_samples import picture
+from helpers.browser import seen
+from helpers.evaluation_samples import picture
 from PIL import Image
 
 from llip import create_model

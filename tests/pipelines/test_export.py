@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from small_pools import picture, pool_rows, write_parquet
+from helpers.small_pools import picture, pool_rows, write_parquet
 
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest

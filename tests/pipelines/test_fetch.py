@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from misbehaving_server import Site, cut_off, endless, serving, stalled
-from small_pools import picture, read_all
+from helpers.misbehaving_server import Site, cut_off, endless, serving, stalled
+from helpers.small_pools import picture, read_all
 
 from pipelines.curate import Curate, curate
 from pipelines.fetch import Fetch, fetch

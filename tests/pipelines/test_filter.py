@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.small_pools import picture, read_all
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from small_pools import picture, read_all
 
 from llip import storage
 from pipelines.curate import Curate, curate

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from misbehaving_server import Site, serving
-from small_pools import pool_rows, read_all, write_parquet
+from helpers.misbehaving_server import Site, serving
+from helpers.small_pools import pool_rows, read_all, write_parquet
 
 from llip import storage
 from pipelines.curate import Curate, curate

@@ -4,9 +4,9 @@ import pickle
 
 import pyarrow as pa
 import pytest
+from helpers.plain_reference import spaced
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_reference import spaced
 
 from pipelines.stages.match import EntryMatcher
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_pools import pool_rows, write_parquet
+from helpers.small_pools import pool_rows, write_parquet
 
 from llip import storage
 from pipelines.metadata import Metadata, build

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plain_reference import spaced
-from small_pools import WORDS, pool_rows, read_all, write_parquet
+from helpers.plain_reference import spaced
+from helpers.small_pools import WORDS, pool_rows, read_all, write_parquet
 
 from llip import storage
 from llip.config import DataConfig

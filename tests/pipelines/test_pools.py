@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from plain_reference import plain_hash
-from small_pools import picture, pool_rows, read_all, write_parquet
+from helpers.plain_reference import plain_hash
+from helpers.small_pools import picture, pool_rows, read_all, write_parquet
 
 from llip import storage
 from pipelines.curate import Curate, curate

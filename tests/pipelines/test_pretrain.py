@@ -10,8 +10,8 @@ import pytest
 
 from llip.training import record
 from llip.training.tracking import default_store, open_run, tracking_of
+from pipelines import launching
 from pipelines.pretrain import Outcome, Pretrain, pretrain
-from pipelines.stages import train
 
 IMAGES, STEPS = 192, 4
 
@@ -120,5 +120,5 @@ def test_what_a_restart_would_not_cure_is_raised_at_once(chain: Chain, tmp_path:
     settings = Pretrain(
         output=str(tmp_path), shards=f"{chain.output}/shards", steps=STEPS, learning_rate=1e30, workers=2
     )
-    with pytest.raises(train.NonFiniteError, match="was not made"):
+    with pytest.raises(launching.NonFiniteError, match="was not made"):
         pretrain(settings)

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from faults import samples, survives
-from noted_pretrain import noted
+from helpers.faults import samples, survives
+from helpers.noted_pretrain import noted
 from ray.cluster_utils import Cluster
 
 from llip.config import TrainingConfig, from_dict
@@ -24,11 +24,11 @@ from llip.training.loop import train
 from llip.training.parallel import alone
 from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker
-from pipelines import chain
+from pipelines import prepare_data
 
 pytestmark = pytest.mark.slow
 STEPS, CHECKPOINT_EVERY, KILL_AFTER = 60, 10, 20
-PROGRAM = Path(__file__).parents[1] / "noted_pretrain.py"
+PROGRAM = Path(__file__).parents[1] / "helpers" / "noted_pretrain.py"
 
 Note = Callable[[str, object], None]
 Process = subprocess.Popen[bytes]
@@ -37,7 +37,7 @@ Process = subprocess.Popen[bytes]
 @pytest.fixture(scope="module")
 def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = str(tmp_path_factory.mktemp("faults"))
-    return chain.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
+    return prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
 
 
 def _weights(folder: Path) -> dict[str, bytes]:

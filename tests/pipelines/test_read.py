@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_pools import picture, pool_rows, write_parquet
+from helpers.small_pools import picture, pool_rows, write_parquet
 
 from llip import storage
 from pipelines.stages import read

@@ -12,8 +12,8 @@ import emoji
 import numpy as np
 import pytest
 import webdataset
+from helpers.small_pools import read_all
 from PIL import Image
-from small_pools import read_all
 
 from llip import storage
 from pipelines.curate import Curate, curate

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.plain_reference import plain_hash
+from helpers.small_pools import picture, pool_rows, read_all, write_parquet
 from PIL import Image
-from plain_reference import plain_hash
 from sklearn.datasets import load_sample_images
-from small_pools import picture, pool_rows, read_all, write_parquet
 
 from llip import storage
 from llip.data import manifest

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import seen
-from evaluation_samples import make_sets
+from helpers.browser import seen
+from helpers.evaluation_samples import make_sets
 
 from llip import create_model, recipe
-from llip.data import evaluation_set
 from llip.evaluation import evaluate_model
+from llip.evaluation.sets import evaluation_set
 from llip.interop import save_model
 from pipelines.temperature import Temperature, sweep_temperature
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tracking_page import comparison, look, serve
 from PIL import Image
-from tracking_page import comparison, look, serve
 
 from llip.training.tracking import open_run, tracking_of
 from pipelines.pretrain import Pretrain, pretrain

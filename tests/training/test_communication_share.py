@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from tqdm import tqdm
 
 from llip.config import TrainingConfig
-from llip.objective import accumulation as accumulation_module
+from llip.pairs import accumulation as accumulation_module
 from llip.training import loop
 from llip.training.parallel import Towers, current_world
 from llip.training.tracking import Tracker

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from faults import numbers, survives
-from noted_pretrain import noted
+from helpers.faults import numbers, survives
+from helpers.noted_pretrain import noted
 
 import llip
 from llip import interop, storage
 from llip.config import HeadConfig, TrainingConfig
-from llip.model.build import ContrastiveModel, create_model
+from llip.contrastive import ContrastiveModel, create_model
 from llip.training import checkpoint, loop, record, stopping
 from llip.training import run_folder as runs
 from llip.training.loop import NonFiniteError, every, train

@@ -13,7 +13,7 @@ from llip.config import TrainingConfig
 from llip.data.loader import LaneLoader, LoaderStats
 from llip.model.features import Mixture
 from llip.model.mixing import mixing_entropy
-from llip.model.summary import summarise
+from llip.summary import summarise
 from llip.training.metrics import Rates, Watched
 from llip.training.parallel import Towers, current_world
 from llip.training.utilisation import Utilisation, utilisation

@@ -13,18 +13,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from evaluation_samples import make_sets
+from helpers.evaluation_samples import make_sets
 from torch import Tensor
 from tqdm import tqdm
 
 import llip
 from llip.config import TrainingConfig
+from llip.contrastive import ContrastiveModel
 from llip.data import loader
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
-from llip.model.build import ContrastiveModel
-from llip.objective import accumulation
+from llip.pairs import accumulation
 from llip.training import checkpoint, loop, record
 from llip.training.optimizer import build_optimizer
 from llip.training.parallel import Towers, World, current_world, gradient_norm, seed_step, whole

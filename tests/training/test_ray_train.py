@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution import context
 
 from llip.config import TrainingConfig
 from llip.training import checkpoint
-from pipelines.stages import train
+from pipelines import launching
 
 CONTEXT = "ray.train.v2._internal.execution.context"
 
@@ -24,7 +24,7 @@ def run(small: TrainingConfig, shards: str, tmp_path: Path, monkeypatch: pytest.
     worker = SimpleNamespace(get_local_world_size=lambda: 1, get_world_rank=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: worker)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    return {"run": train.Run(config=small, shards=shards, folder=str(tmp_path / "run")), "elastic": True}
+    return {"run": launching.Run(config=small, shards=shards, folder=str(tmp_path / "run")), "elastic": True}
 
 
 def _newest(run: dict[str, Any]) -> int:
@@ -37,12 +37,12 @@ def test_a_preemption_saves_and_stops(run: dict[str, Any], monkeypatch: pytest.M
     """The error is raised, for Ray to start the workers again. The class of the notice is Ray's own."""
     told = context.PreemptionContext()
     monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=told))
-    preempted = train._preemption()
+    preempted = launching._preemption()
     assert not preempted()
     told.preemption_info = "soon"  # type: ignore[assignment]
     assert preempted()
-    with pytest.raises(train.StoppedError):
-        train._train_on_worker(run)
+    with pytest.raises(launching.StoppedError):
+        launching._train_on_worker(run)
     assert _newest(run) == 1
 
 
@@ -58,11 +58,11 @@ def test_training_goes_on_where_ray_does_not_tell_of_preemptions(
         case "notice":
             monkeypatch.setattr(context, "get_train_context", SimpleNamespace)
     with caplog.at_level(logging.WARNING):
-        assert train._train_on_worker(run) == {}
+        assert launching._train_on_worker(run) == {}
     assert caplog.text.count("this Ray does not tell of preemptions") == 1
     assert _newest(run) == run["run"].config.steps
 
 
 def test_a_run_that_may_shrink_has_no_callbacks(run: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="reports nothing to Ray Train's callbacks"):
-        train.fit(run["run"], workers=2, min_workers=1, callbacks=[object()])
+        launching.fit(run["run"], workers=2, min_workers=1, callbacks=[object()])

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import fsspec
 import pytest
-from faults import survives
-from faulty_store import Fault, Faults, failing
-from noted_pretrain import noted
+from helpers.faults import survives
+from helpers.faulty_store import Fault, Faults, failing
+from helpers.noted_pretrain import noted
 
 from llip.config import TrainingConfig
 from llip.training import checkpoint

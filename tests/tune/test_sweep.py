@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from evaluation_samples import make_sets
+from helpers.evaluation_samples import make_sets
 from mlflow import MlflowClient
 
 from llip.config import to_dict
-from llip.data import evaluation_set
+from llip.evaluation.sets import evaluation_set
 from llip.training import checkpoint, record
 from llip.training.tracking import Tracking, open_run
 from tune import experiment, sweep

@@ -2,7 +2,6 @@
 
 from llip.data.corpus.config import CorpusConfig, KindMix
 from llip.data.corpus.contact_sheet import write_contact_sheet
-from llip.data.corpus.evaluation import write_evaluation
 from llip.data.corpus.metadata import metadata_entries, write_metadata
 from llip.data.corpus.pool import write_pool
 from llip.data.corpus.sources import license_table
@@ -13,7 +12,6 @@ __all__ = [
     "license_table",
     "metadata_entries",
     "write_contact_sheet",
-    "write_evaluation",
     "write_metadata",
     "write_pool",
 ]

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llip import storage
-from llip.data import layouts, pictures
+from llip.evaluation.sets import image_references, read_set
 from pipelines import schema
 from pipelines.stages import read
 from pipelines.stages.columns import whole
@@ -113,10 +113,10 @@ def fingerprint_evaluation(item: tuple[int, str], *, folder: str, levels: Sequen
     """The same of an evaluation set, given its number and folder. Raises ValueError for a picture that can't be
     read."""
     index, uri = item
-    pairs = layouts.read(uri)
+    pairs = read_set(uri)
     prints = []
     for row, value in enumerate(pairs.table["image"]):
-        data = pictures.encoded(value.as_py())
+        data = image_references.encoded(value.as_py())
         found = _prints(data, levels) if rules.opened(data)[0] == rules.KEPT else None
         if found is None:
             raise ValueError(f"{uri}: the picture of row {row} can't be decoded; nothing can be compared with it")

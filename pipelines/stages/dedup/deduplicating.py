@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from llip import storage
-from llip.data import layouts, manifest
-from llip.data.layouts import Source
+from llip.data import manifest
 from llip.data.manifest import Manifest
+from llip.evaluation.sets import Source, find_sets
 from pipelines.stages.dedup import copies, fingerprint
 from pipelines.stages.dedup.copies import Level, Part
 from pipelines.stages.filter.rules import ImageRules
@@ -45,7 +45,7 @@ class Dedup:
 
     def sets(self) -> list[Source]:
         """The evaluation sets. Raises ValueError for a folder that holds none."""
-        found = {uri: layouts.find(uri) for uri in self.evaluation}
+        found = {uri: find_sets(uri) for uri in self.evaluation}
         if empty := [uri for uri, sources in found.items() if not sources]:
             raise ValueError(f"--dedup.evaluation {empty[0]} holds no evaluation set")
         return [source for sources in found.values() for source in sources]

@@ -1,0 +1,81 @@
+"""What evaluation sets lie under a folder."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llip import storage
+from llip.evaluation.sets import captions, image_folder, names, ours, parquet, webdataset
+from llip.evaluation.sets.evaluation_set import DESCRIPTION, EvaluationSet
+
+
+class Layout(Protocol):
+    """What a module that reads one layout offers."""
+
+    def roots(self, uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(folder, name) of the sets of this layout among files under `uri`, all given by their paths inside it."""
+        ...
+
+    def read(self, uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
+        """The set in the folder `uri`, whose files are given by their paths inside it."""
+        ...
+
+
+DESCRIPTIONS = (DESCRIPTION, names.CLASSES, names.TEMPLATES, webdataset.TYPE)
+"""Files in a set's folder or in the one above that say what the set is."""
+LAYOUTS: tuple[Layout, ...] = (ours, webdataset, captions, parquet, image_folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An evaluation set that was found and not yet read."""
+
+    name: str
+    uri: str
+    files: Mapping[str, int]
+    """Bytes by path inside the folder."""
+    layout: Layout
+
+    def read(self) -> EvaluationSet:
+        """Raises ValueError, naming file and field, for what the layout does not allow."""
+        return self.layout.read(self.uri, self.name, list(self.files))
+
+    def digest(self) -> str:
+        """Identity of the set: names and sizes of its files, and what the files say that describe it."""
+        digest = hashlib.sha256("".join(f"{name} {size}\n" for name, size in self.files.items()).encode())
+        for place in (self.uri, self.uri.rpartition("/")[0]):
+            for name in DESCRIPTIONS:
+                if storage.exists(uri := storage.join(place, name)):
+                    digest.update(storage.read_bytes(uri))
+        return digest.hexdigest()
+
+
+def find_sets(uri: str) -> list[Source]:
+    """The sets under a folder, at any depth, ordered by path. Raises ValueError for two of one name."""
+    uri = storage.absolute(uri).rstrip("/")
+    files = storage.sizes(uri)
+    found = []
+    for layout in LAYOUTS:
+        for folder, name in list(layout.roots(uri, list(files))):
+            inside = f"{folder}/" if folder else ""
+            of_set = {path.removeprefix(inside): size for path, size in files.items() if path.startswith(inside)}
+            found.append(Source(name=name, uri=f"{uri}/{folder}".rstrip("/"), files=of_set, layout=layout))
+        taken = tuple(f"{source.uri}/" for source in found)
+        files = {path: size for path, size in files.items() if not f"{uri}/{path}".startswith(taken)}
+    by_name: dict[str, Source] = {}
+    for source in sorted(found, key=lambda source: source.uri):
+        other = by_name.setdefault(source.name, source)
+        if other is not source:
+            raise ValueError(
+                f"{source.uri} and {other.uri} both hold a set named {source.name}; metrics need distinct names"
+            )
+    return list(by_name.values())
+
+
+def read_set(uri: str) -> EvaluationSet:
+    """The one set of a folder. Raises ValueError where it holds none or several."""
+    found = find_sets(uri)
+    if len(found) != 1:
+        raise ValueError(f"{uri} holds {len(found) or 'no'} evaluation sets; name the folder of one")
+    return found[0].read()

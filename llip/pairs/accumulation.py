@@ -1,0 +1,119 @@
+"""Exact gradient accumulation: a step in parts whose gradient is that of the whole batch.
+
+A contrastive loss is no sum over micro-batches, as every image meets every caption. So the features of all parts are
+computed first, without a graph; the loss gives the gradient of each; then each part runs again, with a graph, and takes
+its features' gradient backwards (the gradient cache of Gao et al. 2021, arXiv 2101.06983).
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import record_function
+
+from llip.config import ObjectiveConfig
+from llip.model.features import Features, concatenate
+from llip.pairs.losses import LossOutput, loss_of_features, score_parameters
+
+LEARNED = ("out_proj_DD", "logit_scale", "logit_bias")
+"""What takes part in the loss without passing through `forward`."""
+
+Forward = Callable[[Tensor, Tensor], tuple[Any, Any]]
+
+
+def backward(
+    model: Any,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    *,
+    config: ObjectiveConfig,
+    captions_per_image: int,
+    group: dist.ProcessGroup | None = None,
+    forward: Forward | None = None,
+) -> LossOutput:
+    """Forward and backward of one step; the gradients are added to `.grad`, the loss comes back detached.
+
+    A part is `(pixels, token_ids)`, its captions caption-major among themselves. `forward` is what is called in place
+    of `model`: the same model wrapped for several ranks, compiled or under autocast.
+
+    W_O, the scale and the bias take part in the loss, not in `forward`. DistributedDataParallel averages them with the
+    rest because it waits for the gradient of every parameter, wherever it was used (`find_unused_parameters` has to be
+    off); with several parts their gradients are handed over together with those of the last part, the only one that
+    synchronises.
+    """
+    forward = model if forward is None else forward
+    parameters = score_parameters(model)
+    loss = partial(loss_of_features, config=config, captions_per_image=captions_per_image, group=group)
+    if len(parts) == 1:
+        images, texts = forward(*parts[0])
+        with record_function("loss"):
+            output = loss(images, texts, parameters)
+        with record_function("backward"):
+            output.loss.backward()
+        return LossOutput(output.loss.detach(), output.guard_hits)
+
+    states, leaves = [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(_RandomState(part[0].device))
+            leaves.append([_leaves(features) for features in forward(*part)])
+    learned = {name: getattr(parameters, name) for name in LEARNED}
+    learned = {name: tensor for name, tensor in learned.items() if tensor is not None and tensor.requires_grad}
+    own = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
+    with record_function("loss"):
+        output = loss(
+            concatenate([images for images, _ in leaves]),
+            concatenate_captions([texts for _, texts in leaves], captions_per_image),
+            parameters._replace(**own),
+        )
+        output.loss.backward()
+
+    last = len(parts) - 1
+    for index, part in enumerate(parts):
+        states[index].restore()
+        with contextlib.nullcontext() if index == last or not hasattr(forward, "no_sync") else forward.no_sync():
+            outputs = [tensor for features in forward(*part) for tensor in features]
+            gradients = [leaf.grad for features in leaves[index] for leaf in features]
+            if index == last:
+                outputs += learned.values()
+                gradients += [tensor.grad for tensor in own.values()]
+            with record_function("backward"):
+                _backward(outputs, gradients)
+    return LossOutput(output.loss.detach(), output.guard_hits)
+
+
+def _leaves(features: Features) -> Features:
+    return type(features)(*(tensor.detach().requires_grad_() for tensor in features))
+
+
+def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
+    """From the outputs that depend on something learned: a locked tower's do not."""
+    pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output.requires_grad]
+    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def concatenate_captions(parts: list[Any], captions: int) -> Any:
+    """Parts `[C·b, ...]`, caption-major each, as one `[C·B, ...]`, caption-major."""
+    return type(parts[0])(
+        *(
+            torch.cat([tensor.unflatten(0, (captions, -1)) for tensor in tensors], dim=1).flatten(0, 1)
+            for tensors in zip(*parts, strict=True)
+        )
+    )
+
+
+class _RandomState:
+    """The generators that `forward` draws from: what the second pass drops has to be what the first one dropped."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)

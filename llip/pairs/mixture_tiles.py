@@ -1,0 +1,260 @@
+"""The two ways of scoring mixtures: `GramTiles` and `MetricTiles` (see `tiles`, whose axes these are)."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llip.pairs.tiles import Cosines, Workspace, centred_softmax_, cosines, product
+
+
+class GramRows(NamedTuple):
+    """Keys, values, and the Gram matrix of the projections of the values less their mean over the tokens, and of it."""
+
+    key_BMKE: Tensor
+    value_BMKE: Tensor
+    gram_BXX: Tensor
+
+
+class MetricRows(NamedTuple):
+    """Keys, values, and `W_O W_Oᵀ`, which is the same for every row."""
+
+    key_BMKE: Tensor
+    value_BMKE: Tensor
+    metric_DD: Tensor
+
+
+class _MixtureTiles:
+    """What both have in common: keys and values in the layout of products, mixing weights and their gradient.
+
+    A column's message is `(q, u)`: its query and `u = W_O t̂`, the target as the values see it.
+    """
+
+    def __init__(
+        self, rows: GramRows | MetricRows, *, temperature: float, precision: torch.dtype, gradients: bool
+    ) -> None:
+        self._key_BMKE, self._value_BMKE, _ = rows
+        self._temperature = temperature
+        self._precision = precision
+        self.gradients = tuple(torch.zeros_like(operand) for operand in rows) if gradients else ()
+        self.held = torch.zeros((), dtype=torch.int64, device=rows.key_BMKE.device)
+        self._workspace = Workspace(rows.key_BMKE)
+        _, self._heads, self._tokens, self._width = rows.key_BMKE.shape
+
+    def open(self, rows: slice) -> None:
+        self._rows = rows
+        self._key_MNE = self._by_head(self._key_BMKE[rows])
+        self._value_MNE = self._by_head(self._value_BMKE[rows])
+        if self.gradients:
+            self._key_gradient_MNE = torch.zeros_like(self._key_MNE, dtype=self._key_BMKE.dtype)
+            self._value_gradient_MNE = torch.zeros_like(self._key_gradient_MNE)
+
+    def close(self) -> None:
+        if self.gradients:
+            key_BMKE, value_BMKE, _ = self.gradients
+            key_BMKE[self._rows] += self._by_token(self._key_gradient_MNE).permute(2, 0, 1, 3)
+            value_BMKE[self._rows] += self._by_token(self._value_gradient_MNE).permute(2, 0, 1, 3)
+
+    def _by_head(self, tensor_IMKE: Tensor) -> Tensor:
+        """[I, M, K, E] as [M, K·I, E]: one matrix for each head."""
+        return tensor_IMKE.permute(1, 2, 0, 3).to(self._precision).contiguous().flatten(1, 2)
+
+    def _by_token(self, tensor_MN: Tensor) -> Tensor:
+        """[M, K·I, ...] as [M, K, I, ...]."""
+        return tensor_MN.unflatten(1, (self._tokens, -1))
+
+    def _by_column(self, message_JW: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and targets [M, J, E] in a message (or in its gradient), without a copy."""
+        query_JME, target_JME = message_JW.unflatten(1, (2, self._heads, self._width)).unbind(1)
+        return query_JME.transpose(0, 1), target_JME.transpose(0, 1)
+
+    def _mix(self, weight_MNJ: Tensor, message_JW: Tensor) -> None:
+        """Fill in the centred mixing weights of the open rows by these columns."""
+        self._query_MJE, self._target_MJE = self._by_column(message_JW.to(self._precision))
+        product(weight_MNJ, self._key_MNE, self._query_MJE.transpose(1, 2), scale=1 / self._temperature)
+        centred_softmax_(weight_MNJ.view(self._heads, self._tokens, -1))
+
+    def _finish(self, numerator_IJ: Tensor, square_IJ: Tensor) -> Tensor:
+        self._cosines = cosines(numerator_IJ, square_IJ)
+        self.held += self._cosines.held_IJ.sum()
+        return self._cosines.score_IJ
+
+    def _logit_backward(self, gradient_MNJ: Tensor, query_gradient_MJE: Tensor) -> None:
+        """Add the gradients of keys and queries, given those of the logits."""
+        scale = 1 / self._temperature
+        gradient_MNJ = gradient_MNJ.to(self._precision)
+        product(self._key_gradient_MNE, gradient_MNJ, self._query_MJE, add=True, scale=scale)
+        product(query_gradient_MJE, gradient_MNJ.transpose(1, 2), self._key_MNE, add=True, scale=scale)
+
+
+def _score_backward(gradient_IJ: Tensor, cosines: Cosines) -> tuple[Tensor, Tensor]:
+    """Slope `ṅ = dL/ds / ρ`, 0 for a pair that was held, and ratio `r = s / ρ`: `dL = ṅ (dn - r d(ρ²) / 2)`."""
+    slope_IJ = (gradient_IJ * cosines.inverse_norm_IJ).masked_fill_(cosines.held_IJ, 0)
+    return slope_IJ, cosines.score_IJ * cosines.inverse_norm_IJ
+
+
+STRIP = 64
+"""Rows of a triangular matrix that are multiplied at once, from its diagonal on."""
+
+
+class GramTiles(_MixtureTiles):
+    """Scores of mixtures in `4KD + 2(MK)²` FLOPs a pair: for fewer tokens than a head is wide.
+
+    Without gradients a triangular matrix takes the place of the Gram matrix: about `(MK)²` FLOPs instead of `2(MK)²`.
+    """
+
+    def __init__(
+        self,
+        operands: Iterable[Tensor],
+        *,
+        temperature: float,
+        precision: torch.dtype,
+        gradients: bool,
+        split: bool = False,
+    ) -> None:
+        """`split` keeps the Gram matrix in two parts, high and low, where products are of lower precision."""
+        rows = GramRows(*operands)
+        super().__init__(rows, temperature=temperature, precision=precision, gradients=gradients)
+        self._gram_BXX = rows.gram_BXX
+        self._split = split and precision != rows.gram_BXX.dtype
+        self.elements = rows.gram_BXX.shape[1]
+
+    def open(self, rows: slice) -> None:
+        super().open(rows)
+        gram_IXX = self._gram_BXX[rows]
+        if not self.gradients:  # `DᵀGD` needs the upper triangle alone, twice what is off the diagonal
+            gram_IXX = torch.triu(2 * gram_IXX) - torch.diag_embed(gram_IXX.diagonal(dim1=1, dim2=2))
+        self._grams_IXX = [gram_IXX.to(self._precision)]
+        if self._split:
+            self._grams_IXX.append((gram_IXX - self._grams_IXX[0]).to(self._precision))
+
+    def scores(self, message_JW: Tensor) -> Tensor:
+        size, columns = self.elements, len(message_JW)
+        rows = self._key_MNE.shape[1] // self._tokens
+        # The last of the X rows of weights is 1: it meets the projected mean.
+        self._weight_XIJ = self._workspace.get("weight", size, rows, columns)
+        self._weight_XIJ[-1] = 1
+        self._mix(self._weight_XIJ[:-1].view(self._heads, -1, columns), message_JW)
+        self._value_MNJ = self._workspace.get("value", self._heads, self._tokens * rows, columns)
+        product(self._value_MNJ, self._value_MNE, self._target_MJE.transpose(1, 2))
+        gram_IXJ = self._workspace.get("gram", rows, size, columns)
+        weight_IXJ = self._weight_XIJ.to(self._precision).transpose(0, 1)
+        strip = size if self.gradients else STRIP
+        for index, part_IXX in enumerate(self._grams_IXX):
+            for start in range(0, size, strip):
+                rows_of_strip = slice(start, start + strip)
+                product(
+                    gram_IXJ[:, rows_of_strip],
+                    part_IXX[:, rows_of_strip, start:],
+                    weight_IXJ[:, start:],
+                    add=index > 0,
+                )
+        self._gram_XIJ = gram_IXJ.transpose(0, 1)
+
+        value_MKIJ = self._by_token(self._value_MNJ)
+        self._numerator_MIJ = self._head_sums(value_MKIJ) + value_MKIJ.mean(dim=1)
+        self._square_MIJ = self._head_sums(self._gram_XIJ[:-1].unflatten(0, (self._heads, -1)))
+        return self._finish(self._numerator_MIJ.sum(dim=0), self._square_MIJ.sum(dim=0) + self._gram_XIJ[-1])
+
+    def _head_sums(self, factor_MKIJ: Tensor) -> Tensor:
+        """`Σ_k D x` of each head."""
+        weight_MKIJ = self._weight_XIJ[:-1].view(factor_MKIJ.shape)
+        return torch.mul(weight_MKIJ, factor_MKIJ, out=self._workspace.get("term", *factor_MKIJ.shape)).sum(dim=1)
+
+    def backward(self, gradient_IJ: Tensor, message_gradient_JW: Tensor) -> None:
+        gram_gradient_IXX = self.gradients[2][self._rows]
+        query_gradient_MJE, target_gradient_MJE = self._by_column(message_gradient_JW)
+        slope_IJ, ratio_IJ = _score_backward(gradient_IJ, self._cosines)
+
+        # The gradient of a weight a is ṅ x, x = w - r (G D + b). Less the mean of x under a, that of a logit is ṅ a x.
+        x_MKIJ = self._by_token(self._value_MNJ)
+        x_MKIJ.addcmul_(ratio_IJ, self._gram_XIJ[:-1].unflatten(0, (self._heads, -1)), value=-1)
+        x_MKIJ -= torch.addcmul(self._numerator_MIJ, ratio_IJ, self._square_MIJ, value=-1)[:, None]
+
+        scaled_XIJ = torch.mul(self._weight_XIJ, slope_IJ, out=self._workspace.get("term", *self._weight_XIJ.shape))
+        # A compiler places buffers itself and cannot write the transposed product into one.
+        buffer_IXJ = None if torch.compiler.is_compiling() else self._gram_XIJ.transpose(0, 1)
+        gamma_IXJ = torch.mul(scaled_XIJ.transpose(0, 1), ratio_IJ[:, None], out=buffer_IXJ).to(self._precision)
+        weight_IJX = self._weight_XIJ.to(self._precision).permute(1, 2, 0)
+        product(gram_gradient_IXX, gamma_IXJ, weight_IJX, add=True, scale=-0.5)
+
+        scaled_MNJ = scaled_XIJ[:-1].add_(slope_IJ / self._tokens).view(self._value_MNJ.shape)  # ṅ a = ṅ D + ṅ / K
+        operand_MNJ = scaled_MNJ.to(self._precision)
+        product(self._value_gradient_MNE, operand_MNJ, self._target_MJE, add=True)
+        product(target_gradient_MJE, operand_MNJ.transpose(1, 2), self._value_MNE, add=True)
+        self._logit_backward(self._value_MNJ.mul_(scaled_MNJ), query_gradient_MJE)
+
+
+class MetricTiles(_MixtureTiles):
+    """Scores of mixtures in `4KD + 2D²` products a pair, with nothing to prepare: for many tokens or few columns."""
+
+    def __init__(
+        self, operands: Iterable[Tensor], *, temperature: float, precision: torch.dtype, gradients: bool
+    ) -> None:
+        rows = MetricRows(*operands)
+        super().__init__(rows, temperature=temperature, precision=precision, gradients=gradients)
+        self._metric_1DD = rows.metric_DD.to(precision)[None]
+        self.elements = max(self._heads * self._tokens, len(rows.metric_DD))
+
+    def open(self, rows: slice) -> None:
+        super().open(rows)
+        self._mean_DI1 = self._value_BMKE[rows].mean(dim=2).flatten(1).T[:, :, None]
+
+    def scores(self, message_JW: Tensor) -> Tensor:
+        columns, (_, dim, _) = len(message_JW), self._metric_1DD.shape
+        rows = self._mean_DI1.shape[1]
+        self._weight_MNJ = self._workspace.get("weight", self._heads, self._tokens * rows, columns)
+        self._mix(self._weight_MNJ, message_JW)
+        self._mixed_DIJ = self._workspace.get("mixed", dim, rows, columns)
+        weight_MKIJ = self._by_token(self._weight_MNJ.to(self._precision))
+        value_MKIE = self._by_token(self._value_MNE)
+        for head, mixed_EIJ in enumerate(self._mixed_DIJ.unflatten(0, (self._heads, -1))):
+            product(mixed_EIJ.transpose(0, 1), value_MKIE[head].permute(1, 2, 0), weight_MKIJ[head].transpose(0, 1))
+        self._mixed_DIJ += self._mean_DI1
+
+        self._metric_DIJ = self._workspace.get("metric", dim, rows, columns)
+        mixed_1DN = self._mixed_DIJ.to(self._precision).view(1, dim, -1)
+        product(self._metric_DIJ.view(mixed_1DN.shape), self._metric_1DD, mixed_1DN)
+        self._target_D1J = self._target_MJE.transpose(1, 2).flatten(0, 1).to(self._mixed_DIJ.dtype)[:, None]
+        return self._finish(self._sum(self._target_D1J), self._sum(self._metric_DIJ))
+
+    def _sum(self, factor_DIJ: Tensor) -> Tensor:
+        term_DIJ = self._workspace.get("term", *self._mixed_DIJ.shape)
+        return torch.mul(self._mixed_DIJ, factor_DIJ, out=term_DIJ).sum(dim=0)
+
+    def backward(self, gradient_IJ: Tensor, message_gradient_JW: Tensor) -> None:
+        query_gradient_MJE, target_gradient_MJE = self._by_column(message_gradient_JW)
+        slope_IJ, ratio_IJ = _score_backward(gradient_IJ, self._cosines)
+
+        scaled_DIJ = torch.mul(self._mixed_DIJ, slope_IJ, out=self._workspace.get("term", *self._mixed_DIJ.shape))
+        target_gradient_MJE += scaled_DIJ.sum(dim=1).unflatten(0, (self._heads, -1)).transpose(1, 2)
+        gamma_DIJ = scaled_DIJ.mul_(ratio_IJ).to(self._precision)
+        mixed_DIJ = self._mixed_DIJ.to(self._precision)
+        metric_gradient_1DD = self.gradients[2][None]
+        product(metric_gradient_1DD, gamma_DIJ.flatten(1)[None], mixed_DIJ.flatten(1).T[None], add=True, scale=-0.5)
+
+        # The gradient of a mixture: ṅ (u - r W_O W_Oᵀ c).
+        gradient_DIJ = torch.addcmul(self._target_D1J, ratio_IJ, self._metric_DIJ, value=-1, out=self._metric_DIJ)
+        gradient_DIJ *= slope_IJ
+        gradient_MEIJ = gradient_DIJ.to(self._precision).unflatten(0, (self._heads, -1))
+        mean_gradient_MIE = gradient_DIJ.sum(dim=2).unflatten(0, (self._heads, -1)).transpose(1, 2)
+        value_gradient_MKIE = self._by_token(self._value_gradient_MNE)
+        value_gradient_MKIE += mean_gradient_MIE[:, None] / self._tokens
+        weight_MKIJ = self._by_token(self._weight_MNJ)
+        operand_MKIJ = weight_MKIJ.to(self._precision)
+        value_MKIE = self._by_token(self._value_MNE)
+        x_MKIJ = self._workspace.get("x", *weight_MKIJ.shape)
+        for head, gradient_IEJ in enumerate(gradient_MEIJ.transpose(1, 2)):
+            product(
+                value_gradient_MKIE[head].transpose(0, 1),
+                operand_MKIJ[head].transpose(0, 1),
+                gradient_IEJ.transpose(1, 2),
+                add=True,
+            )
+            product(x_MKIJ[head].transpose(0, 1), value_MKIE[head].transpose(0, 1), gradient_IEJ)
+
+        weight_MKIJ += 1 / self._tokens
+        term_MKIJ = torch.mul(weight_MKIJ, x_MKIJ, out=self._workspace.get("logit", *x_MKIJ.shape))
+        x_MKIJ -= term_MKIJ.sum(dim=1, keepdim=True)
+        self._logit_backward(x_MKIJ.mul_(weight_MKIJ).flatten(1, 2), query_gradient_MJE)

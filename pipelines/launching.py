@@ -1,0 +1,257 @@
+"""Training as a stage: in this process, or on workers of Ray Train, which starts again those that die."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from llip.config import TrainingConfig, to_dict
+from llip.contrastive import ContrastiveModel
+from llip.evaluation import Metric
+from llip.evaluation.evaluate import evaluate_sets, named
+from llip.evaluation.ranks import OverRanks
+from llip.evaluation.sets import find_sets
+from llip.training import run_folder, stopping
+from llip.training.loop import NonFiniteError, Progress, train
+from llip.training.parallel import World, current_world
+from llip.training.stopping import Stop, StoppedError
+from llip.training.tracking import Tracker, Tracking, open_run
+from pipelines import command
+
+logger = logging.getLogger(__name__)
+
+OnEvaluation = Callable[[int, dict[str, Metric]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run: what is trained, on what, and where its results go."""
+
+    config: TrainingConfig
+    shards: str | tuple[str, ...]
+    folder: str
+    evaluation: str | None = None
+    """Folder that holds evaluation sets, for evaluation in training; None: no evaluation."""
+    tracking: Tracking | None = None
+    documents: dict[str, dict[str, Any] | str] = field(default_factory=dict)
+    """How the shards were curated, for the tracker: JSON values and pages by file name."""
+    profile: bool = False
+    """Trace a few steps: see `llip.training.profiling`."""
+
+
+def train_and_evaluate(
+    run: Run,
+    *,
+    on_evaluation: OnEvaluation | None = None,
+    preempted: Stop = lambda: False,
+    progress: Progress = tqdm,
+) -> dict[str, Metric]:
+    """Train to the end, from wherever the run's folder has got to, and return the metrics of the last evaluation.
+
+    Uses the ranks of an initialised process group, as many as share the lanes equally, else this process alone.
+    `on_evaluation(step, metrics)` is called on every rank after each evaluation; ranks other than 0 have no metrics.
+    Raises ValueError where the folder holds a run of another configuration, StoppedError where the run was asked to
+    stop, or `preempted()` said so on any rank.
+    """
+    world = _dividing(current_world(), run.config.data.lanes)
+    if world is None:
+        return {}
+    metrics: dict[str, Metric] = {}
+    first = world.rank == 0
+    if first:
+        run_folder.claim(run.folder, run.config, run.shards)
+    sets = [source.read() for source in find_sets(run.evaluation)] if run.evaluation else []
+
+    with Tracker(run.tracking, run.folder, enabled=first) as tracker, stopping.watched(run.folder) as asked:
+        tracker.parameters(to_dict(run.config) | {"shards": run.shards, "world_size": world.size})
+        tracker.artifact("config.json", to_dict(run.config))
+        for name, content in run.documents.items():
+            tracker.artifact(name, content)
+
+        def evaluate(step: int, model: ContrastiveModel) -> None:
+            error = None
+            try:
+                metrics.update(named(evaluate_sets(model, sets, OverRanks(model=model, ranks=world))))
+            except ValueError as found:  # on rank 0; the others have to hear of it
+                error = found
+            for failure in world.gather(error):
+                if failure:
+                    raise failure
+            tracker.log(step, {name: metric.value for name, metric in metrics.items()})
+            if on_evaluation:
+                on_evaluation(step, metrics)
+
+        train(
+            run.config,
+            shards=run.shards,
+            folder=run.folder,
+            world=world,
+            tracker=tracker,
+            evaluate=evaluate if run.evaluation else None,
+            stop=lambda: asked() or preempted(),
+            profile=run.profile,
+            progress=progress,
+        )
+    return metrics
+
+
+def fit(
+    run: Run,
+    *,
+    workers: int,
+    min_workers: int | None = None,
+    max_failures: int = 3,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Metric]:
+    """`train_and_evaluate` under Ray Train: in this process (0 workers), or in as many, each with a GPU if there are.
+
+    A worker that dies is started again, at most `max_failures` times (-1: any number), and goes on from the last
+    checkpoint; a node that is preempted does not count. With `min_workers` the run goes on with the workers that are
+    left, and with more once there are. Evaluations are reported to Ray Train, so that `callbacks` (Ray Tune's) see
+    them, unless the number of workers may change: ValueError where both are asked for.
+    Raises what training raised: ValueError, NonFiniteError, StoppedError.
+    """
+    if callbacks and min_workers is not None:
+        raise ValueError("min_workers: a run whose workers may become fewer reports nothing to Ray Train's callbacks")
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig  # what `ray.train` has of this name, as type checkers see it too
+
+    if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
+        with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
+            open_run(run.tracking, run.folder)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its notes would break into the progress bar
+    work: Any = _train_on_worker if workers else _train_here
+    elastic = min_workers is not None
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"run": run, "elastic": elastic},
+        scaling_config=ScalingConfig(
+            num_workers=(min_workers, workers) if min_workers is not None else workers,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=workers > 0 and _cluster_gpus() > 0,
+            # Whole cores would leave none to others on a small machine; Ray counts whole ones to see who fits where.
+            resources_per_worker={"CPU": 1 if elastic else 0.5},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=run.folder,
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    result: Any = trainer.fit()
+    if isinstance(result.return_value, Exception):
+        raise result.return_value
+    return dict(result.return_value)
+
+
+RESIZE_SECONDS = 60.0
+"""How often a run that has lost workers looks for new ones."""
+
+CHANCE = "chance:"
+"""Prefix of a metric's chance level in what is reported."""
+
+
+def reported(config: TrainingConfig, step: int, metrics: dict[str, Metric]) -> dict[str, float]:
+    """An evaluation as Ray Train and Ray Tune take it: samples seen, values, chance levels, in one dictionary."""
+    values = {name: metric.value for name, metric in metrics.items()}
+    levels = {CHANCE + name: metric.chance for name, metric in metrics.items()}
+    return {"step": step, "samples": step * config.data.batch_size} | values | levels
+
+
+def default_workers() -> int:
+    """A process for each GPU of the cluster that runs this job, or of this machine if it has several; else 0."""
+    if "RAY_ADDRESS" in os.environ:
+        return _cluster_gpus()
+    return torch.cuda.device_count() if torch.cuda.device_count() > 1 else 0
+
+
+def _cluster_gpus() -> int:
+    import ray
+
+    command.start_ray()
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _train_here(config: dict[str, Any]) -> dict[str, Metric]:
+    return train_and_evaluate(config["run"], progress=local_bar)
+
+
+def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
+    """What one of the ranks does. What a restart would not cure is returned, since Ray restarts what raises."""
+    import ray.train
+
+    run, context = config["run"], ray.train.get_context()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+
+    def report(step: int, metrics: dict[str, Metric]) -> None:
+        ray.train.report(reported(run.config, step, metrics))
+
+    try:
+        return train_and_evaluate(
+            run,
+            on_evaluation=None if config["elastic"] else report,  # Ray would wait for the report of spare workers
+            preempted=_preemption(),
+            progress=_cluster_bar if context.get_world_rank() == 0 else _no_bar,
+        )
+    except StoppedError as error:
+        if stopping.asked(run.folder):
+            return error
+        raise  # a preemption: Ray starts the workers again elsewhere
+    except (ValueError, NonFiniteError) as error:
+        return error
+
+
+def _preemption() -> Stop:
+    """Whether a node of the run is about to be taken away; always no, with a warning, from a Ray that does not tell.
+
+    The public `ray.train.get_preemption_info` waits for all workers whenever it is called, those too that `_dividing`
+    leaves without work; here the ranks agree anyway. So this reads what that call reads before it waits.
+    """
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        told = get_train_context().preemption_context
+        _ = told.preemption_info
+    except (ImportError, AttributeError) as error:
+        logger.warning(
+            "this Ray does not tell of preemptions (%s): what came after a checkpoint is lost with a node", error
+        )
+        return lambda: False
+    return lambda: told.preemption_info is not None
+
+
+def _dividing(world: World, lanes: int) -> World | None:
+    """The first ranks, as many as share the lanes equally; None for the others, which wait for the end."""
+    size = next(size for size in range(world.size, 0, -1) if lanes % size == 0)
+    if size == world.size:
+        return world
+    group: Any = dist.new_group(list(range(size)))
+    return replace(world, size=size, group=group) if world.rank < size else None
+
+
+def local_bar(**settings: Any) -> Any:
+    """A bar of this process; seldom drawn where nobody watches it move."""
+    return tqdm(**settings, mininterval=0.5 if sys.stderr.isatty() else 10)
+
+
+def _cluster_bar(*, initial: int, **settings: Any) -> Any:
+    """A bar that the driver draws."""
+    from ray.experimental import tqdm_ray
+
+    bar = tqdm_ray.tqdm(**settings)
+    bar.update(initial)
+    return contextlib.closing(bar)
+
+
+def _no_bar(**settings: Any) -> Any:
+    return tqdm(**settings, disable=True)

@@ -1,0 +1,66 @@
+"""What comes before training: a pool becomes shards. Each stage leaves what it finds done."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llip import storage
+from llip.data import manifest
+
+Folders = str | tuple[str, ...]
+"""Shards of one folder, or of several that a run mixes."""
+
+
+CORPUS_TAIL_SHARE = 0.25
+"""Balancing of the built-in corpus, whose shares of captions are chosen: a web pool's 6 % takes seven in eight of those
+that say which places are taken, since many pictures share them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run trains on and is evaluated with."""
+
+    shards: Folders
+    evaluation: str | None
+    """Folder of evaluation sets; None: nothing to evaluate with."""
+    documents: dict[str, dict[str, Any] | str]
+    """How the shards were curated, by file name; nothing where they came ready."""
+
+
+def prepare(
+    output: str, *, pool: str | None, shards: Folders | None, evaluation: str | None, corpus_images: int | None
+) -> Prepared:
+    """The user's shards, or shards of the user's pool, or shards of the built-in corpus, which has evaluation sets."""
+    if shards is not None:
+        for folder in (shards,) if isinstance(shards, str) else shards:
+            manifest.read(folder, "shards")
+        return Prepared(shards=shards, evaluation=evaluation, documents={})
+    metadata = tail_share = None
+    if pool is None:
+        tail_share = CORPUS_TAIL_SHARE
+        pool, metadata, corpus_sets = _corpus(output, corpus_images)
+        evaluation = evaluation or corpus_sets
+    from pipelines.curate import Curate, curate
+    from pipelines.shard import Shard, shard
+    from pipelines.stages import card_page
+
+    curated, shards = storage.join(output, "curated"), storage.join(output, "shards")
+    curate(Curate(pool=pool, output=curated, metadata=metadata, tail_share=tail_share))
+    shard(Shard(curated=curated, output=shards))
+    return Prepared(shards=shards, evaluation=evaluation, documents=card_page.documents(curated))
+
+
+def _corpus(output: str, images: int | None) -> tuple[str, str, str]:
+    """Pool, metadata and evaluation sets of the built-in corpus."""
+    from llip.data import corpus
+    from llip.evaluation.sets.corpus import write_evaluation
+
+    config = corpus.CorpusConfig()
+    if images is not None:  # a small corpus is for a quick look: its evaluation is small too
+        config = replace(config, rows=images, evaluation_images=min(config.evaluation_images, max(16, images // 8)))
+    pool, sets = storage.join(output, "pool"), storage.join(output, "evaluation")
+    metadata = storage.join(output, "metadata.json")
+    corpus.write_pool(pool, config)
+    write_evaluation(sets, config)
+    if not storage.exists(metadata):
+        corpus.write_metadata(metadata, config)
+    return pool, metadata, sets

@@ -1,0 +1,107 @@
+"""The model of the paper written out sample by sample, without the savings of `llip.model`: what tests compare with.
+
+Takes the parameters of a ContrastiveModel; token ids are 0-padded to the whole context, as CLIP does it.
+"""
+
+import torch
+from torch import Tensor
+
+from llip.contrastive import ContrastiveModel
+
+
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def block(x_NW: Tensor, parameters: torch.nn.Module, mask_NN: Tensor) -> Tensor:
+    heads, normed = parameters.attention.heads, layer_norm(x_NW, parameters.attention_norm)
+    qkv = normed @ parameters.attention.qkv.weight.T + parameters.attention.qkv.bias
+    query, key, value = qkv.chunk(3, dim=-1)
+    outputs = []
+    for q, k, v in zip(query.chunk(heads, -1), key.chunk(heads, -1), value.chunk(heads, -1), strict=True):
+        logits = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(~mask_NN, -torch.inf)
+        outputs.append(logits.softmax(-1) @ v)
+    x_NW = x_NW + torch.cat(outputs, -1) @ parameters.attention.out.weight.T + parameters.attention.out.bias
+    hidden = layer_norm(x_NW, parameters.mlp_norm) @ parameters.mlp_up.weight.T + parameters.mlp_up.bias
+    activated = hidden * torch.sigmoid(1.702 * hidden)
+    return x_NW + activated @ parameters.mlp_down.weight.T + parameters.mlp_down.bias
+
+
+def image_states(model: ContrastiveModel, pixels_CHW: Tensor) -> Tensor:
+    """All K + P final states."""
+    vision, size = model.vision, model.config.vision.patch_size
+    rows = pixels_CHW.shape[1] // size
+    patches = [
+        torch.einsum("chw,dchw->d", pixels_CHW[:, r * size : (r + 1) * size, c * size : (c + 1) * size], kernel)
+        for kernel in [vision.patch_embedding.weight]
+        for r in range(rows)
+        for c in range(rows)
+    ]
+    x_NW = layer_norm(torch.cat([vision.tokens, torch.stack(patches)]) + vision.position, vision.norm_before)
+    everything = torch.ones(len(x_NW), len(x_NW), dtype=torch.bool)
+    for parameters in vision.transformer.blocks:
+        x_NW = block(x_NW, parameters, everything)
+    return layer_norm(x_NW, vision.norm_after)
+
+
+def text_states(model: ContrastiveModel, words: list[int]) -> Tensor:
+    """The state of the end-of-text token, the last of `words`, [1, W]; or those of the latents behind it, [K, W]."""
+    text, context = model.text, model.config.text.context_length
+    if text.latents is None:
+        ids = torch.tensor(words + [0] * (context - len(words)))
+        x_NW, kept = text.token_embedding.weight[ids] + text.position, slice(len(words) - 1, len(words))
+    else:
+        caption = text.token_embedding.weight[words] + text.position[: len(words)]
+        x_NW, kept = torch.cat([caption, text.latents]), slice(len(words), None)
+    causal = torch.ones(len(x_NW), len(x_NW), dtype=torch.bool).tril()
+    for parameters in text.transformer.blocks:
+        x_NW = block(x_NW, parameters, causal)
+    return layer_norm(x_NW, text.norm_after)[kept]
+
+
+def mixture(keys: list[Tensor], values: list[Tensor], query: Tensor, heads: int, temperature: float) -> Tensor:
+    """Llip, eq. 2 and 3, without W_O: one query, one sample."""
+    mixed = []
+    for m in range(heads):
+        part = slice(m * len(query) // heads, (m + 1) * len(query) // heads)
+        weights = torch.stack([query[part] @ key[part] / temperature for key in keys]).softmax(0)
+        mixed.append(sum(weight * value[part] for weight, value in zip(weights, values, strict=True)))
+    return torch.cat(mixed)
+
+
+def maybe_norm(x: Tensor, norm: torch.nn.Module) -> Tensor:
+    return layer_norm(x, norm) if isinstance(norm, torch.nn.LayerNorm) else x
+
+
+def keys_and_values(projection: torch.nn.Module, states_KW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    keys = [maybe_norm(s @ w, projection.key_norm) for s, w in zip(states_KW, projection.key_proj, strict=True)]
+    values = [maybe_norm(s @ w, projection.value_norm) for s, w in zip(states_KW, projection.value_proj, strict=True)]
+    return keys, values
+
+
+def contextual_feature(model: ContrastiveModel, pixels_CHW: Tensor, words: list[int]) -> tuple[Tensor, Tensor]:
+    """The two vectors whose cosine is the pair score: the mixed one and the target, not normalised."""
+    head, config = model.head, model.config.head
+    image_NW, text_KW = image_states(model, pixels_CHW), text_states(model, words)
+    image_KW = image_NW if config.patch_tokens else image_NW[: model.config.vision.tokens]
+    match config.kind:
+        case "class_token" | "register":
+            return image_KW[0] @ head.image.proj, text_KW[0] @ head.text.proj
+        case "mean":
+            values = [
+                maybe_norm(s @ w, head.image.value_norm) for s, w in zip(image_KW, head.image.value_proj, strict=True)
+            ]
+            return (sum(values) / len(values)) @ head.out_proj, text_KW[0] @ head.text.proj
+        case "learned_query":
+            keys, values = keys_and_values(head.image.mixture, image_KW)
+            query, target = head.image.query.flatten(), text_KW[0] @ head.text.proj
+        case "text_query":
+            keys, values = keys_and_values(head.image, image_KW)
+            query = maybe_norm(text_KW[0] @ head.text.query_proj, head.text.query_norm)
+            target = text_KW[0] @ head.text.target_proj
+        case "image_query":
+            keys, values = keys_and_values(head.text, text_KW)
+            query = maybe_norm(image_KW[0] @ head.image.query_proj, head.image.query_norm)
+            target = image_KW[0] @ head.image.target_proj
+    return mixture(keys, values, query, config.heads, config.temperature) @ head.out_proj, target

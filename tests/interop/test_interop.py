@@ -1,0 +1,361 @@
+"""Checkpoints of other projects against a literal computation, and against open_clip itself."""
+
+import argparse
+import json
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from llip import interop, load_model, recipe
+from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip.contrastive import create_model
+
+WIDTH, TEXT_WIDTH, DIM, LAYERS, CONTEXT, VOCABULARY, TOKENS, PATCHES = 32, 24, 16, 2, 9, 40, 3, 4
+END = VOCABULARY - 1
+PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IDS = torch.tensor([[1, 5, 6, END, 0, 0, 0, 0, 0], [1, 7, 7, 8, 9, 4, 3, 2, END], [1, END, 0, 0, 0, 0, 0, 0, 0]])
+
+
+def tower(prefix: str, width: int) -> dict[str, Tensor]:
+    state = {}
+    for layer in range(LAYERS):
+        block = f"{prefix}transformer.resblocks.{layer}."
+        state |= {f"{block}attn.in_proj_weight": torch.randn(3 * width, width) * width**-0.5}
+        state |= {f"{block}attn.in_proj_bias": torch.randn(3 * width)}
+        for name, shape in {"attn.out_proj": (width, width), "mlp.c_fc": (4 * width, width)}.items():
+            state |= {f"{block}{name}.weight": torch.randn(shape) * 0.2, f"{block}{name}.bias": torch.randn(shape[0])}
+        state |= {f"{block}mlp.c_proj.weight": torch.randn(width, 4 * width) * 0.2}
+        state |= {f"{block}mlp.c_proj.bias": torch.randn(width)}
+        for name in ("ln_1", "ln_2"):
+            state |= {f"{block}{name}.weight": torch.rand(width) + 0.5, f"{block}{name}.bias": torch.randn(width)}
+    return state
+
+
+def norm(name: str, width: int) -> dict[str, Tensor]:
+    return {f"{name}.weight": torch.rand(width) + 0.5, f"{name}.bias": torch.randn(width)}
+
+
+def release_state(with_norm: bool) -> dict[str, Tensor]:
+    """Random weights in the names and shapes of Llip's release."""
+    torch.manual_seed(0)
+    state = {
+        "visual.class_embedding": torch.randn(TOKENS, WIDTH),
+        "visual.positional_embedding": torch.randn(TOKENS + PATCHES, WIDTH),
+        "visual.conv1.weight": torch.randn(WIDTH, 3, 4, 4) * 0.2,
+        "token_embedding.weight": torch.randn(VOCABULARY, TEXT_WIDTH),
+        "positional_embedding": torch.randn(CONTEXT, TEXT_WIDTH),
+        "text_projection": torch.randn(TEXT_WIDTH, DIM),
+        "q_proj": torch.randn(TEXT_WIDTH, DIM),
+        "k_proj": torch.randn(TOKENS, WIDTH, DIM),
+        "v_proj": torch.randn(TOKENS, WIDTH, DIM),
+        "pred.out_proj": torch.randn(DIM, DIM),
+        "logit_scale": torch.tensor(3.0),
+        "logit_bias": torch.tensor(-9.0),
+    }
+    state |= tower("visual.", WIDTH) | tower("", TEXT_WIDTH)
+    state |= norm("visual.ln_pre", WIDTH) | norm("visual.ln_post", WIDTH) | norm("ln_final", TEXT_WIDTH)
+    if with_norm:
+        state |= norm("K_norm", DIM) | norm("Q_norm", DIM) | norm("V_norm", DIM)
+    return state
+
+
+def literal_release_scores(state: dict[str, Tensor], heads: int, temperature: float) -> Tensor:
+    """Cosines [image, caption] from the tensors of a release file, by the facts of the paper alone."""
+    s = {name: tensor.double() for name, tensor in state.items()}
+
+    def layer_norm(x: Tensor, name: str) -> Tensor:
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], s[f"{name}.weight"], s[f"{name}.bias"])
+
+    def block(x: Tensor, name: str, head_width: int, causal: bool) -> Tensor:
+        qkv = layer_norm(x, f"{name}.ln_1") @ s[f"{name}.attn.in_proj_weight"].T + s[f"{name}.attn.in_proj_bias"]
+        q, k, v = (part.unflatten(1, (-1, head_width)).transpose(0, 1) for part in qkv.chunk(3, 1))
+        logits = q @ k.transpose(1, 2) / head_width**0.5
+        if causal:
+            logits = logits + torch.full(logits.shape[1:], -torch.inf, dtype=torch.float64).triu(1)
+        mixed = (logits.softmax(-1) @ v).transpose(0, 1).flatten(1)
+        x = x + mixed @ s[f"{name}.attn.out_proj.weight"].T + s[f"{name}.attn.out_proj.bias"]
+        hidden = layer_norm(x, f"{name}.ln_2") @ s[f"{name}.mlp.c_fc.weight"].T + s[f"{name}.mlp.c_fc.bias"]
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        return x + hidden @ s[f"{name}.mlp.c_proj.weight"].T + s[f"{name}.mlp.c_proj.bias"]
+
+    def normed(x: Tensor, name: str) -> Tensor:
+        return layer_norm(x, name) if f"{name}.weight" in s else x
+
+    scores = torch.zeros(len(PIXELS), len(IDS), dtype=torch.float64)
+    for i, pixels in enumerate(PIXELS.double()):
+        patches = torch.nn.functional.conv2d(pixels[None], s["visual.conv1.weight"], stride=4)[0].flatten(1).T
+        x = torch.cat([s["visual.class_embedding"], patches]) + s["visual.positional_embedding"]
+        x = layer_norm(x, "visual.ln_pre")
+        for layer in range(LAYERS):
+            x = block(x, f"visual.transformer.resblocks.{layer}", 16, causal=False)
+        x = layer_norm(x, "visual.ln_post")[:TOKENS]
+        keys = normed(torch.einsum("kw,kwd->kd", x, s["k_proj"]), "K_norm").unflatten(1, (heads, -1))
+        values = normed(torch.einsum("kw,kwd->kd", x, s["v_proj"]), "V_norm").unflatten(1, (heads, -1))
+        for j, ids in enumerate(IDS):
+            g = s["token_embedding.weight"][ids] + s["positional_embedding"]
+            for layer in range(LAYERS):
+                g = block(g, f"transformer.resblocks.{layer}", 12, causal=True)
+            g = layer_norm(g, "ln_final")[int(ids.argmax())]
+            query = normed(g @ s["q_proj"], "Q_norm").unflatten(0, (heads, -1))
+            weights = (torch.einsum("me,kme->mk", query, keys) / temperature).softmax(-1)
+            z = torch.einsum("mk,kme->me", weights, values).flatten() @ s["pred.out_proj"]
+            scores[i, j] = torch.cosine_similarity(z, g @ s["text_projection"], dim=0)
+    return scores
+
+
+@pytest.mark.parametrize(("with_norm", "prefix"), [(False, "module."), (True, "_orig_mod.module."), (False, "")])
+def test_llip_release(tmp_path: Path, with_norm: bool, prefix: str) -> None:
+    state = release_state(with_norm)
+    written = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    if prefix == "":  # the format of older files
+        written["out_proj"] = written.pop("pred.out_proj")
+    torch.save({"epoch": 3, "state_dict": written}, tmp_path / "llip.pt")
+    model = interop.load_llip_release(
+        str(tmp_path / "llip.pt"), num_heads=4, temperature=1.5, vision_head_width=16, text_head_width=12
+    )
+    assert model.config == ModelConfig(
+        embed_dim=DIM,
+        vision=VisionConfig(image_size=8, patch_size=4, width=WIDTH, layers=LAYERS, head_width=16, tokens=TOKENS),
+        text=TextConfig(context_length=CONTEXT, vocabulary=VOCABULARY, width=TEXT_WIDTH, heads=2, layers=LAYERS),
+        head=HeadConfig(heads=4, temperature=1.5, norm=with_norm),
+        init_logit_bias=-10.0,
+    )
+    scores = model.double().pair_scores(*model(PIXELS.double(), IDS))
+    torch.testing.assert_close(scores, literal_release_scores(state, 4, 1.5), rtol=0, atol=1e-10)
+    assert model.logit_scale.item() == 3.0 and model.logit_bias.item() == -9.0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def open_clip_model(*, quick_gelu: bool = True, **options: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        embed_dim=48,
+        vision_cfg=open_clip.CLIPVisionCfg(image_size=32, patch_size=8, width=128, layers=3, head_width=64),
+        text_cfg=open_clip.CLIPTextCfg(context_length=16, vocab_size=60, width=64, heads=1, layers=2),
+        quick_gelu=quick_gelu,
+        **options,
+    )
+    for parameter in model.parameters():  # biases and norms too
+        if parameter.ndim:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def write_pt(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"epoch": 1, "state_dict": {f"module.{name}": t for name, t in state.items()}}, path)
+
+
+def write_bin(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({name: t.half() for name, t in state.items()} | {"input_resolution": torch.tensor(32)}, path)
+
+
+def write_torchscript(state: dict[str, Tensor], path: Path) -> None:
+    """As OpenAI did: a traced model in half precision."""
+    model = open_clip_model()
+    model.load_state_dict(state)
+    traced = torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 16).long()), check_trace=False)
+    torch.jit.save(traced.half(), path)
+
+
+def assert_features_are_those_of(theirs: torch.nn.Module, ours: torch.nn.Module, tolerance: float) -> None:
+    pixels, ids = torch.randn(4, 3, 32, 32), torch.zeros(5, 16, dtype=torch.long)
+    for caption, length in enumerate((3, 16, 7, 2, 9)):
+        ids[caption, :length] = torch.randint(1, 59, (length,))
+        ids[caption, length - 1] = 59
+    with torch.no_grad():
+        images, texts = ours(pixels, ids)
+        expected = theirs.encode_image(pixels), theirs.encode_text(ids)
+        for feature, reference in zip((images.vector_BD, texts.vector_BD), expected, strict=True):
+            scale = reference.abs().max()
+            torch.testing.assert_close(feature / scale, reference / scale, rtol=0, atol=tolerance)
+        cosines = torch.nn.functional.normalize(expected[0]) @ torch.nn.functional.normalize(expected[1]).T
+        torch.testing.assert_close(ours.pair_scores(images, texts), cosines, rtol=0, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated
+@pytest.mark.parametrize(
+    ("name", "write", "bias", "tolerance"),
+    [
+        ("clip.safetensors", safetensors.torch.save_file, None, 1e-5),
+        ("clip.pt", write_pt, -10.0, 1e-5),
+        ("clip.bin", write_bin, None, 2e-2),
+        ("openai.pt", write_torchscript, None, 2e-2),
+    ],
+)
+def test_features_are_those_of_open_clip(
+    tmp_path: Path, name: str, write: object, bias: float | None, tolerance: float
+) -> None:
+    theirs = open_clip_model(init_logit_bias=bias)
+    write(theirs.state_dict(), tmp_path / name)
+    ours = interop.load_open_clip(str(tmp_path / name))
+    assert (ours.logit_bias is None) == (bias is None)
+    assert_features_are_those_of(theirs, ours, tolerance)
+
+
+def write_config(folder: Path, **values: object) -> None:
+    towers = {"vision_cfg": {"width": 128, "head_width": 64}, "text_cfg": {"width": 64, "heads": 1}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers | values}))
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+def test_either_activation_is_read(tmp_path: Path, beside: bool, quick_gelu: bool) -> None:
+    """As the configuration beside the file says (exact where it says nothing, as in open_clip), or the option."""
+    theirs, path = open_clip_model(quick_gelu=quick_gelu), str(tmp_path / "open_clip_model.safetensors")
+    safetensors.torch.save_file(theirs.state_dict(), path)
+    if beside:
+        write_config(tmp_path, **({"quick_gelu": True} if quick_gelu else {}))
+        ours = interop.load_open_clip(path)
+        with pytest.raises(ValueError, match=f"quick_gelu={not quick_gelu} contradicts the open_clip_config"):
+            interop.load_open_clip(path, quick_gelu=not quick_gelu)
+    else:
+        ours = interop.load_open_clip(path, quick_gelu=quick_gelu)
+    assert_features_are_those_of(theirs, ours, 1e-5)
+
+
+def test_an_activation_that_nothing_tells_is_taken_for_quickgelu_with_a_warning(tmp_path: Path) -> None:
+    state, path = open_clip_model().state_dict(), tmp_path / "metaclip.pt"
+    write_pt(state, path)
+    with pytest.warns(UserWarning, match=r"metaclip\.pt does not say its activation.* quick_gelu=False"):
+        assert interop.load_open_clip(str(path)).config.activation == "quick_gelu"
+    write_bin(state, tmp_path / "openai.bin")  # OpenAI's own files have marks of their own, and only QuickGELU
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert interop.load_open_clip(str(tmp_path / "openai.bin")).config.activation == "quick_gelu"
+
+
+@pytest.mark.parametrize(("bias", "activation"), [(None, "quick_gelu"), (-10.0, "gelu")])
+def test_open_clip_reads_what_is_exported_to_it(tmp_path: Path, bias: float | None, activation: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        embed_dim=32,
+        vision=VisionConfig(image_size=32, patch_size=8, width=64, layers=2, head_width=32, mlp_width=200),
+        text=TextConfig(context_length=16, vocabulary=60, width=64, heads=2, layers=2),
+        head=HeadConfig(kind="class_token"),
+        activation=activation,
+        init_logit_bias=bias,
+    )
+    ours = create_model(config)
+    interop.export_open_clip(ours, str(tmp_path))
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    pixels, ids = torch.randn(2, 3, 32, 32), torch.tensor([[1, 2, 59] + [0] * 13, [4] * 15 + [59]])
+    with torch.no_grad():
+        images, texts = ours(pixels, ids)
+        torch.testing.assert_close(images.vector_BD, theirs.encode_image(pixels), rtol=0, atol=1e-5)
+        torch.testing.assert_close(texts.vector_BD, theirs.encode_text(ids), rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs.logit_scale, ours.logit_scale)
+    assert (theirs.logit_bias is None) == (bias is None)
+    assert interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config == config
+
+
+def test_a_mixture_cannot_be_exported_to_open_clip(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="open_clip has no text_query head"):
+        interop.export_open_clip(create_model("llip_tiny_k8"), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["llip_tiny_k8", "clip_tiny", "image_query_tiny_k8"])
+def test_saved_models_come_back(tmp_path: Path, name: str) -> None:
+    model = create_model(name)
+    interop.save_model(model, str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    loaded = load_model(str(tmp_path))
+    assert loaded.config == model.config == recipe(name).model
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor)
+
+
+class TestRefusals:
+    def test_folder_without_a_model(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"model\.json does not exist: .* does not hold a model"):
+            load_model(str(tmp_path))
+
+    def test_weights_of_another_configuration(self, tmp_path: Path) -> None:
+        interop.save_model(create_model("llip_tiny_k8"), str(tmp_path))
+        values = json.loads((tmp_path / "model.json").read_text())
+        values["vision"]["tokens"] = 9
+        (tmp_path / "model.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=r"vision\.tokens has shape \[8, 128\], not \[9, 128\]"):
+            load_model(str(tmp_path))
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"nothing\.pt does not exist"):
+            interop.load_open_clip(str(tmp_path / "nothing.pt"))
+
+    def test_pickled_objects(self, tmp_path: Path) -> None:
+        content = {"state_dict": release_state(False), "args": argparse.Namespace(lr=1)}
+        torch.save(content, tmp_path / "llip.pt")
+        with pytest.raises(ValueError, match=r"llip\.pt holds a argparse\.Namespace .* could run code"):
+            interop.load_llip_release(str(tmp_path / "llip.pt"))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_pickled_objects_in_a_torchscript_archive(self, tmp_path: Path) -> None:
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "plain.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+            zipfile.ZipFile(tmp_path / "evil.pt", "w") as evil,
+        ):
+            for name in plain.namelist():
+                content = plain.read(name)
+                evil.writestr(name, pickle.dumps(eval) if name.endswith("data.pkl") else content)
+        with pytest.raises(ValueError, match=r"evil\.pt holds a builtins\.eval .* could run code"):
+            interop.load_open_clip(str(tmp_path / "evil.pt"))
+        with pytest.raises(
+            ValueError, match=r"plain\.pt is not CLIP .* it has no visual\.class_embedding, but bias, weight"
+        ):
+            interop.load_open_clip(str(tmp_path / "plain.pt"))
+
+    def test_no_tensors(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {"a": 1}}, tmp_path / "a.bin")
+        with pytest.raises(ValueError, match="does not hold named tensors"):
+            interop.load_open_clip(str(tmp_path / "a.bin"))
+        (tmp_path / "b.pt").write_bytes(b"text")
+        with pytest.raises(ValueError, match=r"b\.pt is not a file that torch\.save has written"):
+            interop.load_open_clip(str(tmp_path / "b.pt"))
+        with pytest.raises(ValueError, match=r"model\.json is not a checkpoint by its name"):
+            (tmp_path / "model.json").write_text("{}")
+            interop.load_open_clip(str(tmp_path / "model.json"))
+
+    @pytest.mark.parametrize(
+        ("name", "architecture"),
+        [
+            ("visual.attnpool.positional_embedding", "CLIP with a ResNet"),
+            ("text_decoder.ln_final.weight", "CoCa"),
+            ("visual.trunk.attn_pool.latent", r"SigLIP with attention pooling \(MAP\)"),
+            ("text_model.embeddings.position_ids", "a model in the names of Hugging Face's"),
+        ],
+    )
+    def test_another_architecture_by_name(self, tmp_path: Path, name: str, architecture: str) -> None:
+        state = open_clip_model().state_dict() | {name: torch.zeros(2)}
+        safetensors.torch.save_file(state, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=rf"holds {name}: it is {architecture}"):
+            interop.load_open_clip(str(tmp_path / "other.safetensors"))
+
+    def test_parameters_that_no_clip_has(self, tmp_path: Path) -> None:
+        state = open_clip_model().state_dict() | {"visual.extra": torch.zeros(2)}
+        safetensors.torch.save_file(state, tmp_path / "extra.safetensors")
+        with pytest.raises(ValueError, match=r"holds visual\.extra, which a class_token model does not"):
+            interop.load_open_clip(str(tmp_path / "extra.safetensors"))
+
+    def test_clip_is_not_llip_and_llip_is_not_clip(self, tmp_path: Path) -> None:
+        safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "clip.safetensors")
+        with pytest.raises(ValueError, match=r"visual\.class_embedding has shape \[128\].*Llip"):
+            interop.load_llip_release(str(tmp_path / "clip.safetensors"))
+        safetensors.torch.save_file(release_state(False), tmp_path / "llip.safetensors")
+        with pytest.raises(ValueError, match=r"visual\.class_embedding has shape \[3, 32\].*class token"):
+            interop.load_open_clip(str(tmp_path / "llip.safetensors"))
+
+
+def test_heads_are_those_of_the_configuration_beside_the_file(tmp_path: Path) -> None:
+    safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "open_clip_model.safetensors")
+    towers = {"vision_cfg": {"width": 128, "head_width": 32}, "text_cfg": {"width": 64, "heads": 4}}
+    write_config(tmp_path, **towers)
+    loaded = interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config
+    assert (loaded.vision.head_width, loaded.text.heads) == (32, 4)

@@ -250,7 +250,7 @@ def test_decoding_starts_no_threads_of_its_own(tmp_path: Path) -> None:
     program = f"""
 import os, sys, torch
 from itertools import islice
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from helpers.shard_folders import encode, picture, row, write_shards
 from llip.config import DataConfig
 from llip.data.loader import LaneLoader

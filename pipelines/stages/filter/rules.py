@@ -13,7 +13,7 @@ from numba import types
 from PIL import Image
 
 from pipelines.stages.compiled import In, Out, jit, string_buffers
-from pipelines.stages.filter import headers, language
+from pipelines.stages.filter import language
 
 KEPT = 0
 ROW_REASONS = (
@@ -176,11 +176,9 @@ class ImageRules:
 def judge(images: pa.BinaryArray, rows: np.ndarray, image_rules: ImageRules) -> tuple[np.ndarray, np.ndarray]:
     """Codes of `ROW_REASONS` (uint8 [N]) of the encoded images `images[rows]`, and their shorter sides, pixels
     (int64 [N]; of those that are kept). Decodes no pixel."""
-    codes = np.zeros(len(rows), np.uint8)
-    widths, heights = headers.sizes(images, rows)
-    for i in np.flatnonzero(widths == 0):
-        codes[i], widths[i], heights[i] = opened(images[int(rows[i])].as_py())
-    short, long = np.minimum(widths, heights), np.maximum(widths, heights)
+    found = np.array([opened(images[row].as_py()) for row in rows.tolist()], np.int64).reshape(-1, 3)
+    codes, sides = found[:, 0].astype(np.uint8), np.sort(found[:, 1:], axis=1)
+    short, long = sides[:, 0], sides[:, 1]
     broken = {
         "too many pixels": short * long > image_rules.max_pixels,
         "shorter side below the minimum": short < image_rules.min_side,

@@ -237,9 +237,6 @@ class DataConfig:
     """Threads that decode, on each rank."""
     prefetch: int = 4
     """Batches held ready, on each rank."""
-    jpeg_device: Literal["cuda"] | None = None
-    """Decode, crop and resize JPEGs on the device that trains, by nvJPEG, whose pixels are not quite libjpeg's; None:
-    on the CPU, as other images always are."""
 
     def __post_init__(self) -> None:
         _check(self.lanes >= 1 and self.lanes & (self.lanes - 1) == 0, "data.lanes", self.lanes, "a power of two")
@@ -261,7 +258,6 @@ class DataConfig:
         )
         _check(self.threads >= 1, "data.threads", self.threads, "at least 1")
         _check(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
-        _check(self.jpeg_device in (None, "cuda"), "data.jpeg_device", self.jpeg_device, "cuda, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,6 @@ class Pretrain:
         Literal["ddp", "fsdp"] | None, tyro.conf.arg(metavar="ddp|fsdp", help_behavior_hint=_OF_RECIPE)
     ] = None
     """fsdp shares parameters and optimizer state among the workers instead of copying them to each."""
-    jpeg_device: Annotated[Literal["cuda"] | None, tyro.conf.arg(metavar="cuda", help_behavior_hint="")] = None
-    """Decode JPEGs on the GPU that trains (nvJPEG; A100 and H100 have an engine for it) instead of on CPU cores."""
     ema_decay: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: no average)")] = (
         None
     )
@@ -164,7 +162,6 @@ class Pretrain:
             nonfinite=self.nonfinite,
             start_from=None if self.start_from is None else storage.absolute(self.start_from),
             peak_flops=self.peak_flops,
-            jpeg_device=self.jpeg_device,
             seed=self.seed,
         )
 

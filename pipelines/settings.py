@@ -33,7 +33,6 @@ def configure(
     captions_per_image: int | None = None,
     synthetic_share: float | None = None,
     weights: tuple[float, ...] | None = None,
-    jpeg_device: Literal["cuda"] | None = None,
     logit_scale: float | None = None,
     logit_bias: float | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -76,7 +75,6 @@ def configure(
             captions_per_image=captions_per_image,
             synthetic_share=synthetic_share,
             weights=weights,
-            jpeg_device=jpeg_device,
         ),
     )
     return _given(
@@ -114,7 +112,6 @@ def run_name(name: str, config: TrainingConfig) -> str:
     rest = [f"{what}{new:g}" for what, (old, new) in changed.items() if new is not None and old != new]
     rest += ["mix" + "-".join(f"{weight:g}" for weight in config.data.weights)] if config.data.weights else []
     rest += [f"ema{config.ema_decay:g}"] if config.ema_decay is not None else []
-    rest += ["nvjpeg"] if config.data.jpeg_device is not None else []
     rest += ["started"] if config.start_from is not None else []
     rest += [config.precision] if config.precision != base.precision else []
     return "-".join(["_".join(pieces), *rest, f"seed{config.seed}"])

@@ -19,8 +19,6 @@ from torch import Tensor
 from llip.config import DataConfig
 from llip.data import draws
 from llip.data.decode import DecodeError
-from llip.data.jpeg_device import CHUNK as DEVICE_CHUNK
-from llip.data.jpeg_device import JpegDevice
 from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples
 from llip.data.read_ahead import ReadAhead
@@ -38,7 +36,7 @@ class Batch:
     """What one rank reads at one step: B images with C captions each."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], channels last in memory: pinned where there is CUDA, or on the device that decodes."""
+    """uint8 [B, 3, H, W], channels last in memory, pinned where there is CUDA."""
     token_ids: Tensor
     """int64 [C*B, L], row c*B + i is caption c of image i; as long as the longest caption."""
     sample_ids: list[str]
@@ -66,17 +64,15 @@ class _Chunk:
     """How many they are without padding."""
     sample_ids: list[str]
     decode_errors: int
-    images: Tensor | None
-    """[n, H, W, 3] on the device that decodes, if one does."""
 
 
 class LaneLoader:
     """Endless batches of one rank from a shards folder, or from several mixed by `config.weights`.
 
     `seed` decides order, crops and captions; rank `rank` of `world_size` reads the lanes rank, rank + world_size, …,
-    each of which fills `batch_size / lanes` consecutive places of its batch. `jpegs` decodes JPEGs on a device.
-    Raises ValueError where `world_size` does not divide `config.lanes`, where there are fewer samples than
-    `config.batch_size`, and for a damaged folder (see `Shards`).
+    each of which fills `batch_size / lanes` consecutive places of its batch. Raises ValueError where `world_size` does
+    not divide `config.lanes`, where there are fewer samples than `config.batch_size`, and for a damaged folder (see
+    `Shards`).
     """
 
     def __init__(
@@ -89,7 +85,6 @@ class LaneLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        jpegs: JpegDevice | None = None,
     ) -> None:
         if config.lanes % world_size:
             raise ValueError(
@@ -98,8 +93,6 @@ class LaneLoader:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it has to be in 0 … {world_size - 1}")
-        if config.jpeg_device and jpegs is None:
-            raise ValueError(f"data.jpeg_device is {config.jpeg_device}; the loader was given no device")
         folders = (shards,) if isinstance(shards, str) else tuple(shards)
         self._shards = ShardSets(folders, synthetic=config.synthetic_share > 0)
         self._order = _order(self._shards.group_rows, config, seed)
@@ -108,7 +101,6 @@ class LaneLoader:
         self._context_length = context_length
         self._seed = seed
         self._lanes = np.arange(rank, config.lanes, world_size)
-        self._jpegs = jpegs
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
         self.stats = LoaderStats()
 
@@ -145,16 +137,12 @@ class LaneLoader:
 
     def _submit(self, step: int, samples: Samples, groups: "dict[int, Future[RowGroup]]") -> "_PendingBatch":
         count, side = len(samples.group), self._image_size
-        images, size = None, DEVICE_CHUNK
-        if self._jpegs is None:
-            images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-            size = _CHUNK
+        images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         chunks = []
-        for start in range(0, count, size):
-            part = slice(start, start + size)
+        for start in range(0, count, _CHUNK):
+            part = slice(start, start + _CHUNK)
             places = samples.group[part].tolist(), samples.row[part].tolist()
-            target = None if images is None else images[part].numpy()
-            chunks.append(self._pool.submit(self._prepare, samples.epoch[part], *places, groups, target))
+            chunks.append(self._pool.submit(self._prepare, samples.epoch[part], *places, groups, images[part].numpy()))
         return _PendingBatch(step, images, chunks)
 
     def _prepare(
@@ -163,51 +151,36 @@ class LaneLoader:
         groups: list[int],
         rows: list[int],
         contents: "dict[int, Future[RowGroup]]",
-        images: NDArray[np.uint8] | None,
+        images: NDArray[np.uint8],
     ) -> _Chunk:
-        """Fill `images` [n, H, W, 3], if given, with the samples at some places, and tokenise their captions."""
+        """Fill `images` [n, H, W, 3] with the samples at some places, and tokenise their captions."""
         found = [contents[g].result() for g in groups]
         places = np.array([g.first + row for g, row in zip(found, rows, strict=True)])
         numbers = crop_draws(self._seed, epoch, places.tolist())
         rows = self._taken(epoch, found, rows, places)
-        if images is None:
-            on_device, used = self._make(found, rows, numbers)
-        else:
-            on_device, used = None, []
-            for place, (group, row) in enumerate(zip(found, rows, strict=True)):
-                pixels, kept = self._decode(group, row, numbers[place])
-                images[place] = pixels.permute(1, 2, 0).numpy()
-                used.append(kept)
+        used = []
+        for place, (group, row) in enumerate(zip(found, rows, strict=True)):
+            pixels, kept = self._decode(group, row, numbers[place])
+            images[place] = pixels.permute(1, 2, 0).numpy()
+            used.append(kept)
         token_ids = tokenize(self._draw_captions(epoch, found, used, places), self._context_length)
         return _Chunk(
             token_ids=token_ids,
             tokens=int((token_ids.argmax(dim=1) + 1).sum()),  # the end of text has the highest id
             sample_ids=[group.ids[row].as_py() for group, row in zip(found, used, strict=True)],
             decode_errors=sum((kept - row) % len(g) for g, kept, row in zip(found, used, rows, strict=True)),
-            images=on_device,
         )
 
     def _taken(
         self, epoch: NDArray[np.int64], groups: list[RowGroup], rows: list[int], places: NDArray[np.int64]
     ) -> list[int]:
-        """The rows that stand at some places: others than those of the order only where balancing is online."""
+        """Rows to read at these positions; only online balancing replaces the planned row."""
         keys = draws.column(epoch), draws.column(places)
         numbers = draws.uniform(self._seed, draws.ONLINE, *keys, np.arange(2)).tolist()
         return [
             group.keep.row(row, *of_place) if group.keep else row
             for group, row, of_place in zip(groups, rows, numbers, strict=True)
         ]
-
-    def _make(self, groups: list[RowGroup], rows: list[int], crops: list[list[float]]) -> tuple[Tensor, list[int]]:
-        """`_decode` of rows, on the device where that can do it; pixels [n, H, W, 3]."""
-        assert self._jpegs
-        encoded = [group.image(row) for group, row in zip(groups, rows, strict=True)]
-        made = self._jpegs.crops(encoded, self._image_size, self._config.crop_scale, crops)
-        kept = [
-            self._decode(group, row, crop) if pixels is None else (pixels, row)
-            for group, row, crop, pixels in zip(groups, rows, crops, made, strict=True)
-        ]
-        return self._jpegs.stack([pixels for pixels, _ in kept]), [row for _, row in kept]
 
     def _decode(self, group: RowGroup, row: int, crop: list[float]) -> tuple[Tensor, int]:
         """The pixels of a row or, where it is broken, of the next of its row group that is not; and that row."""
@@ -279,12 +252,8 @@ class LaneLoader:
         self.stats.batches += 1
         self.stats.tokens += sum(c.tokens for c in chunks)
         self.stats.decode_errors += sum(c.decode_errors for c in chunks)
-        images = batch.images
-        if images is None:
-            assert self._jpegs
-            images = self._jpegs.join([c.images for c in chunks if c.images is not None])
         return Batch(
-            images=images.permute(0, 3, 1, 2),
+            images=batch.images.permute(0, 3, 1, 2),
             token_ids=_caption_major([c.token_ids for c in chunks], self._config.captions_per_image),
             sample_ids=[i for c in chunks for i in c.sample_ids],
             step=batch.step,
@@ -294,8 +263,8 @@ class LaneLoader:
 @dataclass(frozen=True)
 class _PendingBatch:
     step: int
-    images: Tensor | None
-    """[B, H, W, 3], being filled by the chunks; None where these bring their own."""
+    images: Tensor
+    """[B, H, W, 3], being filled by the chunks."""
     chunks: "list[Future[_Chunk]]"
 
 

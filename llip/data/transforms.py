@@ -58,28 +58,11 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(dense[None], (height, width), mode="bicubic", antialias=True)[0]
 
 
-def resize_in_float(pixels: Tensor, height: int, width: int) -> Tensor:
-    """`resize` on any device, to within a level or, seldom, two: CUDA resizes in floating point only.
-
-    Rows, then columns, rounded to levels in between as `resize` does it: what overshoots is cut off there.
-    """
-    if pixels.shape[1:] == (height, width):
-        return pixels
-    resized = pixels[None].float()
-    for size in ((pixels.shape[1], width), (height, width)):
-        resized = functional.interpolate(resized, size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
-    return resized[0].to(torch.uint8)
-
-
-def cropped(pixels: Tensor, scale: tuple[float, float], numbers: Sequence[float]) -> Tensor:
-    """The crop of [3, H, W] that `random_crop` draws, a view."""
-    top, left, height, width = random_crop(pixels.shape[1], pixels.shape[2], scale, numbers)
-    return pixels[:, top : top + height, left : left + width]
-
-
 def training_transform(data: Encoded, image_size: int, scale: tuple[float, float], numbers: Sequence[float]) -> Tensor:
     """A random crop of an encoded image, uint8 [3, S, S] with S = `image_size`. Raises DecodeError."""
-    return resize(cropped(decode(data), scale, numbers), image_size, image_size)
+    pixels = decode(data)
+    top, left, height, width = random_crop(pixels.shape[1], pixels.shape[2], scale, numbers)
+    return resize(pixels[:, top : top + height, left : left + width], image_size, image_size)
 
 
 def evaluation_transform(data: Encoded, image_size: int) -> Tensor:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 import llip
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
-from llip.data.jpeg_device import jpeg_device
 from llip.data.loader import Batch, LaneLoader
 from llip.data.transforms import normalize
 from llip.interop import load_open_clip
@@ -210,5 +209,4 @@ def _loader(config: TrainingConfig, shards: str | Sequence[str], world: World) -
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
-        jpegs=jpeg_device(config.data, world.device),
     )

@@ -106,12 +106,6 @@ def test_the_peak_of_a_device_reaches_the_configuration_and_no_name() -> None:
     assert run_name("llip_tiny_k8", config) == run_name("llip_tiny_k8", recipe("llip_tiny_k8"))
 
 
-def test_where_jpegs_are_decoded_is_an_option_and_part_of_the_name() -> None:
-    config = tyro.cli(Pretrain, args=["--jpeg-device", "cuda"]).training()
-    assert config.data == replace(recipe("llip_tiny_k8").data, jpeg_device="cuda")
-    assert run_name("llip_tiny_k8", config).endswith("-nvjpeg-seed0")
-
-
 def test_a_misspelled_option_is_answered_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         tyro.cli(Pretrain, args=["--objektive", "clip"])

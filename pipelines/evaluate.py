@@ -27,7 +27,7 @@ from llip.training.revision import git_revision
 from llip.training.tracking import Tracker, tracking_of
 from pipelines import command
 from pipelines.checkpoints import Weights
-from pipelines.stages.outcomes import Keep
+from pipelines.evaluation_cache import EvaluationCache
 
 SCHEMA_VERSION = 1
 
@@ -90,8 +90,8 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     model = weights.load()
     started = time.monotonic()
     made_with = [inputs["model"], settings.recipe, *([settings.candidates] if settings.candidates else [])]
-    keep = Keep(output, {name: [*made_with, digest] for name, digest in of_sets.items()})
-    outcomes = list(_evaluated(model, sets, keep, settings))
+    cache = EvaluationCache(output, {name: [*made_with, digest] for name, digest in of_sets.items()})
+    outcomes = list(_evaluated(model, sets, cache, settings))
     metrics = named(outcomes)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -109,14 +109,16 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     return metrics
 
 
-def _evaluated(model: ContrastiveModel, sets: list[EvaluationSet], keep: Keep, settings: Evaluate) -> Iterator[Outcome]:
-    """What every set gave, in their order: what was kept, or else what it gives now, kept from then on."""
-    kept = {data.name: keep.load(data) for data in sets}
-    if missing := [data for data in sets if kept[data.name] is None]:
+def _evaluated(
+    model: ContrastiveModel, sets: list[EvaluationSet], cache: EvaluationCache, settings: Evaluate
+) -> Iterator[Outcome]:
+    """The outcomes of all sets in their order; those that are not in the cache are made and stored."""
+    found = {data.name: cache.load(data) for data in sets}
+    if missing := [data for data in sets if found[data.name] is None]:
         for outcome in evaluate_sets(model, missing, runner(model, settings), candidates=settings.candidates):
-            keep.save(outcome)
-            kept[outcome.data.name] = outcome
-    return filter(None, kept.values())
+            cache.save(outcome)
+            found[outcome.data.name] = outcome
+    return filter(None, found.values())
 
 
 def output_folder(settings: Evaluate, weights: Weights) -> str:

@@ -22,8 +22,7 @@ from llip.data.decode import DecodeError
 from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples
 from llip.data.read_ahead import ReadAhead
-from llip.data.shard_sets import ShardSets
-from llip.data.shards import RowGroup, Texts
+from llip.data.shards import RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import crop_draws, training_transform
 

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples
-from llip.data.shard_sets import ShardSets
-from llip.data.shards import RowGroup
+from llip.data.shards import RowGroup, ShardSets
 
 _THREADS = 8
 """Enough to hide an object store's latency; local reads need few of them."""

@@ -23,7 +23,7 @@ import tyro
 from llip import storage
 from llip.config import DataConfig
 from llip.data.loader import LaneLoader
-from llip.data.shard_sets import ShardSets
+from llip.data.shards import ShardSets
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench_loader import BATCH, photos, rows

@@ -30,7 +30,6 @@ ADDRESSES = (schema.URL, "URL", "image_url", "src")
 CAPTIONS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "alt")
 PAGE = "page"
 """Column of the address of the page that a link was found on."""
-SHA256 = "sha256"
 UNREADABLE = (
     pa.ArrowException,
     ArchiveLoadFailed,

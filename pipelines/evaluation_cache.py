@@ -1,4 +1,4 @@
-"""What an evaluation gave for a set, kept at once, so that one that is interrupted goes on with the sets that miss."""
+"""Results of an evaluation, stored set by set: one that is interrupted goes on with the sets that are missing."""
 
 import io
 import json
@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Keep:
+class EvaluationCache:
     """Outcomes in a folder, one file a set."""
 
     folder: str
@@ -27,7 +27,7 @@ class Keep:
     """By set, what its outcome depends on: the weights and the set's files."""
 
     def load(self, data: EvaluationSet) -> Outcome | None:
-        """The outcome of a set, where one of these weights and files was kept."""
+        """The outcome of a set, where one of these weights and files is stored."""
         if not storage.exists(uri := self._uri(data.name)):
             return None
         with np.load(io.BytesIO(storage.read_bytes(uri))) as file:
@@ -40,7 +40,7 @@ class Keep:
         return Outcome(data, metrics, details)
 
     def save(self, outcome: Outcome) -> None:
-        """Keep an outcome in place of an earlier one of the same set."""
+        """Store an outcome in place of an earlier one of the same set."""
         metrics = {name: vars(metric) for name, metric in outcome.metrics.items()}
         arrays = outcome.details
         if isinstance(arrays, Retrieval):  # its captions are the set's

@@ -75,7 +75,7 @@ def _found(
     model: ContrastiveModel,
     images: Mixture,
     texts: Query,
-    index: two_stage.Index,
+    index: two_stage.AnchorIndex,
     candidates: int,
     direction: Literal["text_to_image", "image_to_text"],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -1,16 +1,15 @@
 """Retrieval from large galleries in two stages: an index of one vector an image finds candidates, exact scores rank
 them.
 
-Two indices: the image's feature under the uniform mixture of its tokens, and its exact scores with a few anchor
-captions. The latter is the CUR decomposition of the score matrix (Yadav et al., EMNLP 2022): a query is scored with a
-few anchor images, and what linear map takes those from the anchors' scores takes them from every image's. It finds
-nearly what exact scores find, where captions change the image's feature too much for the uniform mixture.
+The index holds each image's exact scores with a few anchor captions, a CUR decomposition of the score matrix (Yadav
+et al., EMNLP 2022): a query is scored with a few anchor images only, and the combination of anchor captions that gives
+these scores is taken for all images. It finds nearly what exact scores find.
 
 Axes: N images · T captions · Q queries · C candidates of a query · A width of the index · H anchor images ·
 G images at work · L captions of each of these.
 """
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,30 +27,11 @@ SMALLEST = 1e-3
 """Singular values of the anchors' scores below this share of the largest are noise."""
 
 
-class Index(Protocol):
-    """One vector an image and one a caption, whose inner product stands for their score."""
-
-    vector_NA: Tensor
-
-    def caption_vectors(self, texts: Query) -> Tensor:
-        """[T, A]"""
-        ...
-
-
-class UniformIndex:
-    """Of an image, its unit feature under the uniform mixture; of a caption, its target."""
-
-    def __init__(self, model: ContrastiveModel, images: Mixture) -> None:
-        self.vector_NA = normalize(model.head.project(images.value_BMKE.mean(dim=2).flatten(1)), dim=-1)
-
-    def caption_vectors(self, texts: Query) -> Tensor:
-        return normalize(texts.target_BD, dim=-1)
-
-
 class AnchorIndex:
-    """Of an image, its exact scores with the anchor captions, which are to be like those that are searched with.
+    """One vector an image and one a caption, whose inner product stands for their score.
 
-    Twice as many images as anchor captions, drawn by seed, are the anchor images.
+    The vector of an image is its exact scores with the anchor captions, which are to be like those that are searched
+    with. Twice as many images as anchor captions, drawn by seed, are the anchor images.
     """
 
     def __init__(self, model: ContrastiveModel, images: Mixture, anchors: Query, seed: int = 0) -> None:
@@ -63,6 +43,7 @@ class AnchorIndex:
         self.from_scores_HA = torch.linalg.pinv(self.vector_NA[drawn].double(), rtol=SMALLEST).float().T
 
     def caption_vectors(self, texts: Query) -> Tensor:
+        """[T, A]"""
         return scores(self.model, self.images, texts).T @ self.from_scores_HA
 
 
@@ -70,7 +51,7 @@ def search(
     model: ContrastiveModel,
     images: Mixture,
     texts: Query,
-    index: Index,
+    index: AnchorIndex,
     *,
     candidates: int,
     direction: Literal["text_to_image", "image_to_text"] = "text_to_image",

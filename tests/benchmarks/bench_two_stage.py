@@ -20,7 +20,6 @@ from llip.evaluation.encode import ImageTask, InProcess, KeepFeatures, encode_te
 from llip.evaluation.large_galleries import ANCHORS
 from llip.evaluation.retrieval import Captions, score_blocks
 from llip.evaluation.sets import read_set
-from llip.evaluation.two_stage import Index
 from llip.model.features import Mixture, Query, batch_slice
 from pipelines.checkpoints import Weights
 
@@ -60,7 +59,7 @@ def curve(
     model: ContrastiveModel,
     images: Mixture,
     texts: Query,
-    indices: dict[str, Index],
+    indices: dict[str, two_stage.AnchorIndex],
     candidates: tuple[int, ...],
     rounds: int,
 ) -> list[Point]:
@@ -106,7 +105,6 @@ def main(settings: Settings) -> None:
             raise SystemExit(f"error: {settings.checkpoint} is no Llip model: its images have one vector already")
         anchors, queries = (batch_slice(texts, s) for s in (slice(settings.anchors), slice(settings.anchors, None)))
         indices = {
-            "uniform mixture": two_stage.UniformIndex(model, images),
             f"{len(anchors[0])} anchors": two_stage.AnchorIndex(model, images, anchors),
         }
     print(f"{len(rows):,} images, {len(queries[0]):,} captions, {settings.threads} threads\n")

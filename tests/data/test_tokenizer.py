@@ -2,15 +2,12 @@
 
 import random
 import unicodedata
-from re._parser import parse
 
-import ftfy
 import open_clip
 import pytest
 import torch
-from ftfy.badness import BADNESS_RE
 
-from llip.data.tokenizer import _REACH, END, START, fix_text, tokenize
+from llip.data.tokenizer import END, START, tokenize
 
 _WORDS = """
 a an the photo picture painting of in on with and red Blue GREEN dog cat bicycles skyline mountains 1999 4K it's don't
@@ -73,20 +70,6 @@ def test_ids_are_those_of_open_clip_on_many_captions() -> None:
 
 def test_ids_of_every_piece_alone_inside_and_twice_are_those_of_open_clip() -> None:
     _assert_identical([t for piece in (*WORDS, *ODD) for t in (piece, f"x{piece}y", f"{piece} {piece}")])
-
-
-def test_fixing_is_that_of_ftfy() -> None:
-    pieces = (*WORDS, *ODD, *map(chr, range(0x20, 0x2100)), *map(chr, range(0xD7F0, 0x10000, 7)))
-    texts = [*(f"a {piece}b {piece}" for piece in pieces), *_captions(5000, seed=2)]
-    rng = random.Random(3)
-    texts += ["".join(rng.choices(pieces[-8000:], k=5)) for _ in range(3000)]
-    assert [fix_text(t) for t in texts] == [ftfy.fix_text(t) for t in texts]
-
-
-def test_what_ftfy_takes_for_mis_decoded_is_short_and_not_ascii() -> None:
-    assert parse(BADNESS_RE.pattern, BADNESS_RE.flags).getwidth()[1] <= _REACH
-    rng = random.Random(4)
-    assert not BADNESS_RE.search("".join(chr(rng.randrange(128)) for _ in range(200_000)))
 
 
 def test_a_batch_is_as_long_as_its_longest_caption() -> None:

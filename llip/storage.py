@@ -1,125 +1,228 @@
-"""Files and folders named by a URI: a local path or `s3://bucket/key`.
+"""Files and folders named by a URI: a local path or `s3://bucket/key`. A URI is a name, never a pattern: `*`, `?`, `[`,
+`~`, `#`, `%`, `::` and spaces are letters of it.
 
 Writes are atomic: a reader sees the old file, the new one, or none.
 """
 
+import errno
 import json
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+Uri = str | os.PathLike[str]
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+VERSION = "?versionId="
+"""Where s3fs takes the rest of a name for a version: what is done to such a name would be done to another."""
+_THREADS = 16
+"""Requests in flight."""
 
 
-def is_local(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that only writing has."""
 
 
-def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *parts])
+class PlaceError(OSError, ValueError):
+    """A place that cannot be written: the user's to mend, and no fault of what was read."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
-def beside(uri: str, name: str) -> str:
+def is_local(uri: Uri) -> bool:
+    scheme = SCHEME.match(os.fspath(uri))
+    return scheme is None or scheme[1] == "file"
+
+
+def join(uri: Uri, *parts: str) -> str:
+    return "/".join([os.fspath(uri).rstrip("/"), *parts])
+
+
+def beside(uri: Uri, name: str) -> str:
     """`name` in the folder that holds `uri`."""
-    return "/".join([uri.rstrip("/").rpartition("/")[0], name])
+    return "/".join([os.fspath(uri).rstrip("/").rpartition("/")[0], name])
 
 
-def absolute(uri: str) -> str:
+def absolute(uri: Uri) -> str:
     """The same place for a process that runs in another folder."""
-    return str(Path(uri.removeprefix("file://")).absolute()) if is_local(uri) else uri
+    return str(Path(os.fspath(uri).removeprefix("file://")).absolute()) if is_local(uri) else os.fspath(uri)
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path inside it."""
-    return url_to_fs(uri)
+def quoted(uri: Uri) -> str:
+    """The URI for Arrow and Ray, which read `?`, `#`, `%` and others of a remote one as URLs have them."""
+    if is_local(uri):
+        return absolute(uri)
+    scheme, _, path = os.fspath(uri).partition("://")
+    return f"{scheme}://{quote(path)}"
 
 
-def exists(uri: str) -> bool:
+def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI and the path inside it. Of its methods, those that expand patterns (`rm`, `glob`,
+    `expand_path`, `copy`) must not get the path. Raises ValueError for a scheme that no installed library serves."""
+    if is_local(uri):
+        return LocalFileSystem(), absolute(uri)
+    scheme, _, place = os.fspath(uri).partition("://")
+    root, _, path = place.partition("/")
+    if VERSION in path:
+        raise ValueError(f"{uri}: {VERSION!r} in a name means a version of an object; name the object")
+    try:
+        fs, top = url_to_fs(f"{scheme}://{root}")  # of the whole URI it would split a name at `::`
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{uri} cannot be opened ({error}); a path or an s3:// URI is needed") from error
+    return fs, f"{top.rstrip('/')}/{path.strip('/')}" if path.strip("/") else top
+
+
+def exists(uri: Uri) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     return bool(fs.exists(path))
 
 
-def listing(uri: str, suffix: str = "") -> list[str]:
-    """Sorted URIs of the files at any depth under a folder whose names end with `suffix`; empty without the folder."""
+def is_folder(uri: Uri) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    found = sorted(p for p in fs.find(path) if p.endswith(suffix)) if fs.exists(path) else []
-    return [p if is_local(uri) else fs.unstrip_protocol(p) for p in found]
+    return bool(fs.isdir(path))
 
 
-def sizes(uri: str) -> dict[str, int]:
-    """Bytes of the files at any depth under a folder, by path inside it, sorted; empty without the folder."""
+def entries(uri: Uri) -> dict[str, dict[str, Any]]:
+    """What the file system says of the files at any depth under a folder (`size`; an object store's `ETag`), by URI,
+    sorted; of a file, of it alone; empty where there is nothing."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     found = fs.find(path, detail=True) if fs.exists(path) else {}
-    return {name.removeprefix(path).lstrip("/"): int(info["size"]) for name, info in sorted(found.items())}
+    return {name if is_local(uri) else fs.unstrip_protocol(name): info for name, info in sorted(found.items())}
 
 
-def remove(uri: str) -> None:
-    """Remove a file or a whole folder; nothing happens where there is none."""
+def inside(uri: Uri, file: str) -> str:
+    """Path inside a folder of a file that `entries` or `listing` found; of a file, its name."""
     fs, path = filesystem(uri)
+    folder = path if is_local(uri) else fs.unstrip_protocol(path)
+    return file.removeprefix(folder).lstrip("/") or file.rpartition("/")[2]
+
+
+def listing(uri: Uri, suffix: str = "") -> list[str]:
+    """Sorted URIs of the files at any depth under a folder whose names end with `suffix`; empty without the folder."""
+    return [file for file in entries(uri) if file.endswith(suffix)]
+
+
+def sizes(uri: Uri) -> dict[str, int]:
+    """Bytes of the files at any depth under a folder, by path inside it, sorted; empty without the folder."""
+    return {inside(uri, file): int(info["size"]) for file, info in entries(uri).items()}
+
+
+def remove(uri: Uri) -> None:
+    """Remove a file or a whole folder; nothing happens where there is none. Of a link, the link alone goes."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        target = Path(path)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        return
     fs.invalidate_cache()
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if not fs.exists(path):
+        return
+    found = fs.find(path, detail=True, withdirs=True)
+    files = {name for name, info in found.items() if info["type"] != "directory" or name.endswith("/")}
+    if fs.info(path)["type"] == "file":  # an object may have the name of a folder
+        files.add(path)
+    with ThreadPoolExecutor(_THREADS) as pool:  # `fs.rm` would take a name for a pattern
+        list(pool.map(fs.rm_file, files))
+    fs.invalidate_cache()
+    if fs.exists(path):  # where folders are more than parts of names, they stay
+        for folder in sorted({path, *found} - files, reverse=True):
+            fs.rmdir(folder)
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[IO[bytes]]:
+def opened(uri: Uri) -> Iterator[IO[bytes]]:
     """A file to read from, at any position."""
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as file:
         yield file
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: Uri) -> bytes:
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
 
 
 @contextmanager
-def atomic_writer(uri: str) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only when the block ends without an error."""
-    fs, path = filesystem(uri)
-    if not is_local(
-        uri
-    ):  # an object store shows an object only once its upload is complete; an error must abort the upload
-        file = fs.open(path, "wb", autocommit=False)
+def atomic_writer(uri: Uri) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name only when the block ends without an error. Raises PlaceError where it
+    cannot be written."""
+    with _writes(uri):
+        fs, path = filesystem(uri)
+    if not is_local(uri):
+        # an object store shows an object only once its upload is complete; an error must abort the upload
+        with _writes(uri):
+            file = fs.open(path, "wb", autocommit=False)
         try:
             yield file
         except BaseException:
             file.discard()
             raise
-        file.close()
-        file.commit()
+        with _writes(uri):
+            file.close()
+            file.commit()
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with _writes(uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _writes(uri):
+            file = temporary.open("wb")
+        with _writes(uri, FULL), file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        with _writes(uri):
+            temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def write_bytes(uri: str, content: bytes) -> None:
+@contextmanager
+def _writes(uri: Uri, codes: Sequence[int] = ()) -> Iterator[None]:
+    """Raise PlaceError for the system's errors, or for some codes alone: while a file is filled, others are about what
+    is read."""
+    try:
+        yield
+    except OSError as error:
+        if (codes and error.errno not in codes) or isinstance(error, PlaceError):
+            raise
+        reason = error.strerror or str(error)
+        raise PlaceError(error.errno or errno.EIO, f"{uri} cannot be written ({reason})") from error
+
+
+def write_bytes(uri: Uri, content: bytes) -> None:
     with atomic_writer(uri) as file:
         file.write(content)
 
 
-def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+def read_json(uri: Uri) -> Any:
+    """The value of a JSON file. Raises ValueError naming it where it is none."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise ValueError(f"{uri} cannot be read as JSON ({error})") from error
 
 
-def write_json(uri: str, value: Any) -> None:
+def write_json(uri: Uri, value: Any) -> None:
     write_bytes(uri, to_json(value))
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from llip import storage
 from llip.config import TrainingConfig, to_dict
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
@@ -142,7 +143,7 @@ def fit(
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=run.folder,
+            storage_path=storage.quoted(run.folder),
             failure_config=FailureConfig(max_failures=max_failures),
             callbacks=list(callbacks),
         ),

@@ -42,3 +42,70 @@ def test_absolute_keeps_remote_uris() -> None:
     assert storage.absolute("s3://bucket/key") == "s3://bucket/key"
     assert storage.absolute("file:///data/x") == "/data/x"
     assert storage.absolute("x") == str(Path.cwd() / "x")
+
+
+NAMES = ("run?", "exp[1]", "a*b", "[!a]", "x::y", "#1", "50%25", "a b", "~user", "{a,b}", "run?a=b&c", "zip:x", "ü")
+"""Names that one or the other library would take for a pattern, a chain, a fragment or a home."""
+
+
+@pytest.mark.parametrize("place", ["disk", "s3", "memory"])
+def test_a_uri_is_a_name_and_never_a_pattern(
+    place: str, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = {"disk": str(tmp_path), "s3": s3_bucket, "memory": f"memory://{tmp_path.name}"}[place]
+    others = [storage.join(root, name, "part") for name in ("run1", "runA", "exp1", "a", "b", "axb", "x", "xy", "!")]
+    for uri in others:
+        storage.write_bytes(uri, b"another's")
+    for name in NAMES[: 7 if place == "s3" else None]:  # each takes half a second there
+        folder = storage.join(root, name)
+        assert not storage.exists(folder) and not storage.listing(folder) and not storage.sizes(folder), name
+        storage.remove(folder)
+        for inner in ("progress/1.json", name):
+            storage.write_json(storage.join(folder, inner), inner)
+        assert storage.exists(folder) and storage.is_folder(folder), name
+        assert set(storage.sizes(folder)) == {"progress/1.json", name}, name
+        assert all(storage.exists(uri) and storage.read_json(uri) for uri in storage.listing(folder)), name
+        storage.remove(storage.join(folder, "progress"))
+        storage.remove(Path(folder, "progress") if place == "disk" else storage.join(folder, "progress"))
+        assert list(storage.sizes(folder)) == [name], name
+        storage.remove(folder)
+        assert not storage.exists(folder), name
+    assert [storage.read_bytes(uri) for uri in others] == [b"another's"] * len(others)
+    assert len(storage.listing(root)) == len(others)
+
+
+def test_relative_names_and_links_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~", "~/x", "zip::y", "a://b"):
+        if storage.is_local(name):
+            storage.write_bytes(name + "/file", b"x")
+            assert Path(tmp_path, name, "file").exists(), name
+            assert storage.exists(Path(name)) and storage.listing(name) == [str(tmp_path / name / "file")]
+    Path("link").symlink_to("~", target_is_directory=True)
+    storage.remove("link")
+    assert not Path("link").exists() and Path("~", "file").exists()
+
+
+def test_what_cannot_be_opened_or_written_is_named(tmp_path: Path, s3_bucket: str) -> None:
+    with pytest.raises(ValueError, match=r"abc://x/y cannot be opened .*s3:// URI"):
+        storage.exists("abc://x/y")
+    with pytest.raises(ValueError, match="means a version"):
+        storage.remove(f"{s3_bucket}/a?versionId=1")
+    (tmp_path / "file").write_text("{")
+    with pytest.raises(ValueError, match=r"file/x cannot be written \((File exists|Not a directory)\)"):
+        storage.write_bytes(tmp_path / "file/x", b"")
+    with pytest.raises(ValueError, match=r"^/dev/full/x cannot be written"):
+        storage.write_bytes("/dev/full/x", b"")
+    with pytest.raises(ValueError, match=r"no-such-bucket-here/x cannot be written"):
+        storage.write_bytes("s3://no-such-bucket-here/x", b"x")
+    with pytest.raises(ValueError, match=r"file cannot be read as JSON"):
+        storage.read_json(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ray_and_arrow_read_the_same_name(name: str) -> None:
+    from pyarrow.fs import FileSystem
+
+    assert FileSystem.from_uri(storage.quoted(f"s3://bucket/{name}/x") + "?region=a")[1] == f"bucket/{name}/x"
+    assert FileSystem.from_uri(storage.quoted(f"/folder/{name}/x"))[1] == f"/folder/{name}/x"

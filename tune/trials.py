@@ -62,7 +62,7 @@ def run(plan: Plan) -> dict[str, TrialResult]:
     """
     command.start_ray()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer one prints tables whatever its verbosity
-    storage_path, experiment_name = storage.join(plan.folder, "ray"), "tune"
+    storage_path, experiment_name = storage.quoted(storage.join(plan.folder, "ray")), "tune"
     experiment = storage.join(storage_path, experiment_name)
     trainable = tune.with_resources(partial(_train, plan=plan), _resources(plan.workers))
     if tune.Tuner.can_restore(experiment):

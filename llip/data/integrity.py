@@ -13,11 +13,9 @@ _THREADS = 8
 
 def check_sizes(folder: str, manifest: Manifest) -> None:
     """One listing of the folder. Raises ValueError for a file that is missing or has another size."""
-    fs, path = storage.filesystem(folder)
-    fs.invalidate_cache()
-    found = {name: info["size"] for name, info in fs.find(path, detail=True).items()}
+    found = storage.sizes(folder)
     for entry in manifest.files:
-        size = found.get(storage.join(path, entry.name))
+        size = found.get(entry.name)
         uri = storage.join(folder, entry.name)
         if size is None:
             raise ValueError(
@@ -46,9 +44,8 @@ def _digests(pool: ThreadPoolExecutor, folder: str, files: Iterable[FileEntry]) 
 
 
 def _sha256(uri: str) -> str:
-    fs, path = storage.filesystem(uri)
     digest = hashlib.sha256()
-    with fs.open(path, "rb") as file:
+    with storage.opened(uri) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

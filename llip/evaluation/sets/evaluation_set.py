@@ -81,8 +81,7 @@ def read(folder: str) -> EvaluationSet:
     description = storage.read_json(uri)
     tables = []
     for file in storage.listing(folder, ".parquet"):
-        fs, path = storage.filesystem(file)
-        with fs.open(path, "rb") as handle:
+        with storage.opened(file) as handle:
             tables.append(pq.read_table(handle))
     if not tables:
         raise ValueError(f"{folder} holds no Parquet file")

@@ -18,8 +18,7 @@ Lists = dict[str, list[str]]
 
 def load(uri: str) -> Lists:
     """The entries of a file, or those of a folder with a file a language: `en.json`, `ja.txt`. Raises ValueError."""
-    fs, path = storage.filesystem(uri)
-    if not fs.isdir(path):
+    if not storage.is_folder(uri):
         return {"": metadata.load(uri)}
     found = [file for file in storage.listing(uri) if file.endswith(SUFFIXES)]
     if not found:

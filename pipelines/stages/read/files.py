@@ -26,23 +26,18 @@ class Found:
 def find(uri: str) -> list[Found]:
     """Every file of a pool, sorted by path; a manifest and hidden files are none of the pool's."""
     try:
-        fs, path = storage.filesystem(uri)
-        fs.invalidate_cache()
-        found = fs.find(path, detail=True)
-    except (
-        Exception
-    ) as error:  # whatever the storage library raises: credentials, name resolution, a refused connection
+        found = storage.entries(uri)
+    except Exception as error:  # whatever the library raises: credentials, name resolution, a refused connection
         raise ValueError(
             f"{uri} cannot be listed ({error}); check its name, the credentials and AWS_ENDPOINT_URL"
         ) from error
     if not found:
         raise ValueError(f"{uri} does not exist or is empty; a folder, a file or an s3:// prefix is needed")
     files = []
-    for name, info in sorted(found.items()):
-        inside = name.removeprefix(path).lstrip("/") or name.rsplit("/", 1)[-1]
+    for file, info in found.items():
+        inside = storage.inside(uri, file)
         if inside != manifest.NAME and not any(part.startswith((".", "_")) for part in inside.split("/")):
-            place = name if storage.is_local(uri) else fs.unstrip_protocol(name)
-            files.append(Found(uri=place, name=inside, size=int(info["size"]), etag=info.get("ETag", "")))
+            files.append(Found(uri=file, name=inside, size=int(info["size"]), etag=info.get("ETag", "")))
     return files
 
 

@@ -116,6 +116,33 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """How an image becomes the pixels that a vision tower was trained on, in evaluation; its size is the tower's."""
+
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Of the RGB channels in [0, 1]; as OpenAI's CLIP has them where not given."""
+    resize: Literal["shortest", "longest", "squash"] = "shortest"
+    """The side that gets the tower's size, before the rest is cut off (shortest) or filled (longest); squash: both."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: int = 0
+    """Level of the borders where the longest side is resized."""
+
+    def __post_init__(self) -> None:
+        _check(_is_triple(self.mean), "preprocessing.mean", self.mean, "three numbers")
+        _check(_is_triple(self.std) and min(self.std) > 0, "preprocessing.std", self.std, "three positive numbers")
+        modes = ("shortest", "longest", "squash")
+        _check(self.resize in modes, "preprocessing.resize", self.resize, f"one of {', '.join(modes)}")
+        method = self.interpolation
+        _check(method in ("bicubic", "bilinear"), "preprocessing.interpolation", method, "bicubic or bilinear")
+        _check(0 <= self.fill <= 255, "preprocessing.fill", self.fill, "in [0, 255]")
+
+
+def _is_triple(values: object) -> bool:
+    return isinstance(values, tuple) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Two towers and the head that compares them."""
 
@@ -130,6 +157,7 @@ class ModelConfig:
     """Initial factor of the cosines; learned in log space."""
     init_logit_bias: float | None = None
     """Initial bias of the scores (sigmoid loss); None: no bias (InfoNCE)."""
+    preprocessing: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
         _check(self.activation in typing.get_args(Activation), "activation", self.activation, "quick_gelu or gelu")

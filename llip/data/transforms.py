@@ -10,12 +10,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
+from llip.config import PreprocessConfig
 from llip.data import draws
 from llip.data.decode import Encoded, decode
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the RGB channels in [0, 1], as OpenAI's CLIP has them."""
+OPENAI = PreprocessConfig()
 
 _ATTEMPTS = 10
 _CROP_DRAWS = np.arange(2 * _ATTEMPTS + 2)
@@ -48,14 +47,14 @@ def random_crop(height: int, width: int, scale: tuple[float, float], numbers: Se
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Antialiased bicubic resizing of uint8 [3, H, W]."""
+def resize(pixels: Tensor, height: int, width: int, interpolation: str = "bicubic") -> Tensor:
+    """Antialiased resizing of uint8 [3, H, W]."""
     if pixels.shape[1:] == (height, width):
         return pixels
     # torch resizes dense channels-last pixels at once; others it would copy first, with a team of OpenMP threads for
     # every thread that decodes. numpy copies without one.
     dense = torch.from_numpy(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
-    return functional.interpolate(dense[None], (height, width), mode="bicubic", antialias=True)[0]
+    return functional.interpolate(dense[None], (height, width), mode=interpolation, antialias=True)[0]
 
 
 def training_transform(data: Encoded, image_size: int, scale: tuple[float, float], numbers: Sequence[float]) -> Tensor:
@@ -65,24 +64,33 @@ def training_transform(data: Encoded, image_size: int, scale: tuple[float, float
     return resize(pixels[:, top : top + height, left : left + width], image_size, image_size)
 
 
-def evaluation_transform(data: Encoded, image_size: int) -> Tensor:
-    """The centre of an encoded image after its shorter side is resized, uint8 [3, S, S]. Raises DecodeError."""
+def evaluation_transform(data: Encoded, image_size: int, config: PreprocessConfig = OPENAI) -> Tensor:
+    """The centre of an encoded image after it is resized, uint8 [3, S, S] with S = `image_size`. Raises DecodeError."""
     pixels = decode(data)
     height, width = pixels.shape[1:]
-    short = min(height, width)
-    height, width = (int(image_size * side / short) for side in (height, width))
-    pixels = resize(pixels, height, width)
+    match config.resize:
+        case "shortest":
+            height, width = (int(image_size * side / min(height, width)) for side in (height, width))
+        case "longest":
+            height, width = (max(1, round(image_size * side / max(height, width))) for side in (height, width))
+        case "squash":
+            height, width = image_size, image_size
+    pixels = resize(pixels, height, width, config.interpolation)
+    if config.resize == "longest":
+        top, left = (image_size - height) // 2, (image_size - width) // 2
+        borders = (left, image_size - width - left, top, image_size - height - top)
+        return functional.pad(pixels, borders, value=config.fill)
     top, left = round((height - image_size) / 2), round((width - image_size) / 2)
     return pixels[:, top : top + image_size, left : left + image_size]
 
 
-def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32, config: PreprocessConfig = OPENAI) -> Tensor:
     """uint8 [B, 3, H, W] to zero mean and unit variance in `dtype`, on the device where the pixels lie."""
-    mean, std = _statistics(pixels.device)
+    mean, std = _statistics(pixels.device, config)
     return pixels.float().div_(255).sub_(mean).div_(std).to(dtype)
 
 
 @cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def _statistics(device: torch.device, config: PreprocessConfig) -> tuple[Tensor, Tensor]:
     """Mean and deviation, [3, 1, 1]; kept, since a copy to the device makes it wait."""
-    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+    return torch.tensor(config.mean, device=device).view(3, 1, 1), torch.tensor(config.std, device=device).view(3, 1, 1)

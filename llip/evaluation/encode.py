@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from llip.config import ModelConfig, PreprocessConfig
 from llip.contrastive import ContrastiveModel
 from llip.data.decode import DecodeError
 from llip.data.tokenizer import tokenize
-from llip.data.transforms import evaluation_transform, normalize
+from llip.data.transforms import OPENAI, evaluation_transform, normalize
 from llip.evaluation.sets import image_references
 from llip.model.features import (
     Features,
@@ -80,8 +81,7 @@ class InProcess:
         with tqdm(
             total=task.rows.num_rows, desc=f"evaluate {task.name}", unit="image", disable=not self.progress
         ) as bar:
-            size = self.model.config.vision.image_size
-            for batch, pixels in decoded(task.name, task.rows, self.batch_size, size, pool):
+            for batch, pixels in decoded(task.name, task.rows, self.batch_size, self.model.config, pool):
                 parts.append(task.job(self.model, model_input(self.model, pixels), batch))
                 bar.update(batch.num_rows)
         return join(parts)
@@ -95,14 +95,14 @@ def join(parts: Sequence[Arrays]) -> Arrays:
 def model_input(model: ContrastiveModel, pixels_BCHW: Tensor) -> Tensor:
     """Normalised pixels from uint8 ones, which travel to the model's device as they are."""
     parameter = next(model.parameters())
-    return normalize(pixels_BCHW.to(parameter.device), parameter.dtype)
+    return normalize(pixels_BCHW.to(parameter.device), parameter.dtype, model.config.preprocessing)
 
 
 def decoded(
     name: str,
     rows: pa.Table,
     batch_size: int,
-    image_size: int,
+    config: ModelConfig,
     pool: ThreadPoolExecutor,
     first_row: int = 0,
     batches: slice = slice(None),
@@ -115,7 +115,11 @@ def decoded(
     def submit(start: int) -> list[Future[Tensor]]:
         found = rows["image"].slice(start, batch_size).to_pylist()
         places = (f"evaluation set {name}, row {row}" for row in count(first_row + start))
-        return [pool.submit(decode, picture, image_size, where) for picture, where in zip(found, places, strict=False)]
+        side, preprocessing = config.vision.image_size, config.preprocessing
+        return [
+            pool.submit(decode, picture, side, where, preprocessing)
+            for picture, where in zip(found, places, strict=False)
+        ]
 
     starts = range(0, rows.num_rows, batch_size)[batches]
     ahead = submit(starts[0]) if starts else []
@@ -124,13 +128,15 @@ def decoded(
         yield rows.slice(start, batch_size), torch.stack([future.result() for future in current])
 
 
-def decode(picture: bytes | dict[str, Any], image_size: int, where: str) -> Tensor:
+def decode(
+    picture: bytes | dict[str, Any], image_size: int, where: str, preprocessing: PreprocessConfig = OPENAI
+) -> Tensor:
     """Pixels of a picture, given its bytes or a reference to them: uint8 [3, side, side].
 
     Raises ValueError, saying where, for one that cannot be read.
     """
     try:
-        return evaluation_transform(image_references.encoded(picture), image_size)
+        return evaluation_transform(image_references.encoded(picture), image_size, preprocessing)
     except (DecodeError, OSError) as error:
         raise ValueError(f"{where}: the image cannot be used ({error})") from error
 

@@ -35,7 +35,7 @@ def explain(model: ContrastiveModel, image: bytes, captions: Sequence[str], wher
         raise ValueError(f"captions change nothing in a {model.config.head.kind} model; a text_query head is needed")
     if not captions:
         raise ValueError("captions are needed: at least one, two to compare")
-    pixels = decode(image, model.config.vision.image_size, where)[None]
+    pixels = decode(image, model.config.vision.image_size, where, model.config.preprocessing)[None]
     images, texts = model.encode_image(model_input(model, pixels)), encode_texts(model, captions)
     assert isinstance(images, Mixture) and isinstance(texts, Query)
     logit_CMK = torch.einsum("cme,mke->cmk", texts.query_BME, images.key_BMKE[0]) / model.config.head.temperature

@@ -47,11 +47,10 @@ class OverRanks:
         return [join(_in_turn([of_rank[index] for of_rank in everyone])) for index in range(len(tasks))]
 
     def _do(self, task: ImageTask, pool: ThreadPoolExecutor) -> list[Arrays]:
-        side = self.model.config.vision.image_size
         share = slice(self.ranks.rank, None, self.ranks.size)
         return [
             task.job(self.model, model_input(self.model, pixels), rows)
-            for rows, pixels in decoded(task.name, task.rows, self.batch_size, side, pool, batches=share)
+            for rows, pixels in decoded(task.name, task.rows, self.batch_size, self.model.config, pool, batches=share)
         ]
 
 

@@ -6,9 +6,9 @@
                               state.json                        step, configuration, size and SHA-256 of the others
 
 Where the weights are averaged, the model is the average, and the optimizer's file also holds the weights themselves.
-Several ranks write a part of both files each (see `llip.interop.parts`), the same ones under DistributedDataParallel
-and FSDP2, and any number of ranks reads them. Nothing else is needed to continue to the bit: the schedule, the order
-of samples and the randomness of a step are functions of (seed, step).
+Several ranks write a part of both files each (see `llip.interop.sharded_safetensors`), the same ones under
+DistributedDataParallel and FSDP2, and any number of ranks reads them. Nothing else is needed to continue to the bit:
+the schedule, the order of samples and the randomness of a step are functions of (seed, step).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from llip import interop, storage
 from llip.config import TrainingConfig, to_dict
-from llip.interop import parts
+from llip.interop import sharded_safetensors
 from llip.training.ema import MovingAverage
 from llip.training.parallel import World, alone, local
 from llip.training.revision import git_revision
@@ -70,7 +70,8 @@ class TrainingState:
             }
         with torch.no_grad():
             for kind, tensors in self.tensors().items():
-                found = parts.read_into(folder, kind, {name: _place(t, world) for name, t in tensors.items()})
+                views = {name: _view(t, world) for name, t in tensors.items()}
+                found = sharded_safetensors.read_into(folder, kind, views)
                 if kind == OPTIMIZER:
                     self._forget_all_but(found)
         return step_of(folder)
@@ -98,8 +99,8 @@ def write(folder: str, content: dict[str, dict[str, Tensor]], model: nn.Module, 
     """Write this rank's part of a checkpoint. Returns what rank 0 has to know to `commit` it."""
     prints = {}
     for kind, tensors in content.items():
-        name = parts.name_of(kind, world.rank, world.size)
-        prints[name] = _write(storage.join(folder, name), parts.serialise(tensors))
+        name = sharded_safetensors.name_of(kind, world.rank, world.size)
+        prints[name] = _write(storage.join(folder, name), sharded_safetensors.serialise(tensors))
     if world.rank == 0:
         description = storage.to_json(to_dict(model.config))
         prints[interop.CONFIG] = _write(storage.join(folder, interop.CONFIG), description)
@@ -167,7 +168,7 @@ def step_of(folder: str) -> int:
 def model_digest(folder: str) -> str:
     """SHA-256 of the model of a checkpoint, from what it notes of its files."""
     files = storage.read_json(storage.join(folder, STATE))["files"]
-    sums = [files[name]["sha256"] for name in parts.files(files, MODEL)]
+    sums = [files[name]["sha256"] for name in sharded_safetensors.files(files, MODEL)]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
@@ -176,12 +177,12 @@ def _own_rows(tensor: Tensor, world: World) -> Tensor:
         return local(tensor)
     if tensor.ndim == 0:
         return tensor if world.rank == 0 else tensor.new_empty(0)
-    return tensor[parts.rows_of(len(tensor), world.rank, world.size)]
+    return tensor[sharded_safetensors.rows_of(len(tensor), world.rank, world.size)]
 
 
-def _place(tensor: Tensor, world: World) -> parts.Place:
-    first = parts.rows_of(len(tensor), world.rank, world.size).start if isinstance(tensor, DTensor) else 0
-    return parts.Place(local(tensor), first, len(tensor) if tensor.ndim else 1)
+def _view(tensor: Tensor, world: World) -> sharded_safetensors.ShardView:
+    first = sharded_safetensors.rows_of(len(tensor), world.rank, world.size).start if isinstance(tensor, DTensor) else 0
+    return sharded_safetensors.ShardView(local(tensor), first, len(tensor) if tensor.ndim else 1)
 
 
 def _folders(run_folder: str) -> list[str]:

@@ -181,7 +181,7 @@ def parts(batch: Batch, config: TrainingConfig, device: torch.device) -> list[tu
     ids_CBL = batch.token_ids.unflatten(0, (config.data.captions_per_image, -1))
     pieces = config.objective.accumulation
     return [
-        (normalize(pixels, torch.float32), ids.flatten(0, 1))
+        (normalize(pixels, torch.float32, config.model.preprocessing), ids.flatten(0, 1))
         for pixels, ids in zip(pixels_BCHW.chunk(pieces), ids_CBL.chunk(pieces, dim=1), strict=True)
     ]
 

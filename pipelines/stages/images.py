@@ -91,7 +91,7 @@ class Worker:
                     str(batch["name"][0]),
                     rows,
                     rows.num_rows,
-                    self.model.config.vision.image_size,
+                    self.model.config,
                     self.pool,
                     first_row,
                 )

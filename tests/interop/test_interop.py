@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from llip import interop, load_model, recipe
-from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip.config import Activation, HeadConfig, ModelConfig, TextConfig, VisionConfig
 from llip.contrastive import create_model
 
 WIDTH, TEXT_WIDTH, DIM, LAYERS, CONTEXT, VOCABULARY, TOKENS, PATCHES = 32, 24, 16, 2, 9, 40, 3, 4
 END = VOCABULARY - 1
+HEADS = {"vision_head_width": 64, "text_head_width": 64}
 PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[1, 5, 6, END, 0, 0, 0, 0, 0], [1, 7, 7, 8, 9, 4, 3, 2, END], [1, END, 0, 0, 0, 0, 0, 0, 0]])
 
@@ -194,41 +195,45 @@ def test_features_are_those_of_open_clip(
 ) -> None:
     theirs = open_clip_model(init_logit_bias=bias)
     write(theirs.state_dict(), tmp_path / name)
-    ours = interop.load_open_clip(str(tmp_path / name))
+    ours = interop.load_open_clip(tmp_path / name, **HEADS)
     assert (ours.logit_bias is None) == (bias is None)
     assert_features_are_those_of(theirs, ours, tolerance)
 
 
 def write_config(folder: Path, **values: object) -> None:
-    towers = {"vision_cfg": {"width": 128, "head_width": 64}, "text_cfg": {"width": 64, "heads": 1}}
+    towers = {"vision_cfg": {"width": 128, "layers": 3}, "text_cfg": {"width": 64, "heads": 1, "context_length": 16}}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": towers | values}))
 
 
-@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize(
+    ("quick_gelu", "activation", "other"), [(False, "gelu", "quick_gelu"), (True, "quick_gelu", "gelu")]
+)
 @pytest.mark.parametrize("beside", [False, True])
-def test_either_activation_is_read(tmp_path: Path, beside: bool, quick_gelu: bool) -> None:
+def test_either_activation_is_read(
+    tmp_path: Path, beside: bool, quick_gelu: bool, activation: Activation, other: Activation
+) -> None:
     """As the configuration beside the file says (exact where it says nothing, as in open_clip), or the option."""
     theirs, path = open_clip_model(quick_gelu=quick_gelu), str(tmp_path / "open_clip_model.safetensors")
     safetensors.torch.save_file(theirs.state_dict(), path)
     if beside:
         write_config(tmp_path, **({"quick_gelu": True} if quick_gelu else {}))
         ours = interop.load_open_clip(path)
-        with pytest.raises(ValueError, match=f"quick_gelu={not quick_gelu} contradicts the open_clip_config"):
-            interop.load_open_clip(path, quick_gelu=not quick_gelu)
+        with pytest.raises(ValueError, match=f"activation={other} contradicts the open_clip_config"):
+            interop.load_open_clip(path, activation=other)
     else:
-        ours = interop.load_open_clip(path, quick_gelu=quick_gelu)
+        ours = interop.load_open_clip(path, activation=activation, **HEADS)
     assert_features_are_those_of(theirs, ours, 1e-5)
 
 
 def test_an_activation_that_nothing_tells_is_taken_for_quickgelu_with_a_warning(tmp_path: Path) -> None:
     state, path = open_clip_model().state_dict(), tmp_path / "metaclip.pt"
     write_pt(state, path)
-    with pytest.warns(UserWarning, match=r"metaclip\.pt does not say its activation.* quick_gelu=False"):
-        assert interop.load_open_clip(str(path)).config.activation == "quick_gelu"
+    with pytest.warns(UserWarning, match=r"metaclip\.pt does not say its activation.* \(--activation\)"):
+        assert interop.load_open_clip(path, **HEADS).config.activation == "quick_gelu"
     write_bin(state, tmp_path / "openai.bin")  # OpenAI's own files have marks of their own, and only QuickGELU
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert interop.load_open_clip(str(tmp_path / "openai.bin")).config.activation == "quick_gelu"
+        assert interop.load_open_clip(tmp_path / "openai.bin", **HEADS).config.activation == "quick_gelu"
 
 
 @pytest.mark.parametrize(("bias", "activation"), [(None, "quick_gelu"), (-10.0, "gelu")])
@@ -342,7 +347,7 @@ class TestRefusals:
         state = open_clip_model().state_dict() | {"visual.extra": torch.zeros(2)}
         safetensors.torch.save_file(state, tmp_path / "extra.safetensors")
         with pytest.raises(ValueError, match=r"holds visual\.extra, which a class_token model does not"):
-            interop.load_open_clip(str(tmp_path / "extra.safetensors"))
+            interop.load_open_clip(str(tmp_path / "extra.safetensors"), **HEADS)
 
     def test_clip_is_not_llip_and_llip_is_not_clip(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "clip.safetensors")
@@ -359,3 +364,29 @@ def test_heads_are_those_of_the_configuration_beside_the_file(tmp_path: Path) ->
     write_config(tmp_path, **towers)
     loaded = interop.load_open_clip(str(tmp_path / "open_clip_model.safetensors")).config
     assert (loaded.vision.head_width, loaded.text.heads) == (32, 4)
+
+
+@pytest.mark.parametrize(
+    ("width", "head_width"), [(384, 64), (768, 64), (1024, 64), (1280, 80), (1408, 88), (1664, 104), (1792, 112)]
+)
+def test_heads_of_published_sizes_are_known(tmp_path: Path, width: int, head_width: int) -> None:
+    vision = open_clip.CLIPVisionCfg(image_size=8, patch_size=8, width=width, layers=1, mlp_ratio=0.1)
+    text = open_clip.CLIPTextCfg(context_length=4, vocab_size=9, width=256, heads=4, layers=1, mlp_ratio=0.1)
+    safetensors.torch.save_file(open_clip.CLIP(8, vision, text).state_dict(), tmp_path / "clip.safetensors")
+    config = interop.load_open_clip(tmp_path / "clip.safetensors", activation="gelu").config
+    assert (config.vision.head_width, config.text.heads) == (head_width, 4)
+
+
+def test_what_a_width_does_not_tell_is_asked_for(tmp_path: Path) -> None:
+    safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=r"vision tower has the width 128.*--vision-head-width"):
+        interop.load_open_clip(tmp_path / "clip.safetensors", activation="gelu")
+    with pytest.raises(ValueError, match=r"text tower has the width 64.*--text-head-width"):
+        interop.load_open_clip(tmp_path / "clip.safetensors", activation="gelu", vision_head_width=32)
+    with pytest.raises(ValueError, match="a multiple of head_width 48"):
+        interop.load_open_clip(tmp_path / "clip.safetensors", vision_head_width=48, text_head_width=64)
+    with pytest.raises(ValueError, match=r"text_head_width 48 does not divide the width 64"):
+        interop.load_open_clip(tmp_path / "clip.safetensors", vision_head_width=64, text_head_width=48)
+    torch.save(release_state(False), tmp_path / "llip.pt")
+    with pytest.raises(ValueError, match=r"no published Llip has a vision tower of width 32.* temperature"):
+        interop.load_llip_release(tmp_path / "llip.pt")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from llip import storage
+from llip.interop.tensor_files import parse_safetensors
 
 
-class Place(NamedTuple):
+class ShardView(NamedTuple):
     """Memory for some consecutive rows of a tensor."""
 
     rows: Tensor
@@ -52,14 +53,14 @@ def serialise(tensors: Mapping[str, Tensor]) -> bytes:
 
 def read(folder: str, kind: str) -> dict[str, Tensor]:
     """The whole tensors. Raises ValueError where a part is missing."""
-    parts = [safetensors.torch.load(storage.read_bytes(uri)) for uri in _uris(folder, kind)]
+    parts = [parse_safetensors(storage.read_bytes(uri), uri) for uri in _uris(folder, kind)]
     return {
         name: torch.cat([part[name] for part in parts if name in part]) if first.ndim else first
         for name, first in parts[0].items()
     }
 
 
-def read_into(folder: str, kind: str, places: Mapping[str, Place]) -> set[str]:
+def read_into(folder: str, kind: str, places: Mapping[str, ShardView]) -> set[str]:
     """Fill the places from those parts that hold something of them. Returns the names that were found.
 
     Raises ValueError where a part is missing.
@@ -73,7 +74,7 @@ def read_into(folder: str, kind: str, places: Mapping[str, Place]) -> set[str]:
             first, last = max(part.start, place.first), min(part.stop, place.first + size)
             if first < last:
                 overlaps[name] = (place, slice(first - place.first, last - place.first), first - part.start)
-        tensors = safetensors.torch.load(storage.read_bytes(uri)) if overlaps else {}
+        tensors = parse_safetensors(storage.read_bytes(uri), uri) if overlaps else {}
         for name in overlaps.keys() & tensors.keys():
             place, into, start = overlaps[name]
             if place.rows.ndim:

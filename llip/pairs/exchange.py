@@ -14,8 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llip.pairs.waiting import waiting
-
 Combination = Literal["sum", "logsumexp"]
 
 
@@ -69,23 +67,20 @@ class Exchange:
         if combine == "sum":
             return self._sum_home(found_CNA)
         largest_CNA = found_CNA.clone()
-        with waiting.on(largest_CNA.device):
-            dist.all_reduce(largest_CNA, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(largest_CNA, op=dist.ReduceOp.MAX, group=self._group)
         total_CBA = self._sum_home((found_CNA - largest_CNA).exp_())
         batch = total_CBA.shape[1]
         return largest_CNA[:, self._rank * batch : (self._rank + 1) * batch] + total_CBA.log_()
 
     def _gather(self, local_CBA: Tensor) -> Tensor:
         gathered = local_CBA.new_empty(self._size * len(local_CBA), *local_CBA.shape[1:])
-        with waiting.on(gathered.device):
-            dist.all_gather_single(gathered, local_CBA.contiguous(), group=self._group)
+        dist.all_gather_single(gathered, local_CBA.contiguous(), group=self._group)
         return gathered.unflatten(0, (self._size, -1)).transpose(0, 1).flatten(1, 2)
 
     def _sum_home(self, found_CNA: Tensor) -> Tensor:
         by_rank = found_CNA.unflatten(1, (self._size, -1)).transpose(0, 1).contiguous()
         home_CBA = torch.empty_like(by_rank[0])
-        with waiting.on(home_CBA.device):
-            dist.reduce_scatter_single(home_CBA, by_rank.flatten(0, 1), group=self._group)
+        dist.reduce_scatter_single(home_CBA, by_rank.flatten(0, 1), group=self._group)
         return home_CBA
 
     def _visit_ring(self, see: See, combine: Combination, attached_CBA: Tensor | None) -> Tensor:
@@ -119,8 +114,7 @@ _checked: WeakSet[dist.ProcessGroup] = WeakSet()
 def _refuse_unequal(message_CBW: Tensor, group: dist.ProcessGroup) -> None:
     columns = message_CBW.shape[0] * message_CBW.shape[1]
     extremes = torch.tensor([columns, -columns], device=message_CBW.device)
-    with waiting.on(extremes.device):
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
     largest, smallest = extremes.tolist()
     if largest != -smallest:
         raise ValueError(
@@ -140,7 +134,6 @@ class _Hop:
         self._work = dist.batch_isend_irecv(sends + receives)
 
     def arrived(self) -> list[Tensor]:
-        with waiting.on(self._received[0].device):
-            for work in self._work:
-                work.wait()
+        for work in self._work:
+            work.wait()
         return self._received

@@ -131,10 +131,11 @@ def train(
             )
             with record_function("agree"):
                 towers.average_replicated()
-                loss, norm, hits, writing, asked = world.mean(
-                    [output.loss, gradient_norm(model), output.guard_hits, saver.writing, stop()]
+                own_seconds = loader.stats.wait_seconds + watched.seconds()
+                losses_R, (norm, *_), hits_R, writing_R, asked_R, own_R = world.scalars(
+                    [output.loss, gradient_norm(model), output.guard_hits, saver.writing, stop(), own_seconds]
                 )
-            stopping = asked > 0
+            loss, writing, stopping = sum(losses_R) / world.size, any(writing_R), any(asked_R)
             if saver.under_way and not writing:
                 with rates.paused():
                     saver.finish()
@@ -159,12 +160,11 @@ def train(
 
             bar.update(config.data.batch_size)
             if every(step + 1, config.log_every) or step + 1 == config.steps:
-                values = {"loss": loss, "gradient_norm": norm, "guard_hits": hits * world.size, "skipped": skipped}
+                values = {"loss": loss, "gradient_norm": norm, "guard_hits": sum(hits_R), "skipped": skipped}
                 values |= {"loss_spikes": spikes.count} | watched.mixing()
                 values |= _model_state(model) | {"learning_rate": optimizer.param_groups[0]["lr"]}
-                values |= rates.lap((step + 1) * config.data.batch_size, loader.stats) | {
-                    "memory": peak_memory(world.device)
-                }
+                values |= rates.lap((step + 1) * config.data.batch_size, loader.stats, own_R)
+                values |= {"memory": peak_memory(world.device)}
                 tracker.log(step + 1, values)
             if tracing:
                 with rates.paused():

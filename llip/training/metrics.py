@@ -1,8 +1,10 @@
 """The registry of what a training run measures, and the clock behind its rates."""
 
 import resource
+import statistics
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +16,6 @@ from torch.profiler import record_function
 from llip.data.loader import LoaderStats
 from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
 from llip.model.mixing import mixing_entropy
-from llip.pairs.waiting import waiting
 from llip.training.parallel import Towers
 from llip.training.utilisation import Utilisation
 
@@ -29,7 +30,7 @@ class Measure:
 
     unit: str
     reduction: Literal["last", "rate", "total", "peak"]
-    ranks: Literal["mean", "sum", "first"]
+    ranks: Literal["mean", "max", "sum", "first"]
     """How the ranks' values become one; first: rank 0 stands for all."""
     meaning: str
 
@@ -63,19 +64,24 @@ MEASURES: dict[str, Measure] = {
     "data_wait_share": Measure(
         unit="", reduction="rate", ranks="first", meaning="share of the time spent waiting for data"
     ),
-    "communication_share": Measure(
-        unit="",
+    "step_seconds": Measure(
+        unit="s",
         reduction="rate",
-        ranks="first",
-        meaning="share of the time spent waiting for collectives, where no computing hides them; see `waiting`",
+        ranks="mean",
+        meaning="of a step, a rank's own before it meets the others: waiting for data, and forward",
     ),
+    "step_seconds_max": Measure(unit="s", reduction="rate", ranks="max", meaning="of the slowest rank"),
+    "slowest_rank": Measure(unit="", reduction="rate", ranks="first", meaning="the rank that the others wait for"),
     "decode_errors": Measure(unit="images", reduction="total", ranks="first", meaning="unreadable images, replaced"),
     "memory": Measure(unit="GiB", reduction="peak", ranks="first", meaning="allocated on the GPU, else resident"),
 }
 
 
 class Watched:
-    """Towers of which the features of the first few images and captions are kept: what is measured costs no forward."""
+    """Towers that are timed, and of which the features of the first few images and captions are kept.
+
+    What is measured costs no forward pass and no wait for the device.
+    """
 
     KEPT = 8
 
@@ -83,13 +89,35 @@ class Watched:
         self._temperature = temperature
         self._towers = towers
         self._kept: tuple[Any, ...] = ()
+        self._seconds = 0.0
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self.no_sync = towers.no_sync
 
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
-        with record_function("forward"):
+        with record_function("forward"), self._timed(pixels_BCHW.device):
             features = self._towers(pixels_BCHW, token_ids_TL)
         self._kept = tuple(type(f)(*(tensor[: self.KEPT].detach().clone() for tensor in f)) for f in features)
         return features
+
+    @contextmanager
+    def _timed(self, device: torch.device) -> Iterator[None]:
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            before = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - before
+
+    def seconds(self) -> float:
+        """Time of all forward passes that the device has done."""
+        while self._events and self._events[0][1].query():
+            begin, end = self._events.popleft()
+            self._seconds += begin.elapsed_time(end) / 1000
+        return self._seconds
 
     def mixing(self) -> dict[str, float]:
         """Entropy of the mixing weights; nothing where no query mixes tokens."""
@@ -114,7 +142,8 @@ class Rates:
         self._ranks = ranks
         self._utilisation = utilisation
         self._waited, self._tokens = 0.0, 0
-        waiting.lap()  # of an earlier run in this process
+        self._own_R: Sequence[float] = [0.0] * ranks
+        self._steps = 0
         self._start = time.perf_counter()
 
     @contextmanager
@@ -123,22 +152,28 @@ class Rates:
         yield
         self._start += time.perf_counter() - begin
 
-    def lap(self, samples: int, loader: LoaderStats) -> dict[str, float]:
-        """The rates up to now, with `samples` seen by the run, over all ranks."""
+    def lap(self, samples: int, loader: LoaderStats, own_R: Sequence[float]) -> dict[str, float]:
+        """The rates up to now, with `samples` seen by the run, over all ranks.
+
+        `own_R` are the seconds that each rank has been at work, since it began, before it meets the others in a step.
+        """
         now = time.perf_counter()
         seconds, done, waited = now - self._start, samples - self.samples, loader.wait_seconds - self._waited
-        tokens = (loader.tokens - self._tokens) * self._ranks
+        tokens, steps = (loader.tokens - self._tokens) * self._ranks, loader.batches - self._steps
+        step_seconds_R = [(own - before) / steps for own, before in zip(own_R, self._own_R, strict=True)]
         self._start, self.samples, self._waited, self._tokens = now, samples, loader.wait_seconds, loader.tokens
+        self._steps, self._own_R = loader.batches, own_R
+        slowest = max(step_seconds_R)
         values = {
             "samples": samples,
             "samples_per_second": done / seconds,
             "tokens_per_second": tokens / seconds,
             "data_wait_share": waited / seconds,
+            "step_seconds": statistics.fmean(step_seconds_R),
+            "step_seconds_max": slowest,
+            "slowest_rank": step_seconds_R.index(slowest),
             "decode_errors": loader.decode_errors,
         }
-        communication = waiting.lap() / seconds
-        if self._ranks > 1:
-            values["communication_share"] = communication
         if self._utilisation:
             values["model_flops_utilisation"] = self._utilisation.share(images=done, tokens=tokens, seconds=seconds)
         return values

@@ -2,14 +2,13 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import ImageFeatures, TextFeatures
-from llip.pairs.waiting import waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +29,14 @@ class World:
     group: dist.ProcessGroup | None
     """None for a single process."""
 
-    def mean(self, values: Sequence[Tensor | float]) -> list[float]:
-        """Scalars averaged over the ranks, the same numbers on all of them."""
-        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
+    def scalars(self, values: Sequence[Tensor | float]) -> list[tuple[float, ...]]:
+        """Each of some scalars as it is on every rank, in the order of ranks; one message, the same on all of them."""
+        own_V = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
+        everyone = own_V
         if self.group is not None:
-            with waiting.on(self.device):
-                dist.all_reduce(packed, group=self.group)
-        return [value / self.size for value in packed.tolist()]
+            everyone = own_V.new_empty(self.size * len(own_V))
+            dist.all_gather_single(everyone, own_V, group=self.group)
+        return list(zip(*everyone.view(self.size, -1).tolist(), strict=True))
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, on every one of them."""
@@ -84,7 +83,6 @@ class Towers:
         self._autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         self._world = world
         self._replicated: list[nn.Parameter] = []
-        self._buckets_arrived: Callable[[], None] | None = None
         sharded = world.group is not None and config.parallel == "fsdp"
         if config.compile and sharded:
             for block in _blocks(model):  # what FSDP does around a block does not compile
@@ -102,25 +100,7 @@ class Towers:
         """Features in the run's precision."""
         with self._autocast:
             images, texts = self._forward(pixels_BCHW, token_ids_TL)
-        if isinstance(self._forward, DistributedDataParallel):
-            self._time_buckets((*images, *texts))
         return images, texts
-
-    def _time_buckets(self, features: Sequence[Tensor]) -> None:
-        """Time the wait for the buckets of gradients that are on their way when the last gradient is computed.
-
-        DistributedDataParallel queues it for the end of the backward pass, behind what is queued when that begins.
-        """
-
-        def computed() -> None:
-            self._buckets_arrived = waiting.start(self._world.device)
-
-        def begun(gradient: Tensor) -> None:
-            Variable._execution_engine.queue_callback(computed)
-
-        learned = [feature for feature in features if feature.requires_grad]
-        if learned:
-            learned[0].register_hook(begun)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -137,13 +117,9 @@ class Towers:
 
     def average_replicated(self) -> None:
         """Average the gradients of what FSDP does not shard, after the backward pass of a step."""
-        if self._buckets_arrived:
-            self._buckets_arrived()
-            self._buckets_arrived = None
         for parameter in self._replicated:
             assert parameter.grad is not None
-            with waiting.on(self._world.device):
-                dist.all_reduce(parameter.grad, group=self._world.group)
+            dist.all_reduce(parameter.grad, group=self._world.group)
             parameter.grad /= self._world.size
 
 
@@ -160,19 +136,7 @@ def _shard(model: ContrastiveModel, world: World) -> list[nn.Parameter]:
     replicated = [parameter for parameter in used_by_loss if parameter is not None]
     for module in (*_blocks(model), model.vision, model.text, model.head.image, model.head.text, model):
         fully_shard(module, mesh=mesh, ignored_params=set(replicated))
-        _time_waits(module, world.device)
     return replicated
-
-
-def _time_waits(module: nn.Module, device: torch.device) -> None:
-    """Time where FSDP2 waits for a module's parameters and gradients; it has no public place for that.
-
-    It also packs and unpacks them there, which counts as waiting; the sum of the shards' squared norms does not.
-    """
-    assert isinstance(module, FSDPModule)
-    for group in module._get_fsdp_state()._fsdp_param_groups:
-        for name in ("unshard", "wait_for_unshard", "post_backward", "finalize_backward"):
-            setattr(group, name, waiting.on(device)(getattr(group, name)))
 
 
 def _blocks(model: ContrastiveModel) -> list[nn.Module]:

@@ -50,10 +50,7 @@ def _finish(traced: profile, *, folder: str, tracker: Tracker, images: int, devi
 
 
 def _collectives(events: list[Any], device: torch.device) -> float:
-    """Time in which collectives are under way, over that of the steps; on a GPU that of their kernels.
-
-    `communication_share` has only that part of it which no computing hides.
-    """
+    """Time in which collectives are under way, over that of the steps; on a GPU that of their kernels."""
     times = ((e.key, e.self_device_time_total if device.type == "cuda" else e.cpu_time_total) for e in events)
     return sum(time for name, time in times if name.startswith(_COLLECTIVES)) / _total(events)
 

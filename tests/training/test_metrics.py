@@ -73,8 +73,11 @@ def test_utilisation_is_three_forward_passes_over_the_peak(small: TrainingConfig
 
 def test_rates_are_of_all_ranks_since_the_last_lap(small: TrainingConfig) -> None:
     rates, stats = Rates(0, ranks=2, utilisation=Utilisation(small.model, 2, 1e12)), LoaderStats()
-    for samples, images, tokens in ((32, 32, 200), (96, 64, 1000)):
+    for samples, images, tokens, own in ((32, 32, 200, (1.0, 2.0)), (96, 64, 1000, (2.0, 6.0))):
         stats.tokens += tokens
-        values = rates.lap(samples, stats)
+        stats.batches += 2
+        values = rates.lap(samples, stats, own)
         assert values["tokens_per_second"] == pytest.approx(values["samples_per_second"] * 2 * tokens / images)
         assert values["model_flops_utilisation"] > 0
+    assert [values[f"step_seconds{which}"] for which in ("", "_max")] == [1.25, 2.0]  # of (0.5, 2)
+    assert values["slowest_rank"] == 1

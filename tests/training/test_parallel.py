@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,8 @@ from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker
 
 Batch = tuple[Tensor, Tensor]
+SLOW = 0.3
+"""Seconds that the second rank takes longer for a step."""
 
 
 def _batch(config: TrainingConfig) -> Batch:
@@ -66,7 +69,8 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
             forward=towers,
         )
         towers.average_replicated()
-        numbers += world.mean([output.loss, gradient_norm(model)])
+        losses, (norm, *_) = world.scalars([output.loss, gradient_norm(model)])
+        numbers += [sum(losses) / world.size, norm]
         optimizer.step()
     named = dict(model.named_parameters())
     gradients = {f"gradient of {name}": whole(p.grad).clone() for name, p in named.items()}
@@ -130,11 +134,14 @@ class Work:
         over_ranks = partial(OverRanks, ranks=world, batch_size=3)
         results: dict[str, object] = {
             "metrics": [_evaluate(self.small, lambda m: over_ranks(model=m), broken) for broken in (None, 4)],
-            "samples": [
+        }
+        with pytest.MonkeyPatch.context() as slow:
+            forward = Towers.__call__
+            slow.setattr(Towers, "__call__", lambda *inputs: (forward(*inputs), time.sleep(SLOW * rank))[0])
+            results["samples"] = [
                 _go_on(replace(self.small, parallel=parallel), self.shards, f"{self.folder}/run", 2, patch)
                 for parallel in ("fsdp", "ddp")
-            ],
-        }
+            ]
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # that it can be, not how fast it is
         results["steps"] = [_train(config, world) for config in self.configs]
         torch.save(results, f"{self.folder}/rank-{rank}.pt")
@@ -168,7 +175,8 @@ def _variants(small: TrainingConfig) -> list[TrainingConfig]:
     clip = replace(
         llip.recipe("clip_tiny"), data=small.data, model=replace(llip.recipe("clip_tiny").model, embed_dim=16)
     )
-    sharded = [small, replace(in_parts, activation_checkpointing=True), replace(mean, compile=True)]
+    shared = replace(mean, model=replace(mean.model, head=replace(mean.model.head, shared_projections=True)))
+    sharded = [small, replace(in_parts, activation_checkpointing=True), replace(shared, compile=True)]
     return [small, in_parts, recomputing, clip, *(replace(config, parallel="fsdp") for config in sharded)]
 
 
@@ -198,6 +206,9 @@ def test_a_run_goes_on_over_other_ranks_with_the_same_samples(
         samples |= {step: sorted(first[step] + second[step]) for step in first}
     assert samples == {step: sorted(ids) for step, ids in expected_samples.items()} and len(samples) == work.small.steps
 
+    for line in record.read(f"{work.folder}/run")[3:5]:  # under FSDP the others wait for it in their forward pass
+        assert line["slowest_rank"] == 1
+        assert line["step_seconds_max"] > max(SLOW, line["step_seconds"])
     losses, expected = ([line["loss"] for line in record.read(f)] for f in (f"{work.folder}/run", str(tmp_path)))
     assert losses == pytest.approx(expected, rel=1e-5)
     models = [llip.load_model(checkpoint.latest(folder)) for folder in (f"{work.folder}/run", str(tmp_path))]

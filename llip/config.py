@@ -108,6 +108,9 @@ class HeadConfig:
     """LayerNorm over the full width on queries, keys and values (H/14 and G/14)."""
     patch_tokens: bool = False
     """Mix the K tokens and the P patches instead of the K tokens alone."""
+    shared_projections: bool = False
+    """Project all mixed tokens to keys and values by the same two matrices, as the paper prints it; False: each token
+    by two of its own, as the authors' public release does."""
 
     def __post_init__(self) -> None:
         _check(self.kind in typing.get_args(Head), "head.kind", self.kind, f"one of {', '.join(typing.get_args(Head))}")

@@ -1,12 +1,15 @@
 """Checkpoints of Llip's public release (facebookresearch/Llip)."""
 
+import io
 import os
 
+import torch
 from torch import Tensor
 
+from llip import storage
 from llip.config import HeadConfig
 from llip.contrastive import ContrastiveModel
-from llip.interop.names import RELEASE_NAMES
+from llip.interop.names import RELEASE_NAMES, translate
 from llip.interop.tensor_files import read_tensors
 from llip.interop.towers import assemble, check_tokens, read_config
 
@@ -63,6 +66,29 @@ def from_tensors(
                 f"{path}: no published Llip has a vision tower of width {tokens.shape[1]}, and weights do not show "
                 "their mixing temperature; say temperature=…, or name a recipe (--recipe on the command line)"
             )
-    head = HeadConfig(heads=num_heads, temperature=temperature or 1.0, norm="K_norm.weight" in state)
+    norm = "K_norm.weight" in state
+    head = HeadConfig(heads=num_heads, temperature=temperature or 1.0, norm=norm, shared_projections=False)
     widths = {"vision_head_width": vision_head_width, "text_head_width": text_head_width}
     return assemble(read_config(state, head, path, **widths), state, RELEASE_NAMES, path)
+
+
+def export_llip_release(model: ContrastiveModel, path: str | os.PathLike[str]) -> None:
+    """Write a Llip model as a checkpoint of the public release, a `.pt` file; `load_llip_release` reads it.
+
+    That format has two projections for each token: shared ones are written once for each of them. It holds neither the
+    temperature nor the widths of heads. Raises ValueError for what it cannot express: other heads, patches that are
+    mixed, the exact GELU.
+    """
+    config, head = model.config, model.config.head
+    if head.kind != "text_query":
+        raise ValueError(f"Llip's release has no {head.kind} head; only text_query models can be exported to it")
+    if head.patch_tokens or config.activation != "quick_gelu":
+        field = "head.patch_tokens True" if head.patch_tokens else f"activation {config.activation}"
+        raise ValueError(f"Llip's release cannot express {field}")
+    state = {translate(name, RELEASE_NAMES): tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if head.shared_projections:
+        for name in ("k_proj", "v_proj"):
+            state[name] = state[name].repeat(config.mixture_tokens, 1, 1)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state}, buffer)
+    storage.write_bytes(os.fspath(path), buffer.getvalue())

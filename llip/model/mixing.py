@@ -23,6 +23,18 @@ def _norm(width: int, head: HeadConfig) -> nn.Module:
     return nn.LayerNorm(width) if head.norm else nn.Identity()
 
 
+def _token_matrix(tokens: int, width: int, embed_dim: int, head: HeadConfig) -> nn.Parameter:
+    """One matrix [W, D] that all tokens share, or one for each of them, [K, W, D]."""
+    return _matrix(width, embed_dim) if head.shared_projections else _matrix(tokens, width, embed_dim)
+
+
+def _project(states_BKW: Tensor, matrix: Tensor, norm: nn.Module) -> Tensor:
+    """Every token by the shared matrix or by its own, then its norm: [B, K, D]."""
+    if matrix.ndim == 2:
+        return norm(states_BKW @ matrix)
+    return norm(states_BKW.transpose(0, 1) @ matrix).transpose(0, 1)
+
+
 class PooledProjection(nn.Module):
     """The first state, projected: CLIP's image or caption feature."""
 
@@ -51,24 +63,23 @@ class QueryProjection(nn.Module):
 
 
 class MixtureProjection(nn.Module):
-    """Keys and values of every token, each token with its own two matrices."""
+    """Keys and values of every token, by two matrices of its own or two that all tokens share."""
 
     def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
         super().__init__()
         self.heads = head.heads
-        self.key_proj = _matrix(tokens, width, embed_dim)
+        self.key_proj = _token_matrix(tokens, width, embed_dim, head)
         self.key_norm = _norm(embed_dim, head)
-        self.value_proj = _matrix(tokens, width, embed_dim)
+        self.value_proj = _token_matrix(tokens, width, embed_dim, head)
         self.value_norm = _norm(embed_dim, head)
 
     def forward(self, states_BKW: Tensor) -> Mixture:
-        states_KBW = states_BKW.transpose(0, 1)
-        key_KBD = self.key_norm(states_KBW @ self.key_proj)
-        value_KBD = self.value_norm(states_KBW @ self.value_proj)
-        return Mixture(self._split(key_KBD), self._split(value_KBD))
+        key_BKD = _project(states_BKW, self.key_proj, self.key_norm)
+        value_BKD = _project(states_BKW, self.value_proj, self.value_norm)
+        return Mixture(self._split(key_BKD), self._split(value_BKD))
 
-    def _split(self, x_KBD: Tensor) -> Tensor:
-        return x_KBD.unflatten(2, (self.heads, -1)).permute(1, 2, 0, 3)
+    def _split(self, x_BKD: Tensor) -> Tensor:
+        return x_BKD.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class MeanMixture(nn.Module):
@@ -76,12 +87,12 @@ class MeanMixture(nn.Module):
 
     def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
         super().__init__()
-        self.value_proj = _matrix(tokens, width, embed_dim)
+        self.value_proj = _token_matrix(tokens, width, embed_dim, head)
         self.value_norm = _norm(embed_dim, head)
 
     def forward(self, states_BKW: Tensor) -> Tensor:
         """[B, K, W] -> the mixture [B, D], before the output projection."""
-        return self.value_norm(states_BKW.transpose(0, 1) @ self.value_proj).mean(dim=0)
+        return _project(states_BKW, self.value_proj, self.value_norm).mean(dim=1)
 
 
 class LearnedQueryMixture(nn.Module):

@@ -74,10 +74,14 @@ def maybe_norm(x: Tensor, norm: torch.nn.Module) -> Tensor:
     return layer_norm(x, norm) if isinstance(norm, torch.nn.LayerNorm) else x
 
 
+def projected(states_KW: Tensor, matrix: Tensor, norm: torch.nn.Module) -> list[Tensor]:
+    """Each token by its own matrix [K, W, D], or all by one [W, D]."""
+    return [maybe_norm(s @ (matrix if matrix.ndim == 2 else matrix[k]), norm) for k, s in enumerate(states_KW)]
+
+
 def keys_and_values(projection: torch.nn.Module, states_KW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    keys = [maybe_norm(s @ w, projection.key_norm) for s, w in zip(states_KW, projection.key_proj, strict=True)]
-    values = [maybe_norm(s @ w, projection.value_norm) for s, w in zip(states_KW, projection.value_proj, strict=True)]
-    return keys, values
+    keys = projected(states_KW, projection.key_proj, projection.key_norm)
+    return keys, projected(states_KW, projection.value_proj, projection.value_norm)
 
 
 def contextual_feature(model: ContrastiveModel, pixels_CHW: Tensor, words: list[int]) -> tuple[Tensor, Tensor]:
@@ -89,9 +93,7 @@ def contextual_feature(model: ContrastiveModel, pixels_CHW: Tensor, words: list[
         case "class_token" | "register":
             return image_KW[0] @ head.image.proj, text_KW[0] @ head.text.proj
         case "mean":
-            values = [
-                maybe_norm(s @ w, head.image.value_norm) for s, w in zip(image_KW, head.image.value_proj, strict=True)
-            ]
+            values = projected(image_KW, head.image.value_proj, head.image.value_norm)
             return (sum(values) / len(values)) @ head.out_proj, text_KW[0] @ head.text.proj
         case "learned_query":
             keys, values = keys_and_values(head.image.mixture, image_KW)

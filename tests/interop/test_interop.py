@@ -5,6 +5,7 @@ import json
 import pickle
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -132,6 +133,32 @@ def test_llip_release(tmp_path: Path, with_norm: bool, prefix: str) -> None:
     torch.testing.assert_close(scores, literal_release_scores(state, 4, 1.5), rtol=0, atol=1e-10)
     assert model.logit_scale.item() == 3.0 and model.logit_bias.item() == -9.0
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("head", [{}, {"shared_projections": True, "norm": True}])
+def test_what_is_exported_as_the_release_comes_back(tmp_path: Path, head: dict[str, bool]) -> None:
+    """Also shared projections, which that format has once for each token."""
+    config = recipe("llip_tiny_k8").model
+    model = create_model(replace(config, head=replace(config.head, **head)))
+    interop.export_llip_release(model, str(tmp_path / "llip.pt"))
+    there = interop.load_llip_release(
+        str(tmp_path / "llip.pt"),
+        num_heads=config.head.heads,
+        temperature=config.head.temperature,
+        vision_head_width=config.vision.head_width,
+        text_head_width=config.text.width // config.text.heads,
+    )
+    assert not there.config.head.shared_projections
+    size = config.vision.image_size
+    pixels, ids = torch.randn(2, 3, size, size), torch.tensor([[49406, 5, 49407], [49406, 49407, 0]])
+    torch.testing.assert_close(there.pair_scores(*there(pixels, ids)), model.pair_scores(*model(pixels, ids)))
+    for changed, message in (
+        (replace(config, head=replace(config.head, patch_tokens=True)), "head.patch_tokens True"),
+        (replace(config, activation="gelu"), "activation gelu"),
+        (recipe("mean_tiny_k8").model, "no mean head"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            interop.export_llip_release(create_model(changed), str(tmp_path / "llip.pt"))
 
 
 def open_clip_model(*, quick_gelu: bool = True, **options: object) -> torch.nn.Module:

@@ -42,6 +42,16 @@ CONFIGS = {
 }
 CONFIGS |= {f"{kind}_norm": config(kind, norm=True) for kind in ("mean", "learned_query", "text_query", "image_query")}
 CONFIGS |= {f"{kind}_patches": config(kind, patch_tokens=True) for kind in ("mean", "learned_query", "text_query")}
+CONFIGS |= {
+    f"{kind}_shared{'_norm' * norm}": config(kind, shared_projections=True, norm=norm, patch_tokens=patch_tokens)
+    for kind, norm, patch_tokens in (
+        ("mean", False, False),
+        ("learned_query", True, False),
+        ("text_query", False, False),
+        ("text_query", True, True),
+        ("image_query", False, False),
+    )
+}
 
 
 def random_model(model_config: ModelConfig, seed: int = 1) -> ContrastiveModel:
@@ -104,6 +114,23 @@ def test_shapes_of_llip() -> None:
     images, texts = create_model(config("text_query", patch_tokens=True))(PIXELS.float(), token_ids(CAPTIONS))
     assert images.key_BMKE.shape == images.value_BMKE.shape == (3, 2, 3 + 4, 6)
     assert texts.query_BME.shape == (5, 2, 6) and texts.target_BD.shape == (5, 12)
+
+
+def test_shared_projections_are_two_matrices_for_tokens_and_patches() -> None:
+    shared = create_model(config("text_query", patch_tokens=True, shared_projections=True))
+    assert shared.head.image.key_proj.shape == shared.head.image.value_proj.shape == (16, 12)
+    own = create_model(config("text_query", patch_tokens=True))
+    own.load_state_dict(
+        {
+            name: tensor.expand_as(own.state_dict()[name]) if name.startswith("head.image") else tensor
+            for name, tensor in shared.state_dict().items()
+        }
+    )
+    scores = [model.pair_scores(*model(PIXELS.float(), token_ids(CAPTIONS))) for model in (shared, own)]
+    torch.testing.assert_close(*scores)
+    wide = replace(config("text_query", shared_projections=True), embed_dim=512)
+    torch.manual_seed(0)
+    assert create_model(wide).head.image.value_proj.std().item() == pytest.approx(16**-0.5, rel=0.06)
 
 
 def test_initial_values_follow_the_paper() -> None:

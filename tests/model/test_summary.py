@@ -1,5 +1,7 @@
 """Sizes of the recipes against published counts, and FLOPs against a count by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from llip.recipes import recipe
@@ -33,6 +35,14 @@ def test_the_head_of_llip_has_the_published_size(tokens: int, added: float) -> N
     config = recipe(f"llip_b32_k{tokens}").model
     target = config.text.width * config.embed_dim  # CLIP has it too
     assert (summarise(config, 2).head_parameters - target) / 1e6 == pytest.approx(added, abs=0.05)
+
+
+@pytest.mark.parametrize("patch_tokens", [False, True])
+def test_shared_projections_do_not_grow_with_the_tokens(patch_tokens: bool) -> None:
+    config = recipe("llip_b32_k64").model
+    head = replace(config.head, shared_projections=True, patch_tokens=patch_tokens)
+    size = summarise(replace(config, head=head), 2).head_parameters
+    assert size == 2 * config.vision.width * 512 + 2 * config.text.width * 512 + 512**2
 
 
 def test_flops_are_those_of_what_is_read() -> None:

@@ -299,7 +299,7 @@ class TrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    start_from: str | None = None
+    init_from: str | None = None
     """File of a CLIP model with the same towers whose weights a run starts from; None: fresh weights."""
     steps: int = 390_624
     """Optimizer steps."""

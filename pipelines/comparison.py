@@ -11,7 +11,8 @@ from llip import storage
 from llip.evaluation import figures, report
 from llip.evaluation.metrics import Metric
 from llip.page import page, svg
-from llip.training import record, run_folder
+from llip.training import run_folder
+from llip.training.tracking import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Run:
             name=folder.rstrip("/").rsplit("/", 1)[1],
             settings=_flat(training),
             metrics=report.metrics_of(storage.read_json(uri)),
-            curve=record.read(folder),
+            curve=read_metrics(folder),
         )
 
 

@@ -23,7 +23,7 @@ from llip.evaluation.report import NAME, Report, metrics_of, table
 from llip.evaluation.retrieval import RANKS
 from llip.evaluation.sets import Source, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
-from llip.training.revision import git_revision
+from llip.training.run_folder import git_revision
 from llip.training.tracking import Tracker, tracking_of
 from pipelines import command
 from pipelines.checkpoints import Weights

@@ -205,7 +205,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
             progress=_cluster_bar if context.get_world_rank() == 0 else _no_bar,
         )
     except StoppedError as error:
-        if stopping.asked(run.folder):
+        if stopping.stop_requested(run.folder):
             return error
         raise  # a preemption: Ray starts the workers again elsewhere
     except (ValueError, NonFiniteError) as error:

@@ -75,7 +75,7 @@ class Pretrain:
         Literal["stop", "skip"] | None, tyro.conf.arg(metavar="stop|skip", help_behavior_hint=_OF_RECIPE)
     ] = None
     """Where the loss or the gradient is not finite, stop before the update, or leave the batch out and count it."""
-    start_from: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Weights of a CLIP model with the same towers, of OpenAI, open_clip or MetaCLIP, to start from."""
     seed: Count = None
     """Draws weights, order of samples, crops and captions."""
@@ -126,8 +126,8 @@ class Pretrain:
             raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
         if self.weights is not None and (isinstance(self.shards, str) or len(self.shards or ()) != len(self.weights)):
             raise ValueError("--weights needs several folders of --shards, and as many numbers as there are of them")
-        if self.start_from is not None and not storage.exists(self.start_from):
-            raise ValueError(f"--start-from {self.start_from} does not exist")
+        if self.init_from is not None and not storage.exists(self.init_from):
+            raise ValueError(f"--init-from {self.init_from} does not exist")
         if self.corpus_images is not None and (self.pool or self.shards):
             other = "--pool" if self.pool else "--shards"
             raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
@@ -160,7 +160,7 @@ class Pretrain:
             parallel=self.parallel,
             ema_decay=self.ema_decay,
             nonfinite=self.nonfinite,
-            start_from=None if self.start_from is None else storage.absolute(self.start_from),
+            init_from=None if self.init_from is None else storage.absolute(self.init_from),
             peak_flops=self.peak_flops,
             seed=self.seed,
         )
@@ -221,7 +221,7 @@ def pretrain(settings: Pretrain) -> Outcome:
         )
         if workers:
             command.start_ray()  # before the handler of SIGTERM, since Ray sets one of its own
-        stopping.withdraw(folder)
+        stopping.clear_stop(folder)
         with stopping.on_sigterm(folder):
             launching.fit(run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures)
     outcome = Outcome(

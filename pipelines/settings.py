@@ -41,7 +41,7 @@ def configure(
     parallel: Literal["ddp", "fsdp"] | None = None,
     ema_decay: float | None = None,
     nonfinite: Literal["stop", "skip"] | None = None,
-    start_from: str | None = None,
+    init_from: str | None = None,
     peak_flops: float | None = None,
     seed: int | None = None,
 ) -> TrainingConfig:
@@ -85,7 +85,7 @@ def configure(
         parallel=parallel,
         ema_decay=ema_decay,
         nonfinite=nonfinite,
-        start_from=start_from,
+        init_from=init_from,
         peak_flops=peak_flops,
         seed=seed,
     )
@@ -112,7 +112,7 @@ def run_name(name: str, config: TrainingConfig) -> str:
     rest = [f"{what}{new:g}" for what, (old, new) in changed.items() if new is not None and old != new]
     rest += ["mix" + "-".join(f"{weight:g}" for weight in config.data.weights)] if config.data.weights else []
     rest += [f"ema{config.ema_decay:g}"] if config.ema_decay is not None else []
-    rest += ["started"] if config.start_from is not None else []
+    rest += ["started"] if config.init_from is not None else []
     rest += [config.precision] if config.precision != base.precision else []
     return "-".join(["_".join(pieces), *rest, f"seed{config.seed}"])
 

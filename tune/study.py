@@ -16,7 +16,7 @@ from itertools import product
 
 from llip import storage
 from llip.recipes import recipe
-from llip.training import record
+from llip.training.tracking import read_metrics
 from pipelines import command
 from pipelines.settings import Objective, configure
 from tune import experiment, study_report, trials
@@ -202,7 +202,7 @@ class Rounds:
         lines = [
             line["samples_per_second"]
             for seed in range(self.settings.seeds)
-            for line in record.read(plan.trial_folder(f"{point}-seed{seed}"))
+            for line in read_metrics(plan.trial_folder(f"{point}-seed{seed}"))
             if "samples_per_second" in line
         ]
         return statistics.median(lines)

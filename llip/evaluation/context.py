@@ -15,6 +15,7 @@ from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.metrics import Metric
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Mixture, Query, batch_slice
+from llip.model.mixing import mixing_weights
 
 
 def applies(model: ContrastiveModel) -> bool:
@@ -45,9 +46,9 @@ class CompareContexts:
                 for i in range(count)
             ]
         )
-        logit_B2MK = torch.einsum("bcme,bmke->bcmk", query_B2ME, images.key_BMKE) / model.config.head.temperature
+        weight_B2MK = mixing_weights(images, query_B2ME, model.config.head.temperature)
         cosines = dict(zip(COSINES, score_B4.T.cpu().numpy(), strict=True))
-        return cosines | {"weights": logit_B2MK.softmax(dim=-1).cpu().numpy()}
+        return cosines | {"weights": weight_B2MK.cpu().numpy()}
 
 
 class ContextAnalysis:

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import decode, encode_texts, model_input
 from llip.model.features import Mixture, Query
+from llip.model.mixing import mixing_weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def explain(model: ContrastiveModel, image: bytes, captions: Sequence[str], wher
     pixels = decode(image, model.config.vision.image_size, where, model.config.preprocessing)[None]
     images, texts = model.encode_image(model_input(model, pixels)), encode_texts(model, captions)
     assert isinstance(images, Mixture) and isinstance(texts, Query)
-    logit_CMK = torch.einsum("cme,mke->cmk", texts.query_BME, images.key_BMKE[0]) / model.config.head.temperature
+    weight_CMK = mixing_weights(images, texts.query_BME, model.config.head.temperature)[0]
     feature_CD = model.contextual_features(images, texts)[0]
     cosine_CC = feature_CD @ normalize(texts.target_BD, dim=-1).T
-    return Explanation(tuple(captions), logit_CMK.softmax(dim=-1).cpu().numpy(), cosine_CC.cpu().numpy())
+    return Explanation(tuple(captions), weight_CMK.cpu().numpy(), cosine_CC.cpu().numpy())

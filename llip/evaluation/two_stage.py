@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import scores
 from llip.model.features import Mixture, Query
+from llip.model.mixing import mix
 
 BLOCK_SCORES = 1 << 24
 """Scores of the index held at once (64 MB)."""
@@ -93,10 +94,8 @@ def pair_list_scores(model: ContrastiveModel, images: Mixture, texts: Query, ima
         # shorter lists repeat their last pair
         listed_GL = order_P[start[chosen, None] + torch.minimum(place_L, length[chosen, None] - 1)]
         text_GL = text_P[listed_GL]
-        key_GMKE, value_GMKE = (tensor[present[chosen]] for tensor in images)
-        query_GMLE = texts.query_BME[text_GL].transpose(1, 2)
-        logit_GMLK = query_GMLE @ key_GMKE.transpose(2, 3) / model.config.head.temperature
-        mixed_GLD = (logit_GMLK.softmax(dim=-1) @ value_GMKE).transpose(1, 2).flatten(2)
+        mixture = Mixture(*(tensor[present[chosen]] for tensor in images))
+        mixed_GLD = mix(mixture, texts.query_BME[text_GL], model.config.head.temperature)
         feature_GLD = normalize(model.head.project(mixed_GLD), dim=-1)
         score_P[listed_GL] = (feature_GLD * target_TD[text_GL]).sum(dim=-1)
     return score_P

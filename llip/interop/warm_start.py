@@ -14,7 +14,7 @@ TOKEN_NOISE = 0.1
 
 
 class Start(NamedTuple):
-    """Parameters that `start_from_clip` could not simply copy."""
+    """Parameters that `init_from_clip` could not simply copy."""
 
     seeded: list[str]
     """Made from parameters of the CLIP model, with another shape or role."""
@@ -23,7 +23,7 @@ class Start(NamedTuple):
 
 
 @torch.no_grad()
-def start_from_clip(model: ContrastiveModel, clip: ContrastiveModel) -> Start:
+def init_from_clip(model: ContrastiveModel, clip: ContrastiveModel) -> Start:
     """Give a new model of any head the weights of a CLIP model; the result tells which parameters are new.
 
     The first token is CLIP's class token and the others are noisy copies of it, all at its position. Every value

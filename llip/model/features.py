@@ -1,4 +1,4 @@
-"""What the towers give and the pair scores take: plain tuples of tensors that share the batch as their first axis.
+"""Features, which the towers give and the pair scores take: tuples of tensors whose first axis is the batch.
 
 Axes: B images or captions · M heads · K tokens · E width of a head · D = M·E width of the compared space.
 
@@ -30,14 +30,14 @@ class Mixture(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What mixes the other side's tokens (raw: the temperature is not applied), and the target it is compared with."""
+    """A query that mixes the other side's tokens (raw: without the temperature), and the target to compare with."""
 
     query_BME: Tensor
     target_BD: Tensor
 
 
 class Message(NamedTuple):
-    """A Pooled or a Query with done once what every score with it needs (`scoring.message`)."""
+    """A Pooled or a Query made ready for many scores (`scoring.message`)."""
 
     vector_BW: Tensor
     """The unit vector (W = D), or the query and the target as values see it, `W_O t̂` (W = 2D)."""

@@ -1,4 +1,4 @@
-"""From the states of a tower to the features that are compared (Llip, section 3.2).
+"""Projections from the states of a tower to the features that are compared (Llip, section 3.2).
 
 Axes: B samples · K tokens · W width of the tower · D compared width · M heads · E = D / M width of a head.
 Matrices multiply from the right (`state @ matrix`) and have no bias.
@@ -109,17 +109,24 @@ class LearnedQueryMixture(nn.Module):
         return mix(self.mixture(states_BKW), self.query[None], self.temperature)[:, 0]
 
 
+def mixing_weights(mixture: Mixture, query_TME: Tensor, temperature: float) -> Tensor:
+    """Weights [B, T, M, K] of the tokens of each mixture under every query, or under T of its own [B, T, M, E].
+
+    The softmax over the tokens of query times key over temperature (Llip, eq. 2).
+    """
+    return (torch.einsum("...tme,...mke->...tmk", query_TME, mixture.key_BMKE) / temperature).softmax(dim=-1)
+
+
 def mix(mixture: Mixture, query_TME: Tensor, temperature: float) -> Tensor:
-    """Every mixture seen with every query, literally (Llip, eq. 2 and 3): [B, T, D] before the output projection."""
-    logit_BTMK = torch.einsum("tme,bmke->btmk", query_TME, mixture.key_BMKE) / temperature
-    return torch.einsum("btmk,bmke->btme", logit_BTMK.softmax(dim=-1), mixture.value_BMKE).flatten(2)
+    """Mixed values [B, T, D] by `mixing_weights`, literally (Llip, eq. 3), before the output projection."""
+    weight_BTMK = mixing_weights(mixture, query_TME, temperature)
+    return torch.einsum("...tmk,...mke->...tme", weight_BTMK, mixture.value_BMKE).flatten(-2)
 
 
 def mixing_entropy(mixture: Mixture, query_TME: Tensor, temperature: float) -> Tensor:
     """Entropy of the mixing weights of every pair and head, over its maximum ln K; the mean, a scalar in [0, 1]."""
-    logit_BTMK = torch.einsum("tme,bmke->btmk", query_TME.float(), mixture.key_BMKE.float()) / temperature
-    log_BTMK = logit_BTMK.log_softmax(dim=-1)
-    return -(log_BTMK.exp() * log_BTMK).sum(dim=-1).mean() / math.log(logit_BTMK.shape[-1])
+    weight_BTMK = mixing_weights(Mixture(*(t.float() for t in mixture)), query_TME.float(), temperature)
+    return torch.special.entr(weight_BTMK).sum(dim=-1).mean() / math.log(weight_BTMK.shape[-1])
 
 
 class Head(nn.Module):

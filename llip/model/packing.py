@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class PackedCaptions(NamedTuple):
-    """What the text tower reads."""
+    """The text tower's input."""
 
     token_RN: Tensor
     """Token ids; 0 for latents and padding."""
@@ -26,7 +26,7 @@ class PackedCaptions(NamedTuple):
     kept_RS: Tensor
     """Positions whose final states are kept. Rows that keep fewer than S repeat position 0."""
     state_TK: Tensor
-    """Where the states of each caption lie among the R·S kept ones."""
+    """Places of the states of each caption among the R·S kept ones."""
 
     def to(self, device: torch.device) -> "PackedCaptions":
         return PackedCaptions(*(tensor.to(device, non_blocking=True) for tensor in self))

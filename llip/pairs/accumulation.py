@@ -53,7 +53,7 @@ def backward(
             output = loss(images, texts, parameters)
         with record_function("backward"):
             output.loss.backward()
-        return LossOutput(output.loss.detach(), output.guard_hits)
+        return LossOutput(output.loss.detach(), output.clamped_pairs)
 
     states, leaves = [], []
     with torch.no_grad():
@@ -82,7 +82,7 @@ def backward(
                 gradients += [tensor.grad for tensor in own.values()]
             with record_function("backward"):
                 _backward(outputs, gradients)
-    return LossOutput(output.loss.detach(), output.guard_hits)
+    return LossOutput(output.loss.detach(), output.clamped_pairs)
 
 
 def _leaves(features: Features) -> Features:

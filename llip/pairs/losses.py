@@ -23,13 +23,13 @@ from llip.pairs.pair_scores import Layout, Loss, Outcome, Pairs, Tile, loss_over
 
 
 class LossOutput(NamedTuple):
-    """`loss` is a scalar; `guard_hits` counts the pairs of this rank whose cosine rounding took beyond ±1.
+    """`loss` is a scalar; `clamped_pairs` counts the pairs of this rank whose cosine rounding took beyond ±1.
 
     They are held at ±1 and get no gradient. More than a few of them say that the precision does not suffice.
     """
 
     loss: Tensor
-    guard_hits: Tensor
+    clamped_pairs: Tensor
 
 
 class ScoreParameters(NamedTuple):
@@ -127,7 +127,7 @@ class _Gradients:
     def outcome(self, weight: float, message_CBW: Tensor) -> Outcome:
         sums = (self.loss * weight, self._scale_gradient, self._bias_gradient)
         loss, scale, bias = (total.to(self._scale.dtype) for total in sums)
-        return Outcome(loss, scale, bias, message_CBW, self._tiles.gradients, self._tiles.held)
+        return Outcome(loss, scale, bias, message_CBW, self._tiles.gradients, self._tiles.clamped)
 
 
 def sigmoid(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:

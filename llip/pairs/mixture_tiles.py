@@ -1,4 +1,4 @@
-"""The two ways of scoring mixtures: `GramTiles` and `MetricTiles` (see `tiles`, whose axes these are)."""
+"""The two ways of scoring mixtures: `GramTiles` and `OutputGramTiles` (see `tiles`, whose axes these are)."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,12 +17,12 @@ class GramRows(NamedTuple):
     gram_BXX: Tensor
 
 
-class MetricRows(NamedTuple):
+class OutputGramRows(NamedTuple):
     """Keys, values, and `W_O W_Oᵀ`, which is the same for every row."""
 
     key_BMKE: Tensor
     value_BMKE: Tensor
-    metric_DD: Tensor
+    out_gram_DD: Tensor
 
 
 class _MixtureTiles:
@@ -32,13 +32,13 @@ class _MixtureTiles:
     """
 
     def __init__(
-        self, rows: GramRows | MetricRows, *, temperature: float, precision: torch.dtype, gradients: bool
+        self, rows: GramRows | OutputGramRows, *, temperature: float, precision: torch.dtype, gradients: bool
     ) -> None:
         self._key_BMKE, self._value_BMKE, _ = rows
         self._temperature = temperature
         self._precision = precision
         self.gradients = tuple(torch.zeros_like(operand) for operand in rows) if gradients else ()
-        self.held = torch.zeros((), dtype=torch.int64, device=rows.key_BMKE.device)
+        self.clamped = torch.zeros((), dtype=torch.int64, device=rows.key_BMKE.device)
         self._workspace = Workspace(rows.key_BMKE)
         _, self._heads, self._tokens, self._width = rows.key_BMKE.shape
 
@@ -77,7 +77,7 @@ class _MixtureTiles:
 
     def _finish(self, numerator_IJ: Tensor, square_IJ: Tensor) -> Tensor:
         self._cosines = cosines(numerator_IJ, square_IJ)
-        self.held += self._cosines.held_IJ.sum()
+        self.clamped += self._cosines.clamped_IJ.sum()
         return self._cosines.score_IJ
 
     def _logit_backward(self, gradient_MNJ: Tensor, query_gradient_MJE: Tensor) -> None:
@@ -90,7 +90,7 @@ class _MixtureTiles:
 
 def _score_backward(gradient_IJ: Tensor, cosines: Cosines) -> tuple[Tensor, Tensor]:
     """Slope `ṅ = dL/ds / ρ`, 0 for a pair that was held, and ratio `r = s / ρ`: `dL = ṅ (dn - r d(ρ²) / 2)`."""
-    slope_IJ = (gradient_IJ * cosines.inverse_norm_IJ).masked_fill_(cosines.held_IJ, 0)
+    slope_IJ = (gradient_IJ * cosines.inverse_norm_IJ).masked_fill_(cosines.clamped_IJ, 0)
     return slope_IJ, cosines.score_IJ * cosines.inverse_norm_IJ
 
 
@@ -186,23 +186,23 @@ class GramTiles(_MixtureTiles):
         self._logit_backward(self._value_MNJ.mul_(scaled_MNJ), query_gradient_MJE)
 
 
-class MetricTiles(_MixtureTiles):
+class OutputGramTiles(_MixtureTiles):
     """Scores of mixtures in `4KD + 2D²` products a pair, with nothing to prepare: for many tokens or few columns."""
 
     def __init__(
         self, operands: Iterable[Tensor], *, temperature: float, precision: torch.dtype, gradients: bool
     ) -> None:
-        rows = MetricRows(*operands)
+        rows = OutputGramRows(*operands)
         super().__init__(rows, temperature=temperature, precision=precision, gradients=gradients)
-        self._metric_1DD = rows.metric_DD.to(precision)[None]
-        self.elements = max(self._heads * self._tokens, len(rows.metric_DD))
+        self._out_gram_1DD = rows.out_gram_DD.to(precision)[None]
+        self.elements = max(self._heads * self._tokens, len(rows.out_gram_DD))
 
     def open(self, rows: slice) -> None:
         super().open(rows)
         self._mean_DI1 = self._value_BMKE[rows].mean(dim=2).flatten(1).T[:, :, None]
 
     def scores(self, message_JW: Tensor) -> Tensor:
-        columns, (_, dim, _) = len(message_JW), self._metric_1DD.shape
+        columns, (_, dim, _) = len(message_JW), self._out_gram_1DD.shape
         rows = self._mean_DI1.shape[1]
         self._weight_MNJ = self._workspace.get("weight", self._heads, self._tokens * rows, columns)
         self._mix(self._weight_MNJ, message_JW)
@@ -213,11 +213,11 @@ class MetricTiles(_MixtureTiles):
             product(mixed_EIJ.transpose(0, 1), value_MKIE[head].permute(1, 2, 0), weight_MKIJ[head].transpose(0, 1))
         self._mixed_DIJ += self._mean_DI1
 
-        self._metric_DIJ = self._workspace.get("metric", dim, rows, columns)
+        self._gram_DIJ = self._workspace.get("metric", dim, rows, columns)
         mixed_1DN = self._mixed_DIJ.to(self._precision).view(1, dim, -1)
-        product(self._metric_DIJ.view(mixed_1DN.shape), self._metric_1DD, mixed_1DN)
+        product(self._gram_DIJ.view(mixed_1DN.shape), self._out_gram_1DD, mixed_1DN)
         self._target_D1J = self._target_MJE.transpose(1, 2).flatten(0, 1).to(self._mixed_DIJ.dtype)[:, None]
-        return self._finish(self._sum(self._target_D1J), self._sum(self._metric_DIJ))
+        return self._finish(self._sum(self._target_D1J), self._sum(self._gram_DIJ))
 
     def _sum(self, factor_DIJ: Tensor) -> Tensor:
         term_DIJ = self._workspace.get("term", *self._mixed_DIJ.shape)
@@ -231,11 +231,11 @@ class MetricTiles(_MixtureTiles):
         target_gradient_MJE += scaled_DIJ.sum(dim=1).unflatten(0, (self._heads, -1)).transpose(1, 2)
         gamma_DIJ = scaled_DIJ.mul_(ratio_IJ).to(self._precision)
         mixed_DIJ = self._mixed_DIJ.to(self._precision)
-        metric_gradient_1DD = self.gradients[2][None]
-        product(metric_gradient_1DD, gamma_DIJ.flatten(1)[None], mixed_DIJ.flatten(1).T[None], add=True, scale=-0.5)
+        gram_gradient_1DD = self.gradients[2][None]
+        product(gram_gradient_1DD, gamma_DIJ.flatten(1)[None], mixed_DIJ.flatten(1).T[None], add=True, scale=-0.5)
 
         # The gradient of a mixture: ṅ (u - r W_O W_Oᵀ c).
-        gradient_DIJ = torch.addcmul(self._target_D1J, ratio_IJ, self._metric_DIJ, value=-1, out=self._metric_DIJ)
+        gradient_DIJ = torch.addcmul(self._target_D1J, ratio_IJ, self._gram_DIJ, value=-1, out=self._gram_DIJ)
         gradient_DIJ *= slope_IJ
         gradient_MEIJ = gradient_DIJ.to(self._precision).unflatten(0, (self._heads, -1))
         mean_gradient_MIE = gradient_DIJ.sum(dim=2).unflatten(0, (self._heads, -1)).transpose(1, 2)

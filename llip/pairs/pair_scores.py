@@ -67,7 +67,7 @@ class Pairs:
         """The tiles of a block. None of them crosses from one caption of the images to the next."""
         columns = block.message_CNW.shape[1]
         message_NW = block.message_CNW.flatten(0, 1)
-        for span in scoring.sweep(tiles, self.rows, len(message_NW), self._layout.chunk, self.captions):
+        for span in scoring.iterate_tiles(tiles, self.rows, len(message_NW), self._layout.chunk, self.captions):
             row_caption, row = divmod(span.rows.start, self.batch)
             column_caption, column = divmod(span.columns.start, columns)
             yield Tile(
@@ -88,7 +88,7 @@ class Outcome(NamedTuple):
     bias: Tensor
     message_CBW: Tensor
     operands: tuple[Tensor, ...]
-    held: Tensor
+    clamped: Tensor
 
 
 Loss = Callable[[Pairs, Tensor, Tensor], Outcome]
@@ -121,8 +121,8 @@ class _WithGradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         outcome = loss(Pairs(layout, make_tiles, message_TW.to(precision), operands), scale, bias)
         ctx.save_for_backward(outcome.scale, outcome.bias, outcome.message_CBW.flatten(0, 1), *outcome.operands)
-        ctx.mark_non_differentiable(outcome.held)
-        return outcome.loss, outcome.held
+        ctx.mark_non_differentiable(outcome.clamped)
+        return outcome.loss, outcome.clamped
 
     @staticmethod
     @once_differentiable

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from llip.model.features import ImageFeatures, Message, Mixture, Pooled, Query, TextFeatures
-from llip.pairs.mixture_tiles import GramRows, GramTiles, MetricRows, MetricTiles
+from llip.pairs.mixture_tiles import GramRows, GramTiles, OutputGramRows, OutputGramTiles
 from llip.pairs.tiles import CosineRows, CosineTiles, Tiles
 
 
@@ -57,7 +57,7 @@ MakeTiles = Callable[..., Tiles]
 class Prepared(NamedTuple):
     """Both sides of a matrix of scores, under autograd, and what scores its tiles."""
 
-    rows: CosineRows | GramRows | MetricRows
+    rows: CosineRows | GramRows | OutputGramRows
     message_TW: Tensor
     """What a column has to bring along (`Message`), in at least fp32."""
     tiles: MakeTiles
@@ -84,20 +84,22 @@ def prepare(
     with torch.autocast(rows[0].device.type, enabled=False):
         match rows, columns:
             case Pooled(row_BD), Pooled() | Message():
-                prepared_rows: CosineRows | GramRows | MetricRows = CosineRows(F.normalize(_wide(row_BD), dim=-1))
+                prepared_rows: CosineRows | GramRows | OutputGramRows = CosineRows(F.normalize(_wide(row_BD), dim=-1))
                 tiles: MakeTiles = partial(CosineTiles, precision=precision)
             case Mixture(), Query() | Message():
                 assert out_proj_DD is not None, "mixtures need the output projection"
                 # Numerator and norm have to be of the same values: both of the rounded ones.
                 key_BMKE, value_BMKE = _wide(rows.key_BMKE), _wide(rows.value_BMKE.to(precision))
-                metric_DD = _wide(out_proj_DD) @ _wide(out_proj_DD).T
+                out_gram_DD = _wide(out_proj_DD) @ _wide(out_proj_DD).T
                 _, heads, tokens, _ = key_BMKE.shape
-                if gram_is_cheaper(tokens=tokens, heads=heads, dim=len(metric_DD), columns=total, gradients=gradients):
-                    prepared_rows = GramRows(key_BMKE, value_BMKE, _Gram.apply(value_BMKE, metric_DD))
+                if gram_is_cheaper(
+                    tokens=tokens, heads=heads, dim=len(out_gram_DD), columns=total, gradients=gradients
+                ):
+                    prepared_rows = GramRows(key_BMKE, value_BMKE, _Gram.apply(value_BMKE, out_gram_DD))
                     tiles = partial(GramTiles, temperature=temperature, precision=precision, split=split_gram)
                 else:
-                    prepared_rows = MetricRows(key_BMKE, value_BMKE, metric_DD)
-                    tiles = partial(MetricTiles, temperature=temperature, precision=precision)
+                    prepared_rows = OutputGramRows(key_BMKE, value_BMKE, out_gram_DD)
+                    tiles = partial(OutputGramTiles, temperature=temperature, precision=precision)
             case _:
                 raise ValueError(f"{type(rows).__name__} cannot be compared with {type(columns).__name__}")
         return Prepared(prepared_rows, _message(columns, out_proj_DD), tiles, precision)
@@ -164,24 +166,24 @@ class _Gram(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
-        ctx.save_for_backward(value_BMKE, metric_DD)
+    def forward(ctx: Any, value_BMKE: Tensor, out_gram_DD: Tensor) -> Tensor:
+        ctx.save_for_backward(value_BMKE, out_gram_DD)
         batch, heads, tokens, _ = value_BMKE.shape
         size = heads * tokens + 1
         gram_BXX = value_BMKE.new_empty(batch, size, size)
         for rows in _gram_rows(value_BMKE):
-            gram_BXX[rows] = _gram(value_BMKE[rows], metric_DD)
+            gram_BXX[rows] = _gram(value_BMKE[rows], out_gram_DD)
         return gram_BXX
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BXX: Tensor) -> tuple[Tensor, Tensor]:
-        value_BMKE, metric_DD = ctx.saved_tensors
-        value_gradient_BMKE, metric_gradient_DD = torch.empty_like(value_BMKE), torch.zeros_like(metric_DD)
+        value_BMKE, out_gram_DD = ctx.saved_tensors
+        value_gradient_BMKE, out_gram_gradient_DD = torch.empty_like(value_BMKE), torch.zeros_like(out_gram_DD)
         for rows in _gram_rows(value_BMKE):
-            value_gradient_BMKE[rows], gradient_DD = _gram_backward(value_BMKE[rows], metric_DD, gradient_BXX[rows])
-            metric_gradient_DD += gradient_DD
-        return value_gradient_BMKE, metric_gradient_DD
+            value_gradient_BMKE[rows], gradient_DD = _gram_backward(value_BMKE[rows], out_gram_DD, gradient_BXX[rows])
+            out_gram_gradient_DD += gradient_DD
+        return value_gradient_BMKE, out_gram_gradient_DD
 
 
 def _gram_rows(value_BMKE: Tensor) -> Iterator[slice]:
@@ -189,23 +191,23 @@ def _gram_rows(value_BMKE: Tensor) -> Iterator[slice]:
     return _spans(batch, batch, max(1, GRAM_ELEMENTS // (heads * tokens * heads * width)))
 
 
-def _gram(value_BMKE: Tensor, metric_DD: Tensor) -> Tensor:
+def _gram(value_BMKE: Tensor, out_gram_DD: Tensor) -> Tensor:
     rows, heads, tokens, width = value_BMKE.shape
     centred_BMKE, mean_BME = _centred(value_BMKE)
     mean_BD = mean_BME.flatten(1)
     # Products with W_O W_Oᵀ instead of projections: a centred value has E entries, its projection D.
     centred_MNE = centred_BMKE.transpose(0, 1).flatten(1, 2)
-    image_MND = centred_MNE @ metric_DD.view(heads, width, -1)
+    image_MND = centred_MNE @ out_gram_DD.view(heads, width, -1)
     image_BMXE = image_MND.view(heads, rows, tokens, heads, width).permute(1, 3, 0, 2, 4).flatten(2, 3)
     inner_BXX = (image_BMXE @ centred_BMKE.transpose(2, 3)).transpose(1, 2).flatten(2)
-    mean_image_BD = mean_BD @ metric_DD
+    mean_image_BD = mean_BD @ out_gram_DD
     edge_BX1 = (centred_BMKE @ mean_image_BD.view(rows, heads, width, 1)).flatten(1, 2)
     corner_B11 = (mean_image_BD * mean_BD).sum(dim=1)[:, None, None]
     upper_BXX = torch.cat([inner_BXX, edge_BX1], dim=2)
     return torch.cat([upper_BXX, torch.cat([edge_BX1.transpose(1, 2), corner_B11], dim=2)], dim=1)
 
 
-def _gram_backward(value_BMKE: Tensor, metric_DD: Tensor, gradient_BXX: Tensor) -> tuple[Tensor, Tensor]:
+def _gram_backward(value_BMKE: Tensor, out_gram_DD: Tensor, gradient_BXX: Tensor) -> tuple[Tensor, Tensor]:
     """Of the values and of the symmetric matrix between them: with `G = A Q Aᵀ`, `S A Q` and `Aᵀ S A / 2`, S = g + gᵀ.
 
     A row of A has a centred value in the columns of its head, the last row the mean.
@@ -219,13 +221,13 @@ def _gram_backward(value_BMKE: Tensor, metric_DD: Tensor, gradient_BXX: Tensor) 
     seen_BMMKE = seen_BMXE[:, :, :-1].unflatten(2, (heads, tokens))
     seen_MND = seen_BMMKE.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
     seen_by_mean_BD = seen_BMXE[:, :, -1].flatten(1)
-    centred_gradient_MNE = seen_MND @ metric_DD.unflatten(1, (heads, width)).transpose(0, 1)
+    centred_gradient_MNE = seen_MND @ out_gram_DD.unflatten(1, (heads, width)).transpose(0, 1)
     centred_gradient_BMKE = centred_gradient_MNE.unflatten(1, (rows, tokens)).transpose(0, 1)
-    mean_gradient_BME = (seen_by_mean_BD @ metric_DD).view_as(mean_BME) / tokens - centred_gradient_BMKE.mean(dim=2)
+    mean_gradient_BME = (seen_by_mean_BD @ out_gram_DD).view_as(mean_BME) / tokens - centred_gradient_BMKE.mean(dim=2)
 
     centred_MEN = centred_BMKE.transpose(0, 1).flatten(1, 2).transpose(1, 2)
-    metric_gradient_DD = (centred_MEN @ seen_MND).flatten(0, 1) + mean_BME.flatten(1).T @ seen_by_mean_BD
-    return centred_gradient_BMKE + mean_gradient_BME[:, :, None], metric_gradient_DD / 2
+    out_gram_gradient_DD = (centred_MEN @ seen_MND).flatten(0, 1) + mean_BME.flatten(1).T @ seen_by_mean_BD
+    return centred_gradient_BMKE + mean_gradient_BME[:, :, None], out_gram_gradient_DD / 2
 
 
 def _centred(value_BMKE: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,13 +245,15 @@ class Tile(NamedTuple):
     columns: slice
 
 
-def sweep(tiles: Tiles, rows: int, columns: int, chunk: int, groups: tuple[int, int] = (1, 1)) -> Iterator[Tile]:
+def iterate_tiles(
+    tiles: Tiles, rows: int, columns: int, chunk: int, groups: tuple[int, int] = (1, 1)
+) -> Iterator[Tile]:
     """The tiles of a matrix, row by row of tiles; rows are opened before and closed after their tiles.
 
     No tile crosses the border of a group, where rows and columns fall into so many of equal size.
     """
     row_size, column_size = rows // groups[0], columns // groups[1]
-    pairs = max(1, (CPU_TILE if tiles.held.device.type == "cpu" else GPU_TILE) // tiles.elements)
+    pairs = max(1, (CPU_TILE if tiles.clamped.device.type == "cpu" else GPU_TILE) // tiles.elements)
     wide = min(column_size, chunk, _ceil(math.isqrt(4 * pairs), 64) * 64)
     high = _ceil(row_size, _ceil(row_size, max(1, pairs // wide)))
     for row_span in _spans(rows, row_size, high):
@@ -278,7 +282,7 @@ class _PairScores(torch.autograd.Function):
         ctx.save_for_backward(message_TW, *operands)
         tiles = make_tiles(operands, gradients=False)
         score_BT = message_TW.new_empty(len(operands[0]), len(message_TW))
-        for rows, columns in sweep(tiles, len(score_BT), len(message_TW), chunk):
+        for rows, columns in iterate_tiles(tiles, len(score_BT), len(message_TW), chunk):
             score_BT[rows, columns] = tiles.scores(message_TW[columns])
         return score_BT
 
@@ -288,7 +292,7 @@ class _PairScores(torch.autograd.Function):
         message_TW, *operands = ctx.saved_tensors
         tiles = ctx.make_tiles(operands, gradients=True)
         message_gradient_TW = torch.zeros_like(message_TW)
-        for rows, columns in sweep(tiles, len(gradient_BT), len(message_TW), ctx.chunk):
+        for rows, columns in iterate_tiles(tiles, len(gradient_BT), len(message_TW), ctx.chunk):
             tiles.scores(message_TW[columns])
             tiles.backward(gradient_BT[rows, columns], message_gradient_TW[columns])
         return None, None, message_gradient_TW, *tiles.gradients

@@ -6,7 +6,7 @@ same cosines share one protocol (`Tiles`):
 * `CosineTiles`: pooled rows and columns, one product.
 * `GramTiles`: mixtures, through the Gram matrix of each row's projected values. With `D = a - 1/K` and values centred
   over the tokens there, the squared norm is quadratic in `(D, 1)`: no feature is formed.
-* `MetricTiles`: mixtures, through `W_O W_Oᵀ`: the mixture `c` is formed but not its projection,
+* `OutputGramTiles`: mixtures, through `W_O W_Oᵀ`: the mixture `c` is formed but not its projection,
   as `|c W_O|² = c W_O W_Oᵀ cᵀ`.
 
 Centring is exact, because the weights of a head sum to 1, and is what keeps products of bf16 accurate: the deviation
@@ -34,7 +34,7 @@ class Tiles(Protocol):
     """Numbers that a pair takes in a buffer."""
     gradients: tuple[Tensor, ...]
     """Of the row operands, in their order; complete for the rows that are closed. Empty without gradients."""
-    held: Tensor
+    clamped: Tensor
     """Pairs so far whose cosine came out beyond ±1 and was held there; they get no gradient."""
 
     def open(self, rows: slice) -> None: ...
@@ -65,15 +65,15 @@ class Cosines(NamedTuple):
 
     score_IJ: Tensor
     inverse_norm_IJ: Tensor
-    held_IJ: Tensor
+    clamped_IJ: Tensor
 
 
 def cosines(numerator_IJ: Tensor, square_IJ: Tensor) -> Cosines:
     """`n / ρ` with `ρ² ≥ n²` (Cauchy-Schwarz), which rounding may break: then the score is held at ±1."""
     bound_IJ = numerator_IJ.square()
-    held_IJ = square_IJ < bound_IJ
+    clamped_IJ = square_IJ < bound_IJ
     inverse_norm_IJ = torch.maximum(square_IJ, bound_IJ).clamp_(min=SMALLEST_SQUARE).rsqrt_()
-    return Cosines((numerator_IJ * inverse_norm_IJ).clamp_(-1, 1), inverse_norm_IJ, held_IJ)
+    return Cosines((numerator_IJ * inverse_norm_IJ).clamp_(-1, 1), inverse_norm_IJ, clamped_IJ)
 
 
 def centred_softmax_(logit_MKN: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class CosineTiles:
         self._unit_BD = rows.unit_BD
         self._precision = precision
         self.gradients: tuple[Tensor, ...] = (torch.zeros_like(rows.unit_BD),) if gradients else ()
-        self.held = torch.zeros((), dtype=torch.int64, device=rows.unit_BD.device)
+        self.clamped = torch.zeros((), dtype=torch.int64, device=rows.unit_BD.device)
 
     def open(self, rows: slice) -> None:
         self._rows = rows

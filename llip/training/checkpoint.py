@@ -5,16 +5,18 @@
                               optimizer.safetensors             AdamW's moments and step counts, by parameter name
                               state.json                        step, configuration, size and SHA-256 of the others
 
-Where the weights are averaged, the model is the average, and the optimizer's file also holds the weights themselves.
+If the weights are averaged, the model is the average, and the optimizer's file also holds the weights themselves.
 Several ranks write a part of both files each (see `llip.interop.sharded_safetensors`), the same ones under
 DistributedDataParallel and FSDP2, and any number of ranks reads them. Nothing else is needed to continue to the bit:
 the schedule, the order of samples and the randomness of a step are functions of (seed, step).
 """
 
+import contextlib
 import hashlib
 import logging
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -24,9 +26,9 @@ from torch.distributed.tensor import DTensor
 from llip import interop, storage
 from llip.config import TrainingConfig, to_dict
 from llip.interop import sharded_safetensors
-from llip.training.ema import MovingAverage
-from llip.training.parallel import World, alone, local
-from llip.training.revision import git_revision
+from llip.training.optimizer import MovingAverage
+from llip.training.parallel import World, local, single_process
+from llip.training.run_folder import git_revision
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ Fingerprints = dict[str, dict[str, Any]]
 
 
 class TrainingState:
-    """What a checkpoint holds of a run: the model, AdamW's state, and the average of the weights, if there is one."""
+    """The state of a run: the model, AdamW's state, and the average of the weights, if there is one."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage | None = None
@@ -128,10 +130,78 @@ def commit(run_folder: str, step: int, files: Fingerprints, config: TrainingConf
 
 def save(run_folder: str, step: int, state: TrainingState, config: TrainingConfig) -> str:
     """Write a checkpoint of one process and wait for it. Returns its URI."""
-    folder, world = folder_of(run_folder, step), alone()
+    folder, world = folder_of(run_folder, step), single_process()
     files = write(folder, snapshot(state, world), state.model, world)
     commit(run_folder, step, files, config)
     return folder
+
+
+class AsyncCheckpointer:
+    """Writes the checkpoints of a run beside its training, one at a time. Every rank makes the same calls.
+
+    A rank copies its part, a thread writes it, and the checkpoint is committed when all ranks have written theirs. One
+    that cannot be written costs a warning, since the one before it is intact; a failed final checkpoint raises.
+    """
+
+    def __init__(self, run_folder: str, state: TrainingState, config: TrainingConfig, world: World) -> None:
+        self._folder, self._state, self._config, self._world = run_folder, state, config, world
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[Fingerprints] | None = None
+        self._step = 0
+
+    def __enter__(self) -> "AsyncCheckpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a checkpoint was begun that is not finished: the same on every rank."""
+        return self._written is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's part of it is not written yet."""
+        return self._written is not None and not self._written.done()
+
+    def begin(self, step: int) -> None:
+        """Copy the state after `step` updates and begin to write it; wait first for the checkpoint before."""
+        self.finish()
+        self._step = step
+        content = snapshot(self._state, self._world)
+        folder = folder_of(self._folder, step)
+        self._written = self._thread.submit(write, folder, content, self._state.model, self._world)
+
+    def finish(self, *, required: bool = False) -> None:
+        """Wait for the parts of all ranks, then make the checkpoint the newest one.
+
+        Raises OSError where that fails and it is `required`.
+        """
+        if self._written is None:
+            return
+        error = self._written.exception()
+        parts = self._world.gather(f"rank {self._world.rank}: {error}" if error else self._written.result())
+        self._written = None
+        failures = [part for part in parts if isinstance(part, str)]
+        if not failures and self._world.rank == 0:
+            failures = self._commit({name: file for part in parts for name, file in part.items()})
+        if failures and self._world.rank == 0:
+            with contextlib.suppress(Exception):  # where it could not be written, it may not be removed either
+                storage.remove(folder_of(self._folder, self._step))
+        if failures and required:
+            raise OSError(f"the checkpoint of step {self._step} was not written ({failures[0]})") from error
+        if failures:
+            logger.warning(
+                "the checkpoint of step %d was not written (%s); the one before it is intact", self._step, failures[0]
+            )
+
+    def _commit(self, files: Fingerprints) -> list[str]:
+        try:
+            commit(self._folder, self._step, files, self._config)
+        except Exception as error:  # whatever a file system raises
+            return [str(error)]
+        return []
 
 
 def latest(run_folder: str, world: World | None = None) -> str | None:
@@ -139,7 +209,7 @@ def latest(run_folder: str, world: World | None = None) -> str | None:
 
     The ranks of `world` share the reading, and all of them get the answer.
     """
-    world = world or alone()
+    world = world or single_process()
     for folder in world.gather(_folders(run_folder))[0]:  # a file system may show ranks different listings
         faults = [fault for fault in world.gather(_fault(folder, world)) if fault]
         if not faults:
@@ -192,7 +262,7 @@ def _folders(run_folder: str) -> list[str]:
 
 
 def _fault(folder: str, world: World) -> str | None:
-    """What is wrong with this rank's share of the files of a checkpoint, or None."""
+    """The fault found in this rank's share of the files of a checkpoint, or None."""
     if not storage.exists(storage.join(folder, STATE)):
         return f"{STATE} is missing: saving it was interrupted"
     try:

@@ -20,20 +20,16 @@ from llip.contrastive import ContrastiveModel
 from llip.data.loader import Batch, LaneLoader
 from llip.data.transforms import normalize
 from llip.interop import load_open_clip
-from llip.interop.warm_start import start_from_clip
+from llip.interop.warm_start import init_from_clip
 from llip.pairs import accumulation
 from llip.training import checkpoint
-from llip.training.checkpoint import TrainingState
-from llip.training.ema import MovingAverage
-from llip.training.metrics import Rates, Watched, peak_memory
-from llip.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from llip.training.parallel import Towers, World, gradient_norm, local, seed_step, whole_model
+from llip.training.checkpoint import AsyncCheckpointer, TrainingState
+from llip.training.metrics import Rates, SpikeDetector, Watched, peak_memory, utilisation
+from llip.training.optimizer import MovingAverage, build_optimizer, learning_rate, set_learning_rate
+from llip.training.parallel import Towers, World, full_model, gradient_norm, local, seed_step
 from llip.training.profiling import trace_steps
-from llip.training.saving import Saver
-from llip.training.spikes import SpikeDetector
 from llip.training.stopping import Stop, StoppedError
 from llip.training.tracking import Tracker
-from llip.training.utilisation import utilisation
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +70,11 @@ def train(
     torch.manual_seed(config.seed)
     newest = checkpoint.latest(folder, world)
     model = llip.create_model(config)
-    if config.start_from is not None and newest is None:
-        begun = start_from_clip(model, load_open_clip(config.start_from))
-        tracker.artifact("start_from.json", begun._asdict())
+    if config.init_from is not None and newest is None:
+        begun = init_from_clip(model, load_open_clip(config.init_from))
+        tracker.artifact("init_from.json", begun._asdict())
         if world.rank == 0:
-            logger.warning("%s: made of its weights: %s; new: %s", config.start_from, *map(", ".join, begun))
+            logger.warning("%s: made of its weights: %s; new: %s", config.init_from, *map(", ".join, begun))
     model.to(world.device)
     towers = Towers(model, config, world)
     watched = Watched(towers, config.model.head.temperature)
@@ -96,7 +92,7 @@ def train(
     trace = trace_steps(folder, tracker, images=config.data.batch_size // world.size, device=world.device)
 
     with (
-        Saver(folder, state, config, world) as saver,
+        AsyncCheckpointer(folder, state, config, world) as checkpointer,
         _loader(config, shards, world) as loader,
         contextlib.closing(loader.iter_from(start)) as batches,
         progress(desc="train", total=config.samples, initial=rates.samples, unit="img") as bar,
@@ -107,13 +103,13 @@ def train(
             with rates.paused():
                 if step > start and (last or stopping or every(step, config.checkpoint_every)):
                     tracker.flush()
-                    saver.begin(step)
+                    checkpointer.begin(step)
                 if last or stopping:
-                    saver.finish(required=True)
+                    checkpointer.finish(required=True)
                 if stopping and not last:
                     raise StoppedError(f"stopped after step {step} of {config.steps}, as asked; run again to go on")
                 if evaluate and (last or every(step, config.evaluate_every)):
-                    evaluate(step, whole_model(model, average.tensors if average else None))
+                    evaluate(step, full_model(model, average.tensors if average else None))
             if last:
                 break
 
@@ -129,16 +125,16 @@ def train(
                 group=world.group,
                 forward=watched,
             )
-            with record_function("agree"):
+            with record_function("reduce"):
                 towers.average_replicated()
                 own_seconds = loader.stats.wait_seconds + watched.seconds()
                 losses_R, (norm, *_), hits_R, writing_R, asked_R, own_R = world.scalars(
-                    [output.loss, gradient_norm(model), output.guard_hits, saver.writing, stop(), own_seconds]
+                    [output.loss, gradient_norm(model), output.clamped_pairs, checkpointer.writing, stop(), own_seconds]
                 )
             loss, writing, stopping = sum(losses_R) / world.size, any(writing_R), any(asked_R)
-            if saver.under_way and not writing:
+            if checkpointer.under_way and not writing:
                 with rates.paused():
-                    saver.finish()
+                    checkpointer.finish()
             if math.isfinite(loss + norm):
                 with record_function("update"):
                     optimizer.step()
@@ -148,7 +144,7 @@ def train(
                 if spike := spikes.observe(loss):
                     logger.warning("step %d: %s", step + 1, spike)
             elif config.nonfinite == "stop":
-                saver.finish()
+                checkpointer.finish()
                 raise NonFiniteError(
                     f"{_diagnosis(step, loss, norm, model)}. The checkpoints before it are intact; "
                     "a lower learning rate or a longer warm-up is the usual cure"
@@ -160,7 +156,7 @@ def train(
 
             bar.update(config.data.batch_size)
             if every(step + 1, config.log_every) or step + 1 == config.steps:
-                values = {"loss": loss, "gradient_norm": norm, "guard_hits": sum(hits_R), "skipped": skipped}
+                values = {"loss": loss, "gradient_norm": norm, "clamped_pairs": sum(hits_R), "skipped": skipped}
                 values |= {"loss_spikes": spikes.count} | watched.mixing()
                 values |= _model_state(model) | {"learning_rate": optimizer.param_groups[0]["lr"]}
                 values |= rates.lap((step + 1) * config.data.batch_size, loader.stats, own_R)
@@ -193,7 +189,7 @@ def _model_state(model: ContrastiveModel) -> dict[str, float]:
 
 
 def _diagnosis(step: int, loss: float, norm: float, model: ContrastiveModel) -> str:
-    """What was not finite, for the error of an update that is not made."""
+    """The message about an update that is not made: the loss, the norm, and the gradients that are not finite."""
     gradients = {name: local(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     where = f"; gradients that are not finite: {len(broken)}, first {broken[0]}" if broken else ""

@@ -1,4 +1,4 @@
-"""The registry of what a training run measures, and the clock behind its rates."""
+"""The registry of what a training run measures, and what measures it: towers, rates, FLOPs utilisation, spikes."""
 
 import resource
 import statistics
@@ -7,17 +7,19 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from llip.config import ModelConfig, TrainingConfig
 from llip.data.loader import LoaderStats
 from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
 from llip.model.mixing import mixing_entropy
-from llip.training.parallel import Towers
-from llip.training.utilisation import Utilisation
+from llip.summary import summarise
+from llip.training.parallel import Towers, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,14 @@ MEASURES: dict[str, Measure] = {
     "logit_scale": Measure(unit="", reduction="last", ranks="first", meaning="factor of the cosines after the update"),
     "logit_bias": Measure(unit="", reduction="last", ranks="first", meaning="bias of the scores after the update"),
     "gradient_norm": Measure(unit="", reduction="last", ranks="first", meaning="L2 norm of the whole gradient"),
-    "guard_hits": Measure(
-        unit="pairs", reduction="last", ranks="sum", meaning="pairs with a norm too small to divide by"
+    "clamped_pairs": Measure(
+        unit="pairs",
+        reduction="last",
+        ranks="sum",
+        meaning="pairs whose cosine was beyond ±1 by rounding and clamped there",
     ),
     "loss_spikes": Measure(
-        unit="", reduction="total", ranks="first", meaning="losses far above those before; see `spikes`"
+        unit="", reduction="total", ranks="first", meaning="losses far above those before; see `SpikeDetector`"
     ),
     "mixing_entropy": Measure(
         unit="", reduction="last", ranks="first", meaning="of the mixing weights, over its maximum ln K; 1: even"
@@ -78,9 +83,9 @@ MEASURES: dict[str, Measure] = {
 
 
 class Watched:
-    """Towers that are timed, and of which the features of the first few images and captions are kept.
+    """Towers that are timed, and whose features of the first few images and captions are kept.
 
-    What is measured costs no forward pass and no wait for the device.
+    The measurements need no forward pass of their own and never wait for the device.
     """
 
     KEPT = 8
@@ -134,6 +139,55 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+"""Dense bf16 FLOP/s of a device by a part of its name, longer parts first (data sheets, without sparsity)."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of a device; None for one that is not in the table, as a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """Model FLOPs utilisation: what the towers need for a batch, over what the devices of all ranks could do."""
+
+    model: ModelConfig
+    captions_per_image: int
+    peak: float
+    """FLOP/s of all devices."""
+
+    def share(self, *, images: int, tokens: int, seconds: float) -> float:
+        """Forward and backward (twice the forward) of the towers on images whose captions have `tokens` tokens.
+
+        Activations that are recomputed to save memory do not count, nor do the pair scores and the optimizer.
+        """
+        captions = images * self.captions_per_image
+        summary = _summary(self.model, round(tokens / captions))
+        return 3 * (images * summary.image_flops + captions * summary.caption_flops) / seconds / self.peak
+
+
+def utilisation(config: TrainingConfig, world: World) -> Utilisation | None:
+    """None where the peak of the device is neither known nor given."""
+    peak = config.peak_flops or peak_flops(world.device)
+    return Utilisation(config.model, config.data.captions_per_image, peak * world.size) if peak else None
+
+
+_summary = lru_cache(maxsize=None)(summarise)
+
+
 class Rates:
     """Throughput since the last lap; what happens inside `paused` does not count."""
 
@@ -177,3 +231,43 @@ class Rates:
         if self._utilisation:
             values["model_flops_utilisation"] = self._utilisation.share(images=done, tokens=tokens, seconds=seconds)
         return values
+
+
+WINDOW, FEWEST, DEVIATIONS, SHARE = 100, 20, 6.0, 0.01
+"""Losses looked back at, how many there have to be, and how far above them a spike lies: so many robust standard
+deviations and this share of their median, which on a plateau is the more."""
+
+_OF_NORMAL = 1.4826
+"""Standard deviation of a normal distribution in units of its median absolute deviation."""
+
+
+class SpikeDetector:
+    """Finds loss spikes: steps whose loss lies far above the median of the window before it.
+
+    The distance is in units of the window's median absolute deviation. Median and deviation withstand the spikes in the
+    window, so a second spike is found as the first was. A loss that stays at a level is normal once it fills half of
+    the window.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Spikes so far; the steps of one that lasts count as one."""
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._inside = False
+
+    def observe(self, loss: float) -> str | None:
+        """Take the loss of one more step. Returns what is to be said where a spike begins."""
+        before, self._inside = self._inside, False
+        message = None
+        if len(self._losses) >= FEWEST:
+            median = statistics.median(self._losses)
+            deviation = _OF_NORMAL * statistics.median(abs(value - median) for value in self._losses)
+            self._inside = loss > median + max(DEVIATIONS * deviation, SHARE * abs(median))
+            if self._inside and not before:
+                self.count += 1
+                message = (
+                    f"loss spike: {loss:.4g}, where the last {len(self._losses)} steps have a median of {median:.4g} "
+                    f"and a deviation of {deviation:.2g}"
+                )
+        self._losses.append(loss)
+        return message

@@ -1,4 +1,5 @@
-"""AdamW, its parameter groups, and the learning rate as a function of the step: MetaCLIP's recipe, which Llip keeps."""
+"""AdamW, its parameter groups, the learning rate of a step (MetaCLIP's recipe, which Llip keeps), and the average of
+the weights."""
 
 import itertools
 import math
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llip.config import OptimizerConfig
+from llip.training.parallel import local
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -18,7 +20,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def decays(parameter: Tensor) -> bool:
+def uses_weight_decay(parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices. Norms, biases, scales and a lone class token [1, W] are not."""
     return sum(size > 1 for size in parameter.shape) >= 2
 
@@ -29,7 +31,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     groups = [
         {"params": group, "weight_decay": config.weight_decay if decay else 0.0}
         for decay, sharded in itertools.product((True, False), (False, True))  # a kernel takes shards or whole tensors
-        if (group := [p for p in trained if (decays(p), isinstance(p, DTensor)) == (decay, sharded)])
+        if (group := [p for p in trained if (uses_weight_decay(p), isinstance(p, DTensor)) == (decay, sharded)])
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
@@ -37,3 +39,19 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+class MovingAverage:
+    """`average ← decay · average + (1 - decay) · weight` after every update, from the initial weights on.
+
+    Lies where the parameters lie and is sharded as they are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay = model, decay
+        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        averages = [local(tensor) for tensor in self.tensors.values()]
+        torch._foreach_lerp_(averages, [local(p) for p in self._model.parameters()], 1 - self._decay)

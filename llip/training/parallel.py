@@ -59,7 +59,7 @@ class World:
             dist.barrier(group=self.group)
 
 
-def alone() -> World:
+def single_process() -> World:
     """One process on the CPU."""
     return World(rank=0, size=1, device=torch.device("cpu"), group=None)
 
@@ -143,25 +143,25 @@ def _blocks(model: ContrastiveModel) -> list[nn.Module]:
     return [*model.vision.transformer.blocks, *model.text.transformer.blocks]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the shards of all ranks, which all have to ask for it; itself where it is not sharded."""
+def full(tensor: Tensor) -> Tensor:
+    """A tensor with the shards of all ranks, which all have to ask for it; the same object if nothing is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_model(model: ContrastiveModel, weights: Mapping[str, Tensor] | None = None) -> ContrastiveModel:
-    """The model with all of it on this rank, or with other weights of it; itself where that is what it is.
+def full_model(model: ContrastiveModel, weights: Mapping[str, Tensor] | None = None) -> ContrastiveModel:
+    """The model unsharded on this rank, with its own weights or with others; the same object if nothing changes.
 
-    Every rank has to ask for it.
+    Every rank has to make the call.
     """
     if weights is None and not any(isinstance(p, DTensor) for p in model.parameters()):
         return model
     copy = create_model(model.config).to(model.logit_scale)
-    copy.load_state_dict({name: whole(tensor) for name, tensor in (weights or model.state_dict()).items()})
+    copy.load_state_dict({name: full(tensor) for name, tensor in (weights or model.state_dict()).items()})
     return copy
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor; itself where it is not sharded."""
+    """This rank's shard of a tensor; the same object if nothing is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -169,7 +169,7 @@ def gradient_norm(model: nn.Module) -> Tensor:
     """L2 norm of the gradient of all parameters, a scalar, the same on every rank."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norms = [
-        whole(torch.nn.utils.get_total_norm([g for g in gradients if isinstance(g, DTensor) == sharded]))
+        full(torch.nn.utils.get_total_norm([g for g in gradients if isinstance(g, DTensor) == sharded]))
         for sharded in {isinstance(g, DTensor) for g in gradients}
     ]
     return torch.linalg.vector_norm(torch.stack(norms))

@@ -1,4 +1,4 @@
-"""Where a step's time goes: a trace of a few steps for Chrome's or Perfetto's viewer, and one page about them."""
+"""A trace of a few steps for Chrome's or Perfetto's viewer, and one page about where their time goes."""
 
 import tempfile
 from functools import partial
@@ -14,10 +14,10 @@ from llip.training.tracking import Tracker
 FIRST, WARMUP, STEPS = 3, 2, 3
 """Steps that pass before, those that the profiler warms up in, and those that it keeps."""
 
-PHASES = ("load", "forward", "loss", "backward", "agree", "update")
+PHASES = ("load", "forward", "loss", "backward", "reduce", "update")
 """Names under which the loop and what it calls record what they do (`torch.profiler.record_function`).
 
-`agree` is what ends a step on all ranks: the norm of the gradient and the mean of what is measured.
+`reduce` ends a step on all ranks: it takes the norm of the gradient and gathers the measurements.
 """
 TRACE, PAGE = "profile/trace.json", "profile/summary.md"
 _COLLECTIVES = ("nccl", "gloo:")
@@ -78,7 +78,7 @@ def summary(events: list[Any], *, images: int, device: torch.device) -> str:
     if gpu:
         busy = sum(time for time, _ in operators.values()) / total
         lines += [
-            f"Kernels take {busy:.0%} of the time. Phases are of the host: `agree` is where it waits for the device.",
+            f"Kernels take {busy:.0%} of the time. Phases are of the host: `reduce` is where it waits for the device.",
             "",
         ]
     lines += ["| phase | ms | share | |", "| --- | ---: | ---: | --- |"]

@@ -1,7 +1,12 @@
-"""The folder of a run: its `config.json` says what it trains and on which shards. A folder holds one run."""
+"""The folder of a run: its `config.json` says what it trains and on which shards, and a folder holds one run. Which
+version of this program trains is said here too."""
 
 import hashlib
+import os
+import subprocess
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 from llip import storage
 from llip.config import TrainingConfig, differences, to_dict
@@ -53,3 +58,20 @@ def fingerprint(shards: str | Sequence[str]) -> str:
     folders = (shards,) if isinstance(shards, str) else shards
     checksums = [file.sha256 for folder in folders for file in manifest.read(folder, "shards").files]
     return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+
+
+@cache
+def git_revision() -> str:
+    """Commit of this checkout, `+changes` where files differ from it; elsewhere GIT_REVISION (an image sets it)."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("GIT_REVISION", "unknown")

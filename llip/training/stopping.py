@@ -20,16 +20,16 @@ class StoppedError(RuntimeError):
     """The run was asked to stop and has saved where it is."""
 
 
-def ask(run_folder: str) -> None:
+def request_stop(run_folder: str) -> None:
     """Ask the run that trains in a folder to stop."""
     storage.write_json(storage.join(run_folder, NAME), {"asked": time.time()})
 
 
-def asked(run_folder: str) -> bool:
+def stop_requested(run_folder: str) -> bool:
     return storage.exists(storage.join(run_folder, NAME))
 
 
-def withdraw(run_folder: str) -> None:
+def clear_stop(run_folder: str) -> None:
     storage.remove(storage.join(run_folder, NAME))
 
 
@@ -38,7 +38,9 @@ def on_sigterm(run_folder: str) -> Iterator[None]:
     """Ask the run to stop when SIGTERM comes to this process. In the main thread, where signals arrive."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        threading.Thread(target=ask, args=(run_folder,)).start()  # what it interrupts may hold locks of the storage
+        threading.Thread(
+            target=request_stop, args=(run_folder,)
+        ).start()  # what it interrupts may hold locks of the storage
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
@@ -55,7 +57,7 @@ def watched(run_folder: str) -> Iterator[Stop]:
     def look() -> None:
         while not done.wait(SECONDS_BETWEEN_LOOKS):
             with contextlib.suppress(Exception):  # a storage that does not answer now is asked again
-                if asked(run_folder):
+                if stop_requested(run_folder):
                     found.set()
 
     thread = threading.Thread(target=look, name="stop", daemon=True)

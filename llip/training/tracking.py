@@ -1,22 +1,23 @@
-"""Tracking of a run: always its own record, and MLflow where it answers."""
+"""Tracking of a run: always its own metrics log, and MLflow where it answers."""
 
 import dataclasses
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llip import storage
-from llip.training.delivery import Delivery
-from llip.training.record import Record
-from llip.training.revision import git_revision
+from llip.training.mlflow_writer import MlflowWriter
+from llip.training.run_folder import git_revision
 
 logger = logging.getLogger(__name__)
 
-NAME = "tracking.json"
+NAME, METRICS = "tracking.json", "metrics.jsonl"
+SECONDS_BETWEEN_WRITES = 10.0
 IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -27,7 +28,7 @@ IMPATIENCE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Where a run is tracked."""
+    """The place where a run is tracked."""
 
     uri: str
     """MLflow tracking URI: a server, or `sqlite:////absolute/path`."""
@@ -52,7 +53,7 @@ def default_store(output: str) -> tuple[str, str | None]:
 
 
 def tracking_of(run_folder: str) -> Tracking | None:
-    """Where a run is tracked, for what comes later; None for a run that MLflow has not seen."""
+    """The place where a run has been tracked, for what comes later; None for a run that MLflow has not seen."""
     known = _known(run_folder)
     return Tracking(**known["tracking"]) if known else None
 
@@ -89,14 +90,55 @@ def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
     return client, run_id
 
 
+class MetricsLog:
+    """The numbers of a run in `metrics.jsonl`, one JSON object a logged step. It needs no server.
+
+    Lines lie in memory and, since an object store cannot append, in a file that is written whole now and then.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._uri = storage.join(folder, METRICS)
+        self._lines = read_metrics(folder)
+        self._written = time.monotonic()
+        self._dirty = False
+
+    def rewind(self, step: int) -> None:
+        """Forget what comes after `step`: a resumed run does it again."""
+        self._lines = [line for line in self._lines if line["step"] <= step]
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        self._lines.append({"step": step, **values})
+        self._dirty = True
+
+    @property
+    def due(self) -> bool:
+        """Whether the file was written long ago."""
+        return time.monotonic() - self._written > SECONDS_BETWEEN_WRITES
+
+    def flush(self) -> None:
+        """Write the file. What a checkpoint holds has always been logged, so a killed run loses no line."""
+        self._written = time.monotonic()
+        if self._dirty:
+            storage.write_bytes(self._uri, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+        self._dirty = False
+
+
+def read_metrics(folder: str) -> list[dict[str, Any]]:
+    """The logged lines of a run, oldest first; none where nothing was logged."""
+    uri = storage.join(folder, METRICS)
+    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []
+
+
 class Tracker:
-    """The numbers of a run, to its record and to MLflow. `enabled=False`, for ranks other than 0, does nothing."""
+    """The numbers of a run, to its metrics log and to MLflow. `enabled=False`, for ranks other than 0, does nothing."""
 
     def __init__(self, tracking: Tracking | None, run_folder: str, *, enabled: bool = True) -> None:
         self._folder = run_folder
-        self._record = Record(run_folder) if enabled else None
-        self._delivery = (
-            Delivery(tracking.uri, lambda: open_run(tracking, run_folder)) if enabled and tracking is not None else None
+        self._log = MetricsLog(run_folder) if enabled else None
+        self._mlflow = (
+            MlflowWriter(tracking.uri, lambda: open_run(tracking, run_folder))
+            if enabled and tracking is not None
+            else None
         )
 
     def __enter__(self) -> "Tracker":
@@ -107,42 +149,42 @@ class Tracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers of a step."""
-        if self._record:
-            self._record.append(step, values)
-            if self._record.due:
+        if self._log:
+            self._log.append(step, values)
+            if self._log.due:
                 self.flush()
-        if self._delivery:
-            self._delivery.metrics(step, values)
+        if self._mlflow:
+            self._mlflow.metrics(step, values)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log nested settings, flattened to names like `optimizer.learning_rate`."""
-        if self._delivery:
-            self._delivery.parameters(dict(_flat(values)))
+        if self._mlflow:
+            self._mlflow.parameters(dict(_flat(values)))
 
     def artifact(self, name: str, content: dict[str, Any] | str) -> None:
         """Log a JSON file, or a text file such as a page."""
-        if self._delivery:
-            self._delivery.artifact(name, content)
+        if self._mlflow:
+            self._mlflow.artifact(name, content)
 
     def rewind(self, step: int) -> None:
-        """Forget what is recorded of later steps: a resumed run does them again."""
-        if self._record:
-            self._record.rewind(step)
+        """Forget what is logged of later steps: a resumed run does them again."""
+        if self._log:
+            self._log.rewind(step)
 
     def flush(self) -> None:
-        """Write the record; one that cannot be written now is written later. MLflow gets its share in its own time."""
-        if self._record:
+        """Write the metrics log; if that fails now, it is written later. The MLflow writer keeps its own time."""
+        if self._log:
             try:
-                self._record.flush()
+                self._log.flush()
             except OSError as error:
-                logger.warning("%s cannot be written now (%s)", storage.join(self._folder, "metrics.jsonl"), error)
+                logger.warning("%s cannot be written now (%s)", storage.join(self._folder, METRICS), error)
 
     def close(self, status: str = "FINISHED") -> None:
-        """Write the record and deliver the rest; what a server did not take is said once."""
-        if self._record:
-            self._record.flush()
-        if self._delivery and (undelivered := self._delivery.close(status)):
-            logger.warning("%s; all metrics are in %s", undelivered, storage.join(self._folder, "metrics.jsonl"))
+        """Write the metrics log and deliver the rest; what a server did not take is said once."""
+        if self._log:
+            self._log.flush()
+        if self._mlflow and (undelivered := self._mlflow.close(status)):
+            logger.warning("%s; all metrics are in %s", undelivered, storage.join(self._folder, METRICS))
 
 
 def _known(run_folder: str) -> dict[str, Any] | None:

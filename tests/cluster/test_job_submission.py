@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from llip.training import checkpoint, record
+from llip.training import checkpoint
+from llip.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +127,7 @@ def test_pretraining_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
     assert "scenes_in_style/text_to_image_map" in finished.stdout
     newest = checkpoint.latest(str(tmp_path / "runs" / "job"))
     assert newest is not None and checkpoint.step_of(newest) == 20
-    assert record.read(str(tmp_path / "runs" / "job"))[-1]["step"] == 20
+    assert read_metrics(str(tmp_path / "runs" / "job"))[-1]["step"] == 20
     assert (tmp_path / "mlflow.db").exists()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from llip import storage
-from llip.training import record
+from llip.training.tracking import read_metrics
 
 NUMBERS = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "samples")
 """What must not depend on interruptions."""
@@ -25,7 +25,7 @@ class Survived(NamedTuple):
 
 def numbers(folder: str) -> list[tuple[float, ...]]:
     """The record of a run, as far as it must not depend on interruptions."""
-    return [tuple(line[name] for name in NUMBERS) for line in record.read(folder) if "loss" in line]
+    return [tuple(line[name] for name in NUMBERS) for line in read_metrics(folder) if "loss" in line]
 
 
 def samples(folder: str) -> dict[int, set[str]]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from llip import create_model, recipe
 from llip.config import HeadConfig, ModelConfig
-from llip.interop.warm_start import start_from_clip
+from llip.interop.warm_start import init_from_clip
 from llip.model.features import Pooled
 
 CLIP = recipe("clip_tiny").model
@@ -20,7 +20,7 @@ def started(name: str) -> tuple[torch.nn.Module, torch.nn.Module, tuple[list[str
     torch.manual_seed(0)
     clip, model = create_model(CLIP), create_model(name)
     torch.nn.init.normal_(clip.vision.position, std=0.3)
-    return clip, model, start_from_clip(model, clip)
+    return clip, model, init_from_clip(model, clip)
 
 
 def test_llip_starts_with_nearly_the_features_of_clip() -> None:
@@ -71,16 +71,16 @@ def test_text_tokens_start_from_clip_with_latents_of_their_own() -> None:
 def test_a_shorter_context_keeps_the_first_positions() -> None:
     clip = create_model(CLIP)
     shorter = create_model(replace(CLIP, text=replace(CLIP.text, context_length=5)))
-    assert start_from_clip(shorter, clip) == (["text.position"], [])
+    assert init_from_clip(shorter, clip) == (["text.position"], [])
     torch.testing.assert_close(shorter.encode_text(IDS), clip.encode_text(IDS))
 
 
 def test_other_towers_are_refused_by_field() -> None:
     wider = replace(CLIP, vision=replace(CLIP.vision, width=160), text=replace(CLIP.text, context_length=40))
     with pytest.raises(ValueError, match=r"text\.context_length: 32 → 40; vision\.width: 128 → 160"):
-        start_from_clip(create_model(wider), create_model(CLIP))
+        init_from_clip(create_model(wider), create_model(CLIP))
     with pytest.raises(ValueError, match="activation: 'gelu' → 'quick_gelu'"):
-        start_from_clip(create_model(CLIP), create_model(replace(CLIP, activation="gelu")))
+        init_from_clip(create_model(CLIP), create_model(replace(CLIP, activation="gelu")))
     with pytest.raises(ValueError, match="a register head is no CLIP model"):
         register: ModelConfig = replace(CLIP, head=HeadConfig(kind="register"))
-        start_from_clip(create_model(CLIP), create_model(register))
+        init_from_clip(create_model(CLIP), create_model(register))

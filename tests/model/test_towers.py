@@ -7,9 +7,8 @@ import torch
 
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
-from llip.model.mlp import quick_gelu_mlp
 from llip.model.packing import pack
-from llip.model.transformer import Block
+from llip.model.transformer import Block, quick_gelu_mlp
 from llip.model.vision import VisionTransformer
 
 END = 30

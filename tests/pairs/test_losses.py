@@ -181,6 +181,6 @@ def test_held_pairs_are_counted_and_get_no_gradient(loss, monkeypatch):
     image, text, out_proj_DD = literal.features("text_query", 5, 10)
     own = parameters(out_proj_DD)
     output = loss_of_features(image, text, own, config=ObjectiveConfig(loss=loss, chunk=3), captions_per_image=2)
-    assert output.guard_hits.item() == 50
+    assert output.clamped_pairs.item() == 50
     for gradient in torch.autograd.grad(output.loss, (*image, *text, out_proj_DD)):
         assert not gradient.any()

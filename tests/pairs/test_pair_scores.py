@@ -11,7 +11,7 @@ from llip.config import ObjectiveConfig
 from llip.model.features import Mixture, Pooled, Query
 from llip.pairs import scoring
 from llip.pairs.losses import ScoreParameters, loss_of_features
-from llip.pairs.mixture_tiles import GramRows, MetricRows
+from llip.pairs.mixture_tiles import GramRows, OutputGramRows
 
 FORMS = ("gram", "metric")
 
@@ -88,7 +88,7 @@ def test_choice_of_the_form(gradients):
         prepared = scoring.prepare(
             image, text, out_proj_DD=out_proj_DD, temperature=1.0, total=columns, gradients=gradients
         )
-        assert isinstance(prepared.rows, GramRows | MetricRows)
+        assert isinstance(prepared.rows, GramRows | OutputGramRows)
         return isinstance(prepared.rows, GramRows)
 
     # B/32 and L/14 with 32 tokens and H/14 with 64 at the paper's batch, and zero-shot with 1,000 prompts.
@@ -217,7 +217,7 @@ def test_cancelling_heads_need_the_gram_matrix_in_two_parts(monkeypatch):
     key, value, query, target, out_proj_DD = regime("cancelling")
     own = ScoreParameters(out_proj_DD, 1.0, torch.tensor(2.0), torch.tensor(-2.0))
     hits = [
-        loss_of_features(Mixture(key, value), Query(query, target), own, config=config).guard_hits.item()
+        loss_of_features(Mixture(key, value), Query(query, target), own, config=config).clamped_pairs.item()
         for config in (ObjectiveConfig(split_gram=False), ObjectiveConfig())
     ]
     assert hits[0] > 0

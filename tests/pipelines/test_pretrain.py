@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llip.training import record
-from llip.training.tracking import default_store, open_run, tracking_of
+from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
 from pipelines import launching
 from pipelines.pretrain import Outcome, Pretrain, pretrain
 
@@ -32,7 +31,7 @@ def chain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 def _numbers(folder: str) -> list[tuple[float, ...]]:
     names = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias")
-    return [tuple(line[name] for name in names) for line in record.read(folder) if "loss" in line]
+    return [tuple(line[name] for name in names) for line in read_metrics(folder) if "loss" in line]
 
 
 def test_the_chain_leaves_every_stage_and_ends_with_metrics(chain: Chain) -> None:
@@ -51,7 +50,7 @@ def test_one_mlflow_run_holds_training_and_evaluation(chain: Chain) -> None:
     client, run_id = open_run(tracking, chain.outcome.folder)
     run = client.get_run(run_id)
     assert run.data.params["model.vision.tokens"] == "8" and run.data.params["optimizer.learning_rate"] == "0.001"
-    last = record.read(chain.outcome.folder)[0]
+    last = read_metrics(chain.outcome.folder)[0]
     assert run.data.metrics.keys() >= last.keys() - {"step"} | chain.outcome.metrics.keys()
     assert {a.path for a in client.list_artifacts(run_id)} >= {"config.json", "data_card.json", "data_card.html"}
 
@@ -82,7 +81,7 @@ def test_another_objective_uses_the_same_data_beside_it(chain: Chain) -> None:
     )
     assert other.folder.endswith(f"clip_tiny-steps{STEPS}-seed0")
     assert {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")} == stamps
-    curve = [line["step"] for line in record.read(other.folder) if "concept/top1" in line]
+    curve = [line["step"] for line in read_metrics(other.folder) if "concept/top1" in line]
     assert curve[:2] == [2, 4]
 
 

@@ -19,11 +19,11 @@ from helpers.noted_pretrain import noted
 from ray.cluster_utils import Cluster
 
 from llip.config import TrainingConfig, from_dict
-from llip.training import checkpoint, record
+from llip.training import checkpoint
 from llip.training.loop import train
-from llip.training.parallel import alone
+from llip.training.parallel import single_process
 from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker
+from llip.training.tracking import Tracker, read_metrics
 from pipelines import prepare_data
 
 pytestmark = pytest.mark.slow
@@ -97,7 +97,7 @@ def _go_on(shards: str, output: Path) -> str:
 def test_sigkill_in_the_middle_of_training(shards: str, whole: Path, tmp_path: Path, record_property: Note) -> None:
     killed = tmp_path / "runs" / "run"
     assert _interrupt(shards, tmp_path, signal.SIGKILL) == -signal.SIGKILL
-    assert record.read(str(killed))[-1]["step"] < STEPS
+    assert read_metrics(str(killed))[-1]["step"] < STEPS
     assert "going on after step" in _go_on(shards, tmp_path)
     ended = "killed; the same command went on to the end"
     survives(record_property, "SIGKILL of the driver", ended, run=str(killed), undisturbed=str(whole))
@@ -200,7 +200,7 @@ def _train_alone(run: Path, steps: int, folder: str) -> None:
             from_dict(TrainingConfig, known["training"]),
             shards=known["shards"],
             folder=folder,
-            world=alone(),
+            world=single_process(),
             tracker=tracker,
             stop=lambda: next(answers) == steps,
         )

@@ -83,7 +83,7 @@ def test_options_replace_the_recipes_values() -> None:
         ({"pool": "a", "shards": "b"}, "--pool and --shards exclude each other"),
         ({"shards": ("a", "b"), "weights": (1.0,)}, "--weights needs several folders of --shards, and as many numbers"),
         ({"shards": "a", "weights": (1.0,)}, "--weights needs several folders of --shards, and as many numbers"),
-        ({"start_from": "nowhere.pt"}, "--start-from nowhere.pt does not exist"),
+        ({"init_from": "nowhere.pt"}, "--init-from nowhere.pt does not exist"),
         ({"pool": "a", "corpus_images": 9}, "--corpus-images is about the built-in corpus; leave it out with --pool"),
         ({"shards": "a", "evaluate_every": 9}, "--evaluate-every needs --evaluation, a folder of evaluation sets"),
         ({"workers": -1}, "--workers is -1; it has to be at least 0"),

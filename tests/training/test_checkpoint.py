@@ -13,9 +13,8 @@ import llip
 from llip.config import TrainingConfig
 from llip.training import checkpoint
 from llip.training.checkpoint import TrainingState
-from llip.training.ema import MovingAverage
-from llip.training.optimizer import build_optimizer
-from llip.training.parallel import alone
+from llip.training.optimizer import MovingAverage, build_optimizer
+from llip.training.parallel import single_process
 
 
 def _trained(config: TrainingConfig, updates: int) -> TrainingState:
@@ -41,7 +40,7 @@ def test_model_and_optimizer_come_back_to_the_bit(small: TrainingConfig, tmp_pat
     folder = checkpoint.save(str(tmp_path), 2, state, small)
     assert checkpoint.latest(str(tmp_path)) == folder and checkpoint.step_of(folder) == 2
     other = _trained(replace(small, seed=1), 1)
-    assert other.restore(folder, alone()) == 2
+    assert other.restore(folder, single_process()) == 2
     _assert_equal(state, other)
     loaded = llip.load_model(folder)
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), loaded.parameters(), strict=True))
@@ -50,7 +49,7 @@ def test_model_and_optimizer_come_back_to_the_bit(small: TrainingConfig, tmp_pat
 def test_a_parameter_that_was_never_updated_has_no_state(small: TrainingConfig, tmp_path: Path) -> None:
     folder = checkpoint.save(str(tmp_path), 2, _trained(small, 0), small)
     other = _trained(small, 1)
-    other.restore(folder, alone())
+    other.restore(folder, single_process())
     assert not other.optimizer.state
 
 
@@ -73,7 +72,7 @@ def test_the_average_is_the_model_and_the_weights_are_kept_beside_it(small: Trai
         assert torch.equal(parameter, state.average.tensors[name])
     other = _trained(small, 1)
     other.average = MovingAverage(other.model, 0.9)
-    other.restore(folder, alone())
+    other.restore(folder, single_process())
     _assert_equal(state, other)
 
 

@@ -23,13 +23,13 @@ import llip
 from llip import interop, storage
 from llip.config import HeadConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel, create_model
-from llip.training import checkpoint, loop, record, stopping
+from llip.training import checkpoint, loop, stopping
 from llip.training import run_folder as runs
 from llip.training.loop import NonFiniteError, every, train
 from llip.training.metrics import MEASURES
 from llip.training.parallel import current_world
 from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker
+from llip.training.tracking import Tracker, read_metrics
 
 Folder = Callable[[str], str]
 Note = Callable[[str, object], None]
@@ -72,7 +72,7 @@ def test_every() -> None:
 def test_training_learns_and_logs_the_registry(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
     config = replace(small, steps=40, peak_flops=1e12)
     _train(config, shards, run_folder("a"), profile=True)
-    lines = record.read(run_folder("a"))
+    lines = read_metrics(run_folder("a"))
     assert [line["step"] for line in lines] == list(range(1, 41))
     assert lines[-1].keys() == MEASURES.keys() | {"step"}
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
@@ -90,7 +90,7 @@ def test_a_jump_of_the_learning_rate_is_logged_as_a_spike(
     monkeypatch.setattr(loop, "learning_rate", lambda step, *rest: (100 if step == 50 else 1) * rate(step, *rest))
     with caplog.at_level(logging.WARNING, "llip"):
         _train(replace(small, steps=60), shards, run_folder("a"))
-    assert next(line["step"] for line in record.read(run_folder("a")) if line["loss_spikes"]) == 52
+    assert next(line["step"] for line in read_metrics(run_folder("a")) if line["loss_spikes"]) == 52
     assert [r.getMessage() for r in caplog.records if r.getMessage().startswith("step 52: loss spike: ")]
     assert not [r for r in caplog.records if "spike" in r.getMessage() and not r.getMessage().startswith("step 5")]
 
@@ -133,7 +133,7 @@ def test_the_end_is_saved_and_evaluated_and_once_more_when_nothing_is_left(
         _train(config, shards, run_folder("a"), evaluate=lambda step, model: calls.append(step))
     assert calls == [2, 4, 5, 5]
     assert checkpoint.latest(run_folder("a")).endswith("step-00000005")
-    assert [line["step"] for line in record.read(run_folder("a"))] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in read_metrics(run_folder("a"))] == [1, 2, 3, 4, 5]
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(
@@ -225,7 +225,7 @@ def test_the_request_to_stop_is_a_file_that_sigterm_writes(run_folder: Folder) -
         while not stop():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    stopping.withdraw(folder)
+    stopping.clear_stop(folder)
     with stopping.watched(folder) as stop:
         time.sleep(1.5 * stopping.SECONDS_BETWEEN_LOOKS)
         assert not stop()
@@ -245,7 +245,7 @@ def test_a_run_starts_from_the_weights_of_clip_once(
     weights = tmp_path / "clip" / "open_clip_model.safetensors"
     config = replace(
         small,
-        start_from=str(weights),
+        init_from=str(weights),
         steps=2,
         optimizer=replace(small.optimizer, learning_rate=1e-9, warmup_steps=1),
     )
@@ -261,14 +261,14 @@ def test_a_run_starts_from_the_weights_of_clip_once(
 def test_accumulation_learns_the_same(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
     _train(small, shards, run_folder("one"))
     _train(replace(small, objective=replace(small.objective, accumulation=4)), shards, run_folder("four"))
-    one, four = ([line["loss"] for line in record.read(run_folder(name))] for name in ("one", "four"))
+    one, four = ([line["loss"] for line in read_metrics(run_folder(name))] for name in ("one", "four"))
     assert four == pytest.approx(one, rel=1e-5)
 
 
 def test_scale_stays_below_its_maximum(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
     config = replace(small, optimizer=replace(small.optimizer, max_logit_scale=14.3))
     _train(config, shards, run_folder("a"))
-    scales = [line["logit_scale"] for line in record.read(run_folder("a"))]
+    scales = [line["logit_scale"] for line in read_metrics(run_folder("a"))]
     assert max(scales) == pytest.approx(14.3, rel=1e-6) or max(scales) < 14.3
 
 
@@ -322,7 +322,7 @@ def test_what_is_not_finite_is_left_out_where_the_policy_says_so(
         model = _train(config, shards, run_folder("a"))
     assert re.search(DIAGNOSES[poison["kind"]], caplog.text)
     assert all(torch.equal(a, b) for a, b in zip(poison["weights"], model.parameters(), strict=True))
-    assert [line["skipped"] for line in record.read(run_folder("a"))] == [0, 0, 0, 1]
+    assert [line["skipped"] for line in read_metrics(run_folder("a"))] == [0, 0, 0, 1]
 
 
 def test_a_run_on_mixed_sets_resumes_and_belongs_to_them(

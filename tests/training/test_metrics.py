@@ -14,9 +14,8 @@ from llip.data.loader import LaneLoader, LoaderStats
 from llip.model.features import Mixture
 from llip.model.mixing import mixing_entropy
 from llip.summary import summarise
-from llip.training.metrics import Rates, Watched
+from llip.training.metrics import Rates, Utilisation, Watched, utilisation
 from llip.training.parallel import Towers, current_world
-from llip.training.utilisation import Utilisation, utilisation
 
 
 def test_entropy_of_mixing_is_1_for_even_and_0_for_single_tokens() -> None:

@@ -7,7 +7,7 @@ import torch
 
 import llip
 from llip.config import OptimizerConfig
-from llip.training.optimizer import build_optimizer, decays, learning_rate
+from llip.training.optimizer import build_optimizer, learning_rate, uses_weight_decay
 
 CONFIG = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
 
@@ -30,13 +30,13 @@ def test_no_warm_up_starts_at_the_full_rate() -> None:
 @pytest.mark.parametrize("name", ["clip_tiny", "siglip_tiny", "llip_tiny_k8", "learned_query_tiny_k8"])
 def test_only_matrices_decay(name: str) -> None:
     model = llip.create_model(name)
-    plain = {n for n, p in model.named_parameters() if not decays(p)}
+    plain = {n for n, p in model.named_parameters() if not uses_weight_decay(p)}
     assert {"logit_scale", "vision.norm_after.weight", "vision.norm_after.bias"} <= plain
     assert ("vision.tokens" in plain) == (model.config.vision.tokens == 1)  # CLIP's class token is a vector
     assert all(
         n.endswith(("bias", "norm_before.weight", "norm_after.weight", "scale", "tokens")) or "norm" in n for n in plain
     )
-    assert not [n for n, p in model.named_parameters() if decays(p) and ("norm" in n or "bias" in n)]
+    assert not [n for n, p in model.named_parameters() if uses_weight_decay(p) and ("norm" in n or "bias" in n)]
 
 
 def test_groups_hold_every_parameter_once() -> None:

@@ -26,11 +26,11 @@ from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
 from llip.pairs import accumulation
-from llip.training import checkpoint, loop, record
+from llip.training import checkpoint, loop
 from llip.training.optimizer import build_optimizer
-from llip.training.parallel import Towers, World, current_world, gradient_norm, seed_step, whole
+from llip.training.parallel import Towers, World, current_world, full, gradient_norm, seed_step
 from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker
+from llip.training.tracking import Tracker, read_metrics
 
 Batch = tuple[Tensor, Tensor]
 SLOW = 0.3
@@ -73,8 +73,8 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
         numbers += [sum(losses) / world.size, norm]
         optimizer.step()
     named = dict(model.named_parameters())
-    gradients = {f"gradient of {name}": whole(p.grad).clone() for name, p in named.items()}
-    return numbers, gradients | {name: whole(p.detach()).clone() for name, p in named.items()}
+    gradients = {f"gradient of {name}": full(p.grad).clone() for name, p in named.items()}
+    return numbers, gradients | {name: full(p.detach()).clone() for name, p in named.items()}
 
 
 def _go_on(
@@ -206,10 +206,10 @@ def test_a_run_goes_on_over_other_ranks_with_the_same_samples(
         samples |= {step: sorted(first[step] + second[step]) for step in first}
     assert samples == {step: sorted(ids) for step, ids in expected_samples.items()} and len(samples) == work.small.steps
 
-    for line in record.read(f"{work.folder}/run")[3:5]:  # under FSDP the others wait for it in their forward pass
+    for line in read_metrics(f"{work.folder}/run")[3:5]:  # under FSDP the others wait for it in their forward pass
         assert line["slowest_rank"] == 1
         assert line["step_seconds_max"] > max(SLOW, line["step_seconds"])
-    losses, expected = ([line["loss"] for line in record.read(f)] for f in (f"{work.folder}/run", str(tmp_path)))
+    losses, expected = ([line["loss"] for line in read_metrics(f)] for f in (f"{work.folder}/run", str(tmp_path)))
     assert losses == pytest.approx(expected, rel=1e-5)
     models = [llip.load_model(checkpoint.latest(folder)) for folder in (f"{work.folder}/run", str(tmp_path))]
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llip.training.spikes import FEWEST, SpikeDetector
+from llip.training.metrics import FEWEST, SpikeDetector
 
 
 def _found(losses: np.ndarray) -> list[int]:

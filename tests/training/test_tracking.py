@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llip.training import record
-from llip.training.delivery import Delivery
-from llip.training.tracking import Tracker, Tracking, default_store, open_run, tracking_of
+from llip.training.mlflow_writer import MlflowWriter
+from llip.training.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
 
 
 def _sqlite(folder: Path) -> Tracking:
@@ -54,7 +53,7 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
     assert next((tmp_path / "mlartifacts").rglob("page.html")).read_text() == "<p>é</p>"
     stored = next((tmp_path / "mlartifacts").rglob("config.json"))
     assert json.loads(stored.read_text()) == {"a": 1}
-    assert [line["loss"] for line in record.read(folder)] == [3.0, 2.0, 1.5]
+    assert [line["loss"] for line in read_metrics(folder)] == [3.0, 2.0, 1.5]
 
 
 def test_an_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_a_dead_server_costs_one_warning_and_a_report(tmp_path: Path, caplog: py
         f"10 metrics, 1 artifacts were not delivered to {uri} (connection refused); "
         f"all metrics are in {folder}/metrics.jsonl"
     )
-    assert len(record.read(folder)) == 5
+    assert len(read_metrics(folder)) == 5
     assert tracking_of(folder) is None
 
 
@@ -105,8 +104,8 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.
             raise ConnectionError("down")
         return client, "run"
 
-    monkeypatch.setattr(Delivery, "PAUSE", 0.01)
-    delivery = Delivery("http://nowhere", connect)
+    monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
+    delivery = MlflowWriter("http://nowhere", connect)
     delivery.metrics(1, {"loss": 7.0})
     while len(tries) < 3:
         pass
@@ -122,7 +121,7 @@ def test_a_resumed_run_forgets_the_record_of_steps_that_it_does_again(tmp_path: 
             tracker.rewind(start)
             for step in range(start + 1, upto + 1):
                 tracker.log(step, {"loss": float(10 * upto + step)})
-    assert [line["loss"] for line in record.read(folder)] == [51.0, 52.0, 53.0, 74.0, 75.0, 76.0, 77.0]
+    assert [line["loss"] for line in read_metrics(folder)] == [51.0, 52.0, 53.0, 74.0, 75.0, 76.0, 77.0]
 
 
 def test_other_ranks_leave_nothing(tmp_path: Path) -> None:

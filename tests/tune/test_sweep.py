@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from llip.config import to_dict
 from llip.evaluation.sets import evaluation_set
-from llip.training import checkpoint, record
-from llip.training.tracking import Tracking, open_run
+from llip.training import checkpoint
+from llip.training.tracking import Tracking, open_run, read_metrics
 from tune import experiment, sweep
 from tune.report import TrialResult
 from tune.sweep import Sweep
@@ -163,7 +163,7 @@ def test_a_killed_sweep_goes_on_and_its_trials_are_children_of_one_run(tmp_path:
     results = json.loads((tmp_path / "sweeps" / "k_heads" / "results.json").read_text())
     assert any(r["samples"] == 16 * 32 for r in results)
     for folder in trial_folders.iterdir():
-        steps = [line["step"] for line in record.read(str(folder)) if "loss" in line]
+        steps = [line["step"] for line in read_metrics(str(folder)) if "loss" in line]
         assert steps == sorted(set(steps)), "nothing is trained twice in the record"
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,4 +1,4 @@
-"""Delivery to MLflow that never stops or slows training: a thread sends, and says at the end what was not taken."""
+"""Writing to MLflow, which never stops or slows training: a thread sends, and says at the end what was not taken."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100  # MLflow's limits
 
 
-class Delivery:
+class MlflowWriter:
     """Holds metrics, parameters and artifacts of a run in memory until the server has taken them."""
 
     PAUSE, LONGEST_PAUSE, PATIENCE = 1.0, 60.0, 60.0

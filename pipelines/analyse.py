@@ -20,15 +20,15 @@ from llip.evaluation.sets import read_set
 from llip.evaluation.spectrum import effective_rank, spectrum
 from llip.page import page, svg
 from pipelines import command
-from pipelines.checkpoints import Weights
+from pipelines.checkpoints import WeightsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analyse:
+class Analyse(WeightsOptions):
     """What is analysed, on what."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders, checkpoint folders, or files of open_clip's weights."""
+    """Run folders, checkpoints, folders of open_clip, or files of weights."""
     probe_train: str | None = None
     """Folder of the classification set that the linear probe is fitted to, validation split included."""
     probe_test: str | None = None
@@ -51,7 +51,7 @@ class Analyse:
 
 def analyse(settings: Analyse) -> dict[str, dict[str, Any]]:
     """What every checkpoint gave, by its name. Raises ValueError, before any work, for what cannot be used."""
-    found = [Weights.find(uri) for uri in settings.checkpoints]
+    found = [settings.weights(uri) for uri in settings.checkpoints]
     checkpoints = {weights.given.rsplit("/", 1)[1]: weights for weights in found}
     if len(checkpoints) < len(found):
         raise ValueError(f"checkpoints need distinct names; these are {', '.join(settings.checkpoints)}")

@@ -25,21 +25,20 @@ from llip.evaluation.sets import Source, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.training.run_folder import git_revision
 from llip.training.tracking import Tracker, tracking_of
+from llip.training.weights import Weights
 from pipelines import command
-from pipelines.checkpoints import Weights
+from pipelines.checkpoints import WeightsOptions
 from pipelines.evaluation_cache import EvaluationCache
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(WeightsOptions):
     """What is evaluated, on what, and how."""
 
     checkpoint: str
-    """A run folder (its newest checkpoint is taken), a checkpoint folder, or a file of released weights."""
-    recipe: str | None = None
-    """Recipe of a file of Llip's public release, such as llip_b16_k64; without one a file is read as open_clip's."""
+    """A run folder (its newest checkpoint is taken), a checkpoint, a folder of open_clip, or a file of weights."""
     evaluation: str = "output/evaluation"
     """Folder with evaluation sets at any depth: this project's, WebDataset of CLIP_benchmark, COCO, Flickr30k, Parquet,
     or image folders such as ImageNet's (see llip/data/layouts)."""
@@ -72,15 +71,16 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     Raises ValueError, before any work, for a checkpoint or a set that cannot be used, and for an output of other
     settings.
     """
-    weights = Weights.find(settings.checkpoint, settings.recipe)
+    weights = settings.weights(settings.checkpoint)
     output = output_folder(settings, weights)
     sources = sources_of(settings)
-    request = {
+    request: dict[str, Any] = {
         "checkpoint": weights.given,
-        "recipe": settings.recipe,
         "evaluation": storage.absolute(settings.evaluation),
         "sets": settings.sets,
-    } | ({} if settings.candidates is None else {"candidates": settings.candidates})
+    }
+    request |= {"weights": weights.told} if weights.told else {}
+    request |= {"candidates": settings.candidates} if settings.candidates is not None else {}
     of_sets = {source.name: source.digest() for source in sources}
     inputs = {"model": weights.digest(), "sets": of_sets}
     if (finished := _finished(output, request, inputs)) is not None:
@@ -89,7 +89,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     sets = [source.read() for source in sources]
     model = weights.load()
     started = time.monotonic()
-    made_with = [inputs["model"], settings.recipe, *([settings.candidates] if settings.candidates else [])]
+    made_with = [inputs["model"], weights.told, *([settings.candidates] if settings.candidates else [])]
     cache = EvaluationCache(output, {name: [*made_with, digest] for name, digest in of_sets.items()})
     outcomes = list(_evaluated(model, sets, cache, settings))
     metrics = named(outcomes)

@@ -15,11 +15,11 @@ from llip.evaluation import figures
 from llip.evaluation.explain import Explanation, explain
 from llip.page import heading, page, picture, svg
 from pipelines import command
-from pipelines.checkpoints import Weights
+from pipelines.checkpoints import WeightsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain:
+class Explain(WeightsOptions):
     """Which model looks at what."""
 
     checkpoint: str
@@ -28,15 +28,13 @@ class Explain:
     """A JPEG, PNG or WebP file."""
     captions: tuple[str, ...]
     """What may be said of it."""
-    recipe: str | None = None
-    """Recipe of a file of Llip's public release, such as llip_b16_k64."""
     output: str = "output/explanation"
     """Folder for explanation.html, explanation.png and explanation.json."""
 
 
 def explain_image(settings: Explain) -> Explanation:
     """Raises ValueError for a checkpoint that is no Llip and for an image that cannot be used."""
-    weights = Weights.find(settings.checkpoint, settings.recipe)
+    weights = settings.weights(settings.checkpoint)
     if not storage.exists(settings.image):
         raise ValueError(f"--image {settings.image} does not exist")
     image = storage.read_bytes(settings.image)

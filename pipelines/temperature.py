@@ -14,7 +14,6 @@ from llip.evaluation import figures
 from llip.evaluation.temperature import FACTORS, Sweep, sweep
 from llip.page import heading, page, svg
 from pipelines import command
-from pipelines.checkpoints import Weights
 from pipelines.evaluate import Evaluate, output_folder, runner, sources_of
 
 
@@ -29,7 +28,7 @@ class Temperature(Evaluate):
 @torch.inference_mode()
 def sweep_temperature(settings: Temperature) -> Sweep:
     """Raises ValueError, before any work, for a checkpoint or a set that cannot be used."""
-    weights = Weights.find(settings.checkpoint, settings.recipe)
+    weights = settings.weights(settings.checkpoint)
     output = output_folder(settings, weights)
     sets = [source.read() for source in sources_of(settings)]
     model = weights.load().eval()

@@ -1,7 +1,8 @@
-"""An image as people have it, made into what a model takes."""
+"""Images and captions as people have them, made into what a model takes."""
 
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from llip import storage
 from llip.config import PreprocessConfig
 from llip.data.decode import DecodeError
+from llip.data.tokenizer import tokenize
 from llip.data.transforms import evaluation_transform, normalize
 
 
@@ -30,6 +32,17 @@ class Preprocess:
         except (DecodeError, OSError, TypeError) as error:
             raise ValueError(f"{where} cannot be used ({error})") from error
         return normalize(pixels[None], config=self.config)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize:
+    """A caption, or several -> token ids [T, L], cut to the model's context."""
+
+    context_length: int
+    """Longest caption, in tokens, start and end included."""
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        return tokenize([texts] if isinstance(texts, str) else texts, self.context_length)
 
 
 def _encoded(image: "str | os.PathLike[str] | bytes | Image.Image | np.ndarray") -> bytes:

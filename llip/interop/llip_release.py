@@ -2,12 +2,13 @@
 
 import io
 import os
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from llip import storage
-from llip.config import HeadConfig
+from llip.config import Activation, HeadConfig, PreprocessConfig
 from llip.contrastive import ContrastiveModel
 from llip.interop.names import RELEASE_NAMES, translate
 from llip.interop.tensor_files import read_tensors
@@ -22,6 +23,7 @@ def load_llip_release(
     *,
     num_heads: int = 8,
     temperature: float | None = None,
+    activation: Activation = "quick_gelu",
     vision_head_width: int | None = None,
     text_head_width: int | None = None,
 ) -> ContrastiveModel:
@@ -36,6 +38,7 @@ def load_llip_release(
         path,
         num_heads=num_heads,
         temperature=temperature,
+        activation=activation,
         vision_head_width=vision_head_width,
         text_head_width=text_head_width,
     )
@@ -52,6 +55,7 @@ def from_tensors(
     *,
     num_heads: int = 8,
     temperature: float | None = None,
+    activation: Activation = "quick_gelu",
     vision_head_width: int | None = None,
     text_head_width: int | None = None,
 ) -> ContrastiveModel:
@@ -69,7 +73,8 @@ def from_tensors(
     norm = "K_norm.weight" in state
     head = HeadConfig(heads=num_heads, temperature=temperature or 1.0, norm=norm, shared_projections=False)
     widths = {"vision_head_width": vision_head_width, "text_head_width": text_head_width}
-    return assemble(read_config(state, head, path, **widths), state, RELEASE_NAMES, path)
+    config = replace(read_config(state, head, path, **widths), activation=activation)
+    return assemble(config, state, RELEASE_NAMES, path)
 
 
 def export_llip_release(model: ContrastiveModel, path: str | os.PathLike[str]) -> None:
@@ -77,14 +82,18 @@ def export_llip_release(model: ContrastiveModel, path: str | os.PathLike[str]) -
 
     That format has two projections for each token: shared ones are written once for each of them. It holds neither the
     temperature nor the widths of heads. Raises ValueError for what it cannot express: other heads, patches that are
-    mixed, the exact GELU.
+    mixed, the exact GELU, another preparation of images than OpenAI's.
     """
     config, head = model.config, model.config.head
     if head.kind != "text_query":
         raise ValueError(f"Llip's release has no {head.kind} head; only text_query models can be exported to it")
-    if head.patch_tokens or config.activation != "quick_gelu":
-        field = "head.patch_tokens True" if head.patch_tokens else f"activation {config.activation}"
-        raise ValueError(f"Llip's release cannot express {field}")
+    for field, value, right in (
+        ("head.patch_tokens", head.patch_tokens, False),
+        ("activation", config.activation, "quick_gelu"),
+        ("preprocessing", config.preprocessing, PreprocessConfig()),
+    ):
+        if value != right:
+            raise ValueError(f"Llip's release cannot express {field} {value}")
     state = {translate(name, RELEASE_NAMES): tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if head.shared_projections:
         for name in ("k_proj", "v_proj"):

@@ -41,9 +41,14 @@ def rows_of(total: int, index: int, count: int) -> slice:
     return slice(min(index * size, total), min((index + 1) * size, total))
 
 
+def is_part(name: str, kind: str) -> bool:
+    """Whether a file of this name holds tensors of a kind, or a part of them."""
+    return re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.safetensors", name) is not None
+
+
 def files(names: Iterable[str], kind: str) -> list[str]:
     """The parts of a kind among the names of files, in order; empty where one is missing."""
-    found = sorted(name for name in names if re.fullmatch(rf"{kind}(-\d+-of-\d+)?\.safetensors", name))
+    found = sorted(name for name in names if is_part(name, kind))
     return found if found == [name_of(kind, index, len(found)) for index in range(len(found))] else []
 
 
@@ -53,7 +58,7 @@ def serialise(tensors: Mapping[str, Tensor]) -> bytes:
 
 def read(folder: str, kind: str) -> dict[str, Tensor]:
     """The whole tensors. Raises ValueError where a part is missing."""
-    parts = [parse_safetensors(storage.read_bytes(uri), uri) for uri in _uris(folder, kind)]
+    parts = [parse_safetensors(storage.read_bytes(uri), uri) for uri in uris(folder, kind)]
     return {
         name: torch.cat([part[name] for part in parts if name in part]) if first.ndim else first
         for name, first in parts[0].items()
@@ -65,11 +70,11 @@ def read_into(folder: str, kind: str, places: Mapping[str, ShardView]) -> set[st
 
     Raises ValueError where a part is missing.
     """
-    uris, found = _uris(folder, kind), set()
-    for index, uri in enumerate(uris):
+    parts, found = uris(folder, kind), set()
+    for index, uri in enumerate(parts):
         overlaps = {}
         for name, place in places.items():
-            part = rows_of(place.total, index, len(uris))
+            part = rows_of(place.total, index, len(parts))
             size = len(place.rows) if place.rows.ndim else 1
             first, last = max(part.start, place.first), min(part.stop, place.first + size)
             if first < last:
@@ -85,7 +90,8 @@ def read_into(folder: str, kind: str, places: Mapping[str, ShardView]) -> set[st
     return found
 
 
-def _uris(folder: str, kind: str) -> list[str]:
+def uris(folder: str, kind: str) -> list[str]:
+    """The files of a kind in a folder, in order. Raises ValueError where a part is missing."""
     names = [uri.rsplit("/", 1)[1] for uri in storage.listing(folder, ".safetensors")]
     if not (found := files(names, kind)):
         raise ValueError(

@@ -1,9 +1,10 @@
-"""Starting a model from the weights of a CLIP model with the same towers."""
+"""Starting a model from the weights of another one with the same towers: CLIP for any head, or the same head."""
 
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llip.config import ModelConfig, differences
@@ -14,78 +15,99 @@ TOKEN_NOISE = 0.1
 
 
 class Start(NamedTuple):
-    """Parameters that `init_from_clip` could not simply copy."""
+    """Parameters that `init_from` could not simply copy."""
 
     seeded: list[str]
-    """Made from parameters of the CLIP model, with another shape or role."""
+    """Made from parameters of the other model, with another shape or role."""
     fresh: list[str]
     """Without a counterpart there: as the new model initialised them."""
 
 
 @torch.no_grad()
-def init_from_clip(model: ContrastiveModel, clip: ContrastiveModel) -> Start:
-    """Give a new model of any head the weights of a CLIP model; the result tells which parameters are new.
+def init_from(model: ContrastiveModel, source: ContrastiveModel) -> Start:
+    """Give a new model the weights of a CLIP model, or of one with its own head; the result tells what is new.
 
-    The first token is CLIP's class token and the others are noisy copies of it, all at its position. Every value
-    projection is CLIP's projection and W_O the identity, so that whatever the mixing weights are, the new model's
-    features are nearly CLIP's. A shorter context keeps the first positions. Raises ValueError where the towers differ,
-    naming the fields.
+    From CLIP, the first token is its class token and the others are noisy copies of it, all at its position. Every
+    value projection is CLIP's projection and W_O the identity, so that whatever the mixing weights are, the new model's
+    features are nearly CLIP's. Positions of patches are resized bicubically to another number of patches; a shorter
+    context keeps the first positions. Raises ValueError where the towers differ otherwise, naming the fields.
     """
-    _refuse_other_towers(model.config, clip.config)
-    source, seeds = dict(clip.named_parameters()), _seeds(model, clip)
+    _refuse_other_models(model.config, source.config)
+    known, seeds = dict(source.named_parameters()), _seeds(model, source)
     start = Start([], [])
     for name, parameter in model.named_parameters():
         if name in seeds:
             parameter.copy_(seeds[name])
             start.seeded.append(name)
-        elif name in source:
-            parameter.copy_(source[name])
+        elif name in known:
+            parameter.copy_(known[name])
         else:
             start.fresh.append(name)
     return start
 
 
-def _refuse_other_towers(config: ModelConfig, clip: ModelConfig) -> None:
-    if clip.head.kind != "class_token":
-        raise ValueError(f"a model with a {clip.head.kind} head is no CLIP model; its head has to be class_token")
-    vision = replace(clip.vision, tokens=config.vision.tokens, patch_dropout=config.vision.patch_dropout)
-    context = min(config.text.context_length, clip.text.context_length)
-    text = replace(clip.text, tokens=config.text.tokens, context_length=context)
-    lines = differences(
-        {
-            "embed_dim": clip.embed_dim,
-            "activation": clip.activation,
-            "vision": asdict(vision),
-            "text": asdict(text),
-        },
-        {
-            "embed_dim": config.embed_dim,
-            "activation": config.activation,
-            "vision": asdict(config.vision),
-            "text": asdict(config.text),
-        },
-    )
-    if lines:
-        raise ValueError(f"the CLIP model's towers are not those of the new model (CLIP → new): {'; '.join(lines)}")
+def _refuse_other_models(config: ModelConfig, source: ModelConfig) -> None:
+    from_clip = source.head.kind == "class_token"
+    if not from_clip and source.head.kind != config.head.kind:
+        raise ValueError(
+            f"a model with a {config.head.kind} head starts from one with a class_token or a {config.head.kind} head, "
+            f"not from a {source.head.kind} head"
+        )
+    if lines := differences(_fixed(source, config, from_clip), _fixed(config, config, from_clip)):
+        raise ValueError(f"the weights are of another model than the new one (weights → new): {'; '.join(lines)}")
 
 
-def _seeds(model: ContrastiveModel, clip: ContrastiveModel) -> dict[str, Tensor]:
-    """Values, by name, of the parameters that are made from those of the CLIP model."""
+def _fixed(config: ModelConfig, new: ModelConfig, from_clip: bool) -> dict[str, Any]:
+    """What has to be equal: neither how values are drawn nor what a start can adapt."""
+    context = min(config.text.context_length, new.text.context_length)
+    vision = replace(config.vision, patch_dropout=0.0, position_std=None)
+    text = replace(config.text, context_length=context)
+    fields = {"embed_dim": config.embed_dim, "activation": config.activation, "text": asdict(text)}
+    if from_clip:
+        fields |= {"text": asdict(replace(text, tokens=1))}
+        vision = replace(vision, tokens=1)
+    else:
+        fields |= {"head": asdict(config.head)}
+    of_patches = new.head.patch_tokens and not new.head.shared_projections
+    if from_clip or not of_patches:  # else every patch has projections of its own
+        fields |= {"vision": {key: value for key, value in asdict(vision).items() if key != "image_size"}}
+    else:
+        fields |= {"vision": asdict(vision)}
+    return fields
+
+
+def _seeds(model: ContrastiveModel, source: ContrastiveModel) -> dict[str, Tensor]:
+    """Values, by name, of the parameters that are made from those of the other model."""
     seeds = {}
     tokens, context = model.config.vision.tokens, model.config.text.context_length
-    if tokens > 1:
-        class_position_1W, patch_position_PW = clip.vision.position.split((1, clip.config.vision.patches))
-        noise_KW = torch.randn_like(model.vision.tokens) * (TOKEN_NOISE * clip.vision.tokens.square().mean().sqrt())
+    theirs = source.config.vision.tokens
+    token_position_KW, patch_position_PW = source.vision.position.split((theirs, source.config.vision.patches))
+    if tokens > theirs:
+        noise_KW = torch.randn_like(model.vision.tokens) * (TOKEN_NOISE * source.vision.tokens.square().mean().sqrt())
         noise_KW[0] = 0
-        seeds["vision.tokens"] = clip.vision.tokens + noise_KW
-        seeds["vision.position"] = torch.cat([class_position_1W.expand(tokens, -1), patch_position_PW])
-    if context < clip.config.text.context_length:
-        seeds["text.position"] = clip.text.position[:context]
-    source = dict(clip.named_parameters())
+        seeds["vision.tokens"] = source.vision.tokens + noise_KW
+        token_position_KW = token_position_KW.expand(tokens, -1)
+    if tokens > theirs or model.config.vision.patches != source.config.vision.patches:
+        patch_position_PW = _resized(patch_position_PW, model.config.vision.patches)
+        seeds["vision.position"] = torch.cat([token_position_KW, patch_position_PW])
+    if context < source.config.text.context_length:
+        seeds["text.position"] = source.text.position[:context]
+    if model.config.head.kind == source.config.head.kind:
+        return seeds
+    known = dict(source.named_parameters())
     for name, parameter in model.head.named_parameters():
         if name.endswith((".value_proj", ".target_proj")):
             side = name.partition(".")[0]
-            seeds[f"head.{name}"] = source[f"head.{side}.proj"].expand_as(parameter)
+            seeds[f"head.{name}"] = known[f"head.{side}.proj"].expand_as(parameter)
         elif name == "out_proj":
             seeds["head.out_proj"] = torch.eye(len(parameter), device=parameter.device)
     return seeds
+
+
+def _resized(position_PW: Tensor, patches: int) -> Tensor:
+    """Positions of a square of patches, for a square of another number of them."""
+    side = round(len(position_PW) ** 0.5)
+    grid_1WSS = position_PW.T.unflatten(1, (side, side))[None]
+    size = (round(patches**0.5),) * 2
+    resized_1WSS = F.interpolate(grid_1WSS, size, mode="bicubic", antialias=True, align_corners=False)
+    return resized_1WSS[0].flatten(1).T

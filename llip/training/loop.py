@@ -19,8 +19,7 @@ from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.data.loader import Batch, LaneLoader
 from llip.data.transforms import normalize
-from llip.interop import load_open_clip
-from llip.interop.warm_start import init_from_clip
+from llip.interop.warm_start import init_from
 from llip.pairs import accumulation
 from llip.training import checkpoint
 from llip.training.checkpoint import AsyncCheckpointer, TrainingState
@@ -30,6 +29,7 @@ from llip.training.parallel import Towers, World, full_model, gradient_norm, loc
 from llip.training.profiling import trace_steps
 from llip.training.stopping import Stop, StoppedError
 from llip.training.tracking import Tracker
+from llip.training.weights import origin
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,10 @@ def train(
     """
     torch.manual_seed(config.seed)
     newest = checkpoint.latest(folder, world)
+    config, source = origin(config, newest)
     model = llip.create_model(config)
-    if config.init_from is not None and newest is None:
-        begun = init_from_clip(model, load_open_clip(config.init_from))
+    if source is not None:
+        begun = init_from(model, source)
         tracker.artifact("init_from.json", begun._asdict())
         if world.rank == 0:
             logger.warning("%s: made of its weights: %s; new: %s", config.init_from, *map(", ".join, begun))

@@ -21,7 +21,7 @@ from llip.evaluation.large_galleries import ANCHORS
 from llip.evaluation.retrieval import Captions, score_blocks
 from llip.evaluation.sets import read_set
 from llip.model.features import Mixture, Query, batch_slice
-from pipelines.checkpoints import Weights
+from llip.training.weights import Weights
 
 RANK = 10
 

@@ -210,7 +210,7 @@ def test_an_image_folder_gives_the_numbers_of_the_same_set_in_our_format(job, tm
 
 def test_what_is_no_checkpoint_is_refused(job, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"--checkpoint .*empty is neither a run folder"):
+    with pytest.raises(ValueError, match=r"empty is neither a run folder"):
         evaluate(Evaluate(checkpoint=str(tmp_path / "empty"), evaluation=job.evaluation))
 
 

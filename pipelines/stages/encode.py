@@ -3,27 +3,21 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
+
+from llip.data.decode import DecodeError, decode
+from pipelines.stages.pixels import PLAIN, TOO_LARGE, UNDECODABLE, UnusableImageError, orientation, pixels, read
 
 Format = Literal["keep", "jpeg", "webp", "png"]
 PASSED = ("JPEG", "PNG", "WEBP")
 """Formats that the loader reads."""
-PLAIN = ("RGB", "L")
-"""Pixel modes that need no conversion; every other one becomes RGB."""
-ORIENTATION = 0x0112
-"""EXIF tag: how the camera was held."""
-
-REASONS = ("undecodable image", "too many pixels", "unusable boxes")
 Box = Sequence[float]
 """Left, top, right, bottom of a part of a picture as it is seen, as shares of its width and height."""
 BLUR = 0.1
 """By how much of its diagonal a box is widened, and the deviation of the Gaussian that blurs it."""
-
-
-class UnusableImageError(Exception):
-    """An image that cannot be put into a shard; its message is one of REASONS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,40 +37,45 @@ class Encoding:
 def encode(data: bytes, encoding: Encoding, boxes: Sequence[Box] = ()) -> bytes:
     """The picture as it is stored, with some boxes (faces) blurred: the same bytes where nothing has to change.
 
-    Raises UnusableImageError. Every pixel is decoded here, so that no training step meets a broken file.
+    Raises UnusableImageError. What is passed on as it came has been decoded as the loader does it, so that no training
+    step meets a file that it cannot read.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > encoding.max_pixels:
-                raise UnusableImageError("too many pixels")
-            return _encode(picture, data, encoding, boxes)
-    except Image.DecompressionBombError as error:
-        raise UnusableImageError("too many pixels") from error
-    except UnusableImageError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more on broken files
-        raise UnusableImageError("undecodable image") from error
+    return read(data, partial(_stored, encoding=encoding, boxes=boxes))
 
 
-def _encode(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequence[Box]) -> bytes:
+def _stored(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequence[Box]) -> bytes:
+    if picture.width * picture.height > encoding.max_pixels:
+        raise UnusableImageError(TOO_LARGE)
     source = "JPEG" if picture.format == "MPO" else picture.format  # a JPEG with further ones behind it, as of phones
+    wanted = encoding.format.upper() if encoding.format != "keep" else source if source in PASSED else "PNG"
     large = max(picture.size) > encoding.max_side
-    turned = picture.getexif().get(ORIENTATION, 1) != 1
+    unchanged = source == wanted and not large and not boxes and _plain(picture)
+    if unchanged and source != "JPEG":  # Pillow may yet fail on what lies behind the pixels, as others with it would
+        picture.load()
+    if unchanged and orientation(picture) == 1:
+        if _is_loadable(data):
+            return data
+        if source == "JPEG":  # Pillow shows what is left of a damaged one
+            raise UnusableImageError(UNDECODABLE)
     if large and source == "JPEG":  # decoded at a half, quarter or eighth of its size where that is enough
         picture.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS, reducing_gap=1.0)
-    picture.load()
-    wanted = encoding.format.upper() if encoding.format != "keep" else source if source in PASSED else "PNG"
-    if source == wanted and not large and not turned and not boxes and _plain(picture):
-        return data
-    pixels = opaque(ImageOps.exif_transpose(picture))
+    result = pixels(picture)
     if large:
-        pixels.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS)
+        result.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS)
     for box in boxes:
-        _blur(pixels, box)
+        _blur(result, box)
     target = io.BytesIO()
     options = {} if wanted == "PNG" else {"quality": encoding.quality}
-    pixels.save(target, wanted, **options)
+    result.save(target, wanted, **options)
     return target.getvalue()
+
+
+def _is_loadable(data: bytes) -> bool:
+    try:
+        decode(data)
+    except DecodeError:  # damage, or an animation, of which the first picture is taken
+        return False
+    return True
 
 
 def _blur(picture: Image.Image, box: Box) -> None:
@@ -96,12 +95,3 @@ def _blur(picture: Image.Image, box: Box) -> None:
 
 def _plain(picture: Image.Image) -> bool:
     return (picture.mode in PLAIN or picture.mode == "P") and "transparency" not in picture.info
-
-
-def opaque(picture: Image.Image) -> Image.Image:
-    """RGB or grey pixels; what is transparent lies on white."""
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture if picture.mode in PLAIN else picture.convert("RGB")

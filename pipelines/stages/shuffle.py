@@ -18,8 +18,9 @@ from llip import storage
 from pipelines import schema
 from pipelines.stages import write
 from pipelines.stages.columns import whole
-from pipelines.stages.encode import Encoding, UnusableImageError, encode
+from pipelines.stages.encode import Encoding, encode
 from pipelines.stages.hashing import hash64
+from pipelines.stages.pixels import UnusableImageError
 from pipelines.stages.read import normalise, parquet
 from pipelines.stages.work import spill
 from pipelines.stages.work.spill import Piece

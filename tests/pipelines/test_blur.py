@@ -12,7 +12,8 @@ from PIL import Image
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from pipelines.shard import Shard, shard
-from pipelines.stages.encode import Encoding, UnusableImageError, encode
+from pipelines.stages.encode import Encoding, encode
+from pipelines.stages.pixels import UnusableImageError
 
 ENCODING = Encoding(max_side=100, format="keep", quality=90, max_pixels=10**6)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)

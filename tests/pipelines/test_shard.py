@@ -18,7 +18,8 @@ from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from pipelines.shard import Shard, shard
-from pipelines.stages.encode import Encoding, UnusableImageError, encode
+from pipelines.stages.encode import Encoding, encode
+from pipelines.stages.pixels import UnusableImageError
 
 ENCODING = Encoding(max_side=64, format="keep", quality=90, max_pixels=1_000_000)
 

@@ -29,6 +29,7 @@ from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import ImageRules
 from pipelines.stages.hashing import RANK, hash64
 from pipelines.stages.match import matching
+from pipelines.stages.pixels import UnusableImageError
 from pipelines.stages.work import Unit, spill, tallies
 from pipelines.stages.work.spill import Piece
 
@@ -170,7 +171,7 @@ def _prints(data: bytes, levels: Sequence[Level]) -> np.ndarray | None:
     """Fingerprints of a picture, uint64 [levels, 4]; None for one that nothing can decode."""
     try:
         return np.array([FINGERPRINTS[level.reason](data) for level in levels])
-    except Exception:  # Pillow raises many kinds on broken files; sharding drops and names them
+    except UnusableImageError:  # sharding drops and names it
         return None
 
 

@@ -9,18 +9,17 @@ principle), so one key for each choice of m bands brings every such pair togethe
 """
 
 import hashlib
-import io
 import math
 from itertools import combinations
 
 import imagehash
 import numpy as np
 from numba import types
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines.stages.compiled import In, Out, jit
-from pipelines.stages.encode import opaque
 from pipelines.stages.hashing import GOLDEN, mix
+from pipelines.stages.pixels import pixels, read
 
 BITS, WORDS = 256, 4
 THUMBNAIL = 256
@@ -35,11 +34,13 @@ def exact(data: bytes) -> np.ndarray:
 
 
 def perceptual(data: bytes) -> np.ndarray:
-    """Perceptual hash of a picture as it is seen, upright and on white, uint64 [4]. Raises what Pillow raises on
-    broken files."""
-    with Image.open(io.BytesIO(data)) as image:
+    """Perceptual hash of a picture as it is seen, upright and on white, uint64 [4]. Raises UnusableImageError."""
+
+    def small(image: Image.Image, _: bytes) -> Image.Image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-        seen = opaque(ImageOps.exif_transpose(image))
+        return pixels(image)
+
+    seen = read(data, small)
     return np.frombuffer(np.packbits(imagehash.phash(seen, hash_size=16).hash).tobytes(), np.uint64)
 
 

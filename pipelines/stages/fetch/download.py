@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import io
 import random
 import re
 import socket
@@ -11,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from PIL import Image
 from yarl import URL
 
+from pipelines.stages import pixels
 from pipelines.stages.fetch.addresses import Allowed
+from pipelines.stages.pixels import UnusableImageError
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -152,12 +152,9 @@ class Client:
         if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
             raise FetchError("wrong checksum", f"SHA-256 {found}")
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                width, height = picture.size
-        except Image.DecompressionBombError as error:
-            raise FetchError("too many pixels", str(error)) from error
-        except Exception as error:  # Pillow raises many kinds on broken files
-            raise FetchError("not an image", f"begins with {data[:20]!r}") from error
+            width, height = pixels.size(data)
+        except UnusableImageError as error:
+            raise FetchError("too many pixels" if str(error) == pixels.TOO_LARGE else "not an image") from error
         if width * height > self.limits.max_pixels:
             raise FetchError("too many pixels", f"{width} x {height}")
         return data

@@ -1,6 +1,5 @@
 """Rules that drop captions and rows before balancing, and the names of the reasons."""
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numba import types
-from PIL import Image
 
+from pipelines.stages import pixels
 from pipelines.stages.compiled import In, Out, jit, string_buffers
 from pipelines.stages.filter import language
+from pipelines.stages.pixels import UnusableImageError
 
 KEPT = 0
 ROW_REASONS = (
@@ -192,9 +192,6 @@ def judge(images: pa.BinaryArray, rows: np.ndarray, image_rules: ImageRules) -> 
 def opened(image: bytes | None) -> tuple[int, int, int]:
     """Code of an image that Pillow opens, or refuses to, and its width and height."""
     try:
-        with Image.open(io.BytesIO(image or b"")) as picture:
-            return KEPT, *picture.size
-    except Image.DecompressionBombError:
-        return ROW["too many pixels"], 1, 1
-    except Exception:  # Pillow raises many kinds on broken files
-        return ROW["unreadable image"], 1, 1
+        return KEPT, *pixels.size(image or b"")
+    except UnusableImageError as error:
+        return ROW["too many pixels" if str(error) == pixels.TOO_LARGE else "unreadable image"], 1, 1

@@ -1,6 +1,7 @@
 """Capacity planner: what a recipe needs on a cluster, before anybody pays for one.
 
     python cluster/plan.py --recipe llip_h14_k64 --gpus 256
+    python cluster/plan.py --recipe llip_b16_k32_cc12m --gpus 1 --objective.micro-batch 256 --pool 12000000
 
 Parameters and FLOPs of the towers are counted on the model itself; memory is an estimate.
 """
@@ -8,12 +9,14 @@ Parameters and FLOPs of the towers are counted on the model itself; memory is an
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llip.config import ModelConfig, TextConfig, TrainingConfig, VisionConfig
-from llip.recipes import recipe
-from llip.summary import Summary, summarise
 from pipelines import command
+from pipelines.command import Trained
+
+if TYPE_CHECKING:
+    from llip.summary import Summary
 
 GIB = 2**30
 
@@ -36,27 +39,23 @@ ACCELERATORS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Trained):
     """What to plan."""
 
-    recipe: str
-    """Recipe to train, such as llip_h14_k64."""
     gpus: int
-    """GPUs that train together, with equal shares of the batch."""
+    """GPUs that train together, with shares of the batch as equal as its lanes allow."""
     gpu: Literal["a100-40gb", "a100-80gb", "h100-80gb"] = "a100-80gb"
-    samples: int | None = None
-    """Images seen by the whole run; the recipe's number where not given."""
     mfu: float = 0.35
     """Model FLOPs utilisation: the share of the GPUs' peak that is reached; 0.37 for the paper's CLIP L/14."""
     caption_tokens: int | None = None
     """Tokens of a caption on average; the context length where not given."""
     pool: int = 400_000_000
-    """Images in the shards."""
+    """Images in the shards, of which epochs are counted."""
     image_bytes: int = 30_000
     """Bytes of an image in the shards (JPEG, short side 256)."""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "samples", "caption_tokens", "pool", "image_bytes"):
+        for name in ("gpus", "caption_tokens", "pool", "image_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it has to be at least 1")
@@ -90,7 +89,7 @@ class Capacity:
     batch_size: int
     batch_per_gpu: int
     steps: int
-    size: Summary
+    size: "Summary"
     """Parameters, and forward FLOPs of an image and of a caption."""
     tower_flops: float
     """Model FLOPs of a step in the towers and the head's projections, forward and backward."""
@@ -110,11 +109,14 @@ class Capacity:
 
 
 def plan(settings: Plan) -> Capacity:
-    """Capacity for a recipe. Raises ValueError for an unknown recipe and for GPUs that cannot share its lanes."""
-    config = recipe(settings.recipe)
+    """Capacity for a configuration. Raises ValueError for one that contradicts itself and for more GPUs than lanes."""
+    from llip.summary import summarise
+
+    config = settings.training().for_rows(settings.pool)
     data = config.data
-    if data.lanes % settings.gpus:
-        raise ValueError(f"gpus is {settings.gpus}; it has to divide the {data.lanes} lanes of {settings.recipe}")
+    if settings.gpus > data.lane_count:
+        raise ValueError(f"gpus is {settings.gpus}; it has to be at most the {data.lane_count} lanes of a batch")
+    largest_share = -(-data.lane_count // settings.gpus) * (data.batch_size // data.lane_count)
     gpu = ACCELERATORS[settings.gpu]
     tokens = settings.caption_tokens or config.model.text.context_length
     size = summarise(config.model, tokens)
@@ -122,17 +124,16 @@ def plan(settings: Plan) -> Capacity:
     tower_flops = 3.0 * data.batch_size * (size.image_flops + captions * size.caption_flops)
     pair_flops = 3.0 * captions * data.batch_size**2 * pair_forward_flops(config.model)
     seconds = (tower_flops + pair_flops) / (settings.gpus * gpu.bf16_flops * settings.mfu)
-    steps = math.ceil((settings.samples or config.samples) / data.batch_size)
     return Capacity(
         batch_size=data.batch_size,
-        batch_per_gpu=data.batch_size // settings.gpus,
-        steps=steps,
+        batch_per_gpu=largest_share,
+        steps=config.total_steps,
         size=size,
         tower_flops=tower_flops,
         pair_flops=pair_flops,
-        memory=memory(config, size.parameters, data.batch_size // settings.gpus, tokens),
+        memory=memory(config, size.parameters, largest_share, tokens),
         seconds_per_step=seconds,
-        days=steps * seconds / 86_400,
+        days=config.total_steps * seconds / 86_400,
         shard_bytes=settings.pool * settings.image_bytes,
         read_bytes_per_second=data.batch_size * settings.image_bytes / seconds,
         checkpoint_bytes=12 * size.parameters,
@@ -153,7 +154,7 @@ def pair_forward_flops(model: ModelConfig) -> float:
 
 def memory(config: TrainingConfig, parameters: int, batch_per_gpu: int, caption_tokens: int) -> Memory:
     """Memory of one GPU for its share of a step."""
-    model, images = config.model, batch_per_gpu // config.objective.accumulation
+    model, images = config.model, math.ceil(batch_per_gpu / config.objective.micro_batches(batch_per_gpu))
     bf16 = config.precision == "bf16"
     block = partial(block_bytes, bf16=bf16, checkpointing=config.activation_checkpointing)
     activations = images * (model.vision.tokens + model.vision.patches) * block(model.vision)
@@ -197,7 +198,7 @@ def table(settings: Plan, capacity: Capacity) -> str:
     """The plan as aligned text."""
     c, m, gpu = capacity, capacity.memory, ACCELERATORS[settings.gpu]
     flops = c.tower_flops + c.pair_flops
-    remedy = "activation_checkpointing, objective.accumulation or more GPUs"
+    remedy = "--activation-checkpointing, --objective.accumulation or more GPUs"
     share = m.total / gpu.memory
     fits = "fits" if share < 0.85 else f"tight: {remedy}" if share < 0.95 else f"does NOT fit: {remedy}"
     rows = [

@@ -1,13 +1,15 @@
 """Configuration of a model and of a training run: frozen, keyword-only dataclasses, checked on construction.
 
-A configuration is plain data: `to_dict` makes it JSON, and `from_dict` reads it back and refuses unknown keys.
+A field is written here and nowhere else: its dotted path is its name on every command line, in files, errors, MLflow
+and sweeps (`llip.fields`).
 """
 
-import dataclasses
-import types
+import math
 import typing
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from llip.fields import setting
 
 Head = Literal["class_token", "register", "mean", "learned_query", "text_query", "image_query"]
 """How the outputs of a tower become the feature that is compared (Llip, section 3, and the ablation of its gain).
@@ -23,7 +25,10 @@ Head = Literal["class_token", "register", "mean", "learned_query", "text_query",
 Activation = Literal["quick_gelu", "gelu"]
 
 MIXTURE_HEADS: tuple[Head, ...] = ("mean", "learned_query", "text_query", "image_query")
-"""Heads that project every token to keys and values of several heads."""
+"""Heads that project every token to values, and to keys where there is a query."""
+QUERIED_HEADS: tuple[Head, ...] = ("learned_query", "text_query", "image_query")
+"""Heads with a query, for which the number of heads and the mixing temperature mean something."""
+MOST_LANES = 1024
 
 
 def _check(condition: bool, field_name: str, value: object, expected: str) -> None:
@@ -45,8 +50,8 @@ class VisionConfig:
     """Width of one self-attention head."""
     mlp_width: int | None = None
     """Hidden width of the MLP; four times `width` where not given."""
-    tokens: int = 1
-    """K: learnable tokens before the patches (1: the usual class token)."""
+    tokens: int = setting(1, short="k")
+    """K, mixture tokens of an image: learnable tokens before the patches (1: the usual class token)."""
     patch_dropout: float = 0.0
     """Share of the patches dropped in training."""
     position_std: float | None = None
@@ -55,18 +60,21 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _check(
             self.image_size % self.patch_size == 0,
-            "vision.image_size",
+            "model.vision.image_size",
             self.image_size,
             f"a multiple of patch_size {self.patch_size}",
         )
         _check(
-            self.width % self.head_width == 0, "vision.width", self.width, f"a multiple of head_width {self.head_width}"
+            self.width % self.head_width == 0,
+            "model.vision.width",
+            self.width,
+            f"a multiple of head_width {self.head_width}",
         )
-        _check(self.layers >= 1, "vision.layers", self.layers, "at least 1")
-        _check(self.tokens >= 1, "vision.tokens", self.tokens, "at least 1")
-        _check(0 <= self.patch_dropout < 1, "vision.patch_dropout", self.patch_dropout, "in [0, 1)")
+        _check(self.layers >= 1, "model.vision.layers", self.layers, "at least 1")
+        _check(self.tokens >= 1, "model.vision.tokens", self.tokens, "at least 1")
+        _check(0 <= self.patch_dropout < 1, "model.vision.patch_dropout", self.patch_dropout, "in [0, 1)")
         std = self.position_std
-        _check(std is None or std > 0, "vision.position_std", std, "positive, or None")
+        _check(std is None or std > 0, "model.vision.position_std", std, "positive, or None")
 
     @property
     def patches(self) -> int:
@@ -89,10 +97,10 @@ class TextConfig:
     """K on the text side: states kept for a caption (1: the state at its end-of-text token)."""
 
     def __post_init__(self) -> None:
-        _check(self.context_length >= 3, "text.context_length", self.context_length, "at least 3")
-        _check(self.width % self.heads == 0, "text.width", self.width, f"a multiple of heads {self.heads}")
-        _check(self.layers >= 1, "text.layers", self.layers, "at least 1")
-        _check(self.tokens >= 1, "text.tokens", self.tokens, "at least 1")
+        _check(self.context_length >= 3, "model.text.context_length", self.context_length, "at least 3")
+        _check(self.width % self.heads == 0, "model.text.width", self.width, f"a multiple of heads {self.heads}")
+        _check(self.layers >= 1, "model.text.layers", self.layers, "at least 1")
+        _check(self.tokens >= 1, "model.text.tokens", self.tokens, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +108,11 @@ class HeadConfig:
     """How towers are pooled and compared."""
 
     kind: Head = "text_query"
-    heads: int = 8
-    """M: heads of the mixture."""
-    temperature: float = 5.0
-    """Divides the mixing logits."""
+    """How the outputs of a tower become the feature that is compared."""
+    heads: int = setting(8, short="heads")
+    """M: heads of the mixture; they divide the embedding width."""
+    temperature: float = setting(5.0, short="temperature")
+    """Mixing temperature: divides the mixing logits, so a higher one mixes more evenly."""
     norm: bool = False
     """LayerNorm over the full width on queries, keys and values (H/14 and G/14)."""
     patch_tokens: bool = False
@@ -113,9 +122,17 @@ class HeadConfig:
     by two of its own, as the authors' public release does."""
 
     def __post_init__(self) -> None:
-        _check(self.kind in typing.get_args(Head), "head.kind", self.kind, f"one of {', '.join(typing.get_args(Head))}")
-        _check(self.heads >= 1, "head.heads", self.heads, "at least 1")
-        _check(self.temperature > 0, "head.temperature", self.temperature, "positive")
+        _check(
+            self.kind in typing.get_args(Head),
+            "model.head.kind",
+            self.kind,
+            f"one of {', '.join(typing.get_args(Head))}",
+        )
+        _check(self.heads >= 1, "model.head.heads", self.heads, "at least 1")
+        _check(self.temperature > 0, "model.head.temperature", self.temperature, "positive")
+        for name, unused in (("heads", 8), ("temperature", 5.0)):
+            value, left = getattr(self, name), f"left at {unused}: no query mixes tokens for a {self.kind} head"
+            _check(self.kind in QUERIED_HEADS or value == unused, f"model.head.{name}", value, left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,42 +173,44 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     activation: Activation = "quick_gelu"
     """Of the MLPs of both towers. gelu, the exact one, is that of many of open_clip's weights."""
-    init_logit_scale: float = 1 / 0.07
+    init_logit_scale: float = setting(1 / 0.07, short="logit_scale")
     """Initial factor of the cosines; learned in log space."""
-    init_logit_bias: float | None = None
+    init_logit_bias: float | None = setting(None, short="logit_bias")
     """Initial bias of the scores (sigmoid loss); None: no bias (InfoNCE)."""
     preprocessing: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        _check(self.activation in typing.get_args(Activation), "activation", self.activation, "quick_gelu or gelu")
+        _check(
+            self.activation in typing.get_args(Activation), "model.activation", self.activation, "quick_gelu or gelu"
+        )
         mixed = self.head.kind in MIXTURE_HEADS
         if mixed:
             _check(
                 self.embed_dim % self.head.heads == 0,
-                "head.heads",
+                "model.head.heads",
                 self.head.heads,
                 f"a divisor of embed_dim {self.embed_dim}",
             )
         if self.head.kind in ("class_token", "image_query"):
-            _check(self.vision.tokens == 1, "vision.tokens", self.vision.tokens, f"1 for a {self.head.kind} head")
+            _check(self.vision.tokens == 1, "model.vision.tokens", self.vision.tokens, f"1 for a {self.head.kind} head")
         if self.head.kind != "image_query":
-            _check(self.text.tokens == 1, "text.tokens", self.text.tokens, f"1 for a {self.head.kind} head")
+            _check(self.text.tokens == 1, "model.text.tokens", self.text.tokens, f"1 for a {self.head.kind} head")
         if self.head.patch_tokens:
             _check(
                 mixed and self.head.kind != "image_query",
-                "head.patch_tokens",
+                "model.head.patch_tokens",
                 True,
                 f"False for a {self.head.kind} head",
             )
             _check(
                 self.vision.patch_dropout == 0,
-                "vision.patch_dropout",
+                "model.vision.patch_dropout",
                 self.vision.patch_dropout,
                 "0 where patches are mixed",
             )
         _check(
             self.init_logit_scale >= 1,
-            "init_logit_scale",
+            "model.init_logit_scale",
             self.init_logit_scale,
             "at least 1 (its logarithm is clamped at 0)",
         )
@@ -210,32 +229,52 @@ class ObjectiveConfig:
 
     loss: Literal["softmax", "sigmoid"] = "sigmoid"
     """softmax: symmetric InfoNCE (CLIP) · sigmoid: a binary decision for every pair (SigLIP, Llip)."""
-    exchange: Literal["gather", "ring"] = "gather"
+    exchange: Literal["gather", "ring"] = setting("gather", operational=True)
     """How captions travel between ranks: all at once, or block by block around a ring (less memory)."""
-    chunk: int = 1024
+    chunk: int = setting(1024, operational=True)
     """Captions scored at once; memory grows with images times chunk."""
     split_gram: bool = True
     """Keep the Gram matrix in two halves where products are of bf16: accurate gradients also where heads cancel."""
-    accumulation: int = 1
-    """Micro-batches of a step; the loss stays that of the whole batch."""
+    accumulation: int | None = setting(None, operational=True, excludes=("micro_batch",))
+    """Micro-batches of a step on each rank; the loss stays that of the whole batch."""
+    micro_batch: int | None = setting(None, operational=True, excludes=("accumulation",))
+    """Images that a rank computes at once, in place of `accumulation`, which follows from it."""
 
     def __post_init__(self) -> None:
         _check(self.loss in ("softmax", "sigmoid"), "objective.loss", self.loss, "softmax or sigmoid")
         _check(self.exchange in ("gather", "ring"), "objective.exchange", self.exchange, "gather or ring")
         _check(self.chunk >= 1, "objective.chunk", self.chunk, "at least 1")
-        _check(self.accumulation >= 1, "objective.accumulation", self.accumulation, "at least 1")
+        for name in ("accumulation", "micro_batch"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"objective.{name}", value, "at least 1")
+        _check(
+            self.accumulation is None or self.micro_batch is None,
+            "objective.accumulation",
+            self.accumulation,
+            f"left out where objective.micro_batch is {self.micro_batch}: one follows from the other",
+        )
+
+    def micro_batches(self, images: int) -> int:
+        """Micro-batches that a rank makes of its `images` of a step. Raises ValueError where there are too few."""
+        pieces = self.accumulation or math.ceil(images / (self.micro_batch or images))
+        _check(pieces <= images, "objective.accumulation", pieces, f"at most {images}, a rank's images of a batch")
+        return pieces
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay to zero."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = setting(5e-4, short="learning_rate")
+    """Peak learning rate, at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-6
     weight_decay: float = 0.2
     """Of matrices only: not of norms, biases, scales and other tensors with fewer than 2 dimensions."""
-    warmup_steps: int = 2000
+    warmup_steps: int | None = None
+    """Updates of the linear warm-up, in place of `warmup_share`."""
+    warmup_share: float | None = setting(2000 / 390_624, excludes=("warmup_steps",))
+    """Warm-up as a share of the run, so that it follows `steps`; the paper's is 2,000 of 390,624."""
     max_logit_scale: float = 100.0
     """The scale is clamped to [1, this] after every step."""
 
@@ -243,7 +282,11 @@ class OptimizerConfig:
         _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "positive")
         _check(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
         _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
-        _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
+        steps, share = self.warmup_steps, self.warmup_share
+        _check(steps is None or steps >= 0, "optimizer.warmup_steps", steps, "at least 0")
+        _check(share is None or 0 <= share < 1, "optimizer.warmup_share", share, "in [0, 1)")
+        given = steps is not None or share is not None
+        _check(given, "optimizer.warmup_share", share, "given where optimizer.warmup_steps is not")
         _check(self.max_logit_scale >= 1, "optimizer.max_logit_scale", self.max_logit_scale, "at least 1")
 
 
@@ -251,31 +294,33 @@ class OptimizerConfig:
 class DataConfig:
     """What a training step reads."""
 
-    batch_size: int = 32768
+    batch_size: int = setting(32768, short="batch_size")
     """Images of a step, over all ranks."""
-    captions_per_image: int = 1
+    captions_per_image: int = setting(1, short="captions_per_image")
     """Captions of an image in one step; the loss is the mean over them."""
-    synthetic_share: float = 0.0
+    synthetic_share: float = setting(0.0, short="synthetic_share")
     """Probability that a drawn caption is one of the row's synthetic ones, where it has any (column
     `synthetic_captions` of the shards)."""
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = setting(None, short="weights")
     """Shares of several shards folders in every batch, in any unit; None: in proportion to their rows."""
-    lanes: int = 1024
-    """Streams (a power of two) that a batch draws from equally; world sizes that divide it see the same batches."""
+    lanes: int | None = None
+    """Streams that a batch draws from equally; as many ranks at most train together, and see the same batches. None:
+    the largest power of two that divides the batch, at most an eighth of it (or 8) and 1,024."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area of the random crop, as a share of the image."""
-    threads: int = 8
+    threads: int = setting(8, operational=True)
     """Threads that decode, on each rank."""
-    prefetch: int = 4
+    prefetch: int = setting(4, operational=True)
     """Batches held ready, on each rank."""
 
     def __post_init__(self) -> None:
-        _check(self.lanes >= 1 and self.lanes & (self.lanes - 1) == 0, "data.lanes", self.lanes, "a power of two")
+        _check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        lanes = self.lanes
         _check(
-            self.batch_size >= 1 and self.batch_size % self.lanes == 0,
-            "data.batch_size",
-            self.batch_size,
-            f"a multiple of lanes {self.lanes}",
+            lanes is None or (lanes >= 1 and self.batch_size % lanes == 0),
+            "data.lanes",
+            lanes,
+            f"a divisor of data.batch_size {self.batch_size}",
         )
         _check(self.captions_per_image >= 1, "data.captions_per_image", self.captions_per_image, "at least 1")
         weights = self.weights
@@ -290,6 +335,13 @@ class DataConfig:
         _check(self.threads >= 1, "data.threads", self.threads, "at least 1")
         _check(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
 
+    @property
+    def lane_count(self) -> int:
+        """`lanes`, or what follows from the batch."""
+        if self.lanes is not None:
+            return self.lanes
+        return min(self.batch_size & -self.batch_size, 1 << (max(8, self.batch_size // 8).bit_length() - 1), MOST_LANES)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -299,39 +351,50 @@ class TrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    init_from: str | None = None
+    init_from: str | None = setting(None, short="init_from")
     """File of a CLIP model with the same towers whose weights a run starts from; None: fresh weights."""
-    steps: int = 390_624
+    steps: int | None = setting(390_624, short="steps", excludes=("epochs",))
     """Optimizer steps."""
+    epochs: float | None = setting(None, short="epochs", excludes=("steps",))
+    """Passes over the shards, in place of `steps`, which follow from it."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast of the towers; parameters, norms and losses stay in fp32."""
-    compile: bool = False
+    compile: bool = setting(False, operational=True)
     """Compile the towers with torch.compile."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp"] = setting("ddp", operational=True)
     """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = setting(False, operational=True)
     """Recompute the activations of transformer blocks in the backward pass."""
-    log_every: int = 10
+    log_every: int = setting(10, operational=True)
     """Steps between logged metrics."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = setting(1000, operational=True)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, operational=True)
     """Newest checkpoints kept."""
-    evaluate_every: int | None = None
+    evaluate_every: int | None = setting(None, operational=True)
     """Steps between evaluations in training; None: none."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, which is then what is evaluated and exported; None: none."""
-    nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite: Literal["stop", "skip"] = setting("stop", operational=True)
     """Where the loss or the gradient is not finite: stop before the update, or leave the batch out and count it."""
-    peak_flops: float | None = None
+    peak_flops: float | None = setting(None, operational=True)
     """FLOP/s that a device can do, for model FLOPs utilisation; None: what is known of it, if anything."""
-    seed: int = 0
+    seed: int = setting(0, short="seed")
+    """Draws weights, order of samples, crops and captions."""
 
     def __post_init__(self) -> None:
         _check(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
         _check(self.parallel in ("ddp", "fsdp"), "parallel", self.parallel, "ddp or fsdp")
-        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
+        _check(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "positive")
+        _check(
+            (self.steps is None) != (self.epochs is None),
+            "steps",
+            self.steps,
+            f"given where epochs are not (they are {self.epochs}), and only there",
+        )
         every = self.evaluate_every
         _check(every is None or every >= 1, "evaluate_every", every, "at least 1, or None")
         decay = self.ema_decay
@@ -340,56 +403,37 @@ class TrainingConfig:
         _check(peak is None or peak > 0, "peak_flops", peak, "positive, or None")
         _check(self.nonfinite in ("stop", "skip"), "nonfinite", self.nonfinite, "stop or skip")
         warmup, bias = self.optimizer.warmup_steps, self.model.init_logit_bias
-        _check(warmup < self.steps, "optimizer.warmup_steps", warmup, f"below steps {self.steps}")
+        _check(
+            self.steps is None or warmup is None or warmup < self.steps,
+            "optimizer.warmup_steps",
+            warmup,
+            f"below steps {self.steps}",
+        )
         if self.objective.loss == "sigmoid":
             _check(bias is not None, "model.init_logit_bias", bias, "a number for the sigmoid loss")
         else:
             _check(bias is None, "model.init_logit_bias", bias, "None for the softmax loss, which no bias changes")
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run. Raises ValueError where they follow from epochs of shards: see `for_rows`."""
+        if self.steps is None:
+            raise ValueError("steps follow from epochs and the shards, which are not known here; give steps")
+        return self.steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates of the warm-up."""
+        steps, share = self.optimizer.warmup_steps, self.optimizer.warmup_share
+        return round(self.total_steps * (share or 0)) if steps is None else steps
+
+    @property
     def samples(self) -> int:
         """Images seen by the whole run."""
-        return self.steps * self.data.batch_size
+        return self.total_steps * self.data.batch_size
 
-
-Config = TypeVar("Config")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested dictionaries of JSON values."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """A configuration from nested dictionaries. Raises ValueError for an unknown key, naming those that exist."""
-    where = where or kind.__name__
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{where} has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    return kind(**{name: _revive(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _revive(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(hint, types.UnionType):
-        members = [m for m in typing.get_args(hint) if dataclasses.is_dataclass(m)]
-        if members and isinstance(value, dict):
-            return from_dict(members[0], value, where)  # type: ignore[arg-type]
-    if isinstance(value, list) and tuple in [typing.get_origin(h) for h in (hint, *typing.get_args(hint))]:
-        return tuple(value)
-    return value
-
-
-def differences(left: Any, right: Any, where: str = "") -> list[str]:
-    """Where two configurations differ, as lines `field: left → right`."""
-    a, b = (to_dict(c) if dataclasses.is_dataclass(c) else c for c in (left, right))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            line
-            for key in sorted(a.keys() | b.keys())
-            for line in differences(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))
-        ]
-    same = a == b or (isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and list(a) == list(b))
-    return [] if same else [f"{where}: {a!r} → {b!r}"]
+    def for_rows(self, rows: int) -> "TrainingConfig":
+        """The configuration for shards of `rows` rows: epochs become steps, at least one."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=max(1, round(self.epochs * rows / self.data.batch_size)), epochs=None)

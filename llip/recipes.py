@@ -1,13 +1,23 @@
-"""Recipes: functions that return the complete configuration of a training run. `recipe(name)` finds one by its name.
+"""Recipes: functions that return the complete configuration of a training run.
 
-A new size is one more entry of SIZES; a new family is one more function, registered at the end of the file.
+    python -m llip.recipes                 # all of them, with parameters, FLOPs, batch, steps, accuracy to expect
+    python -m llip.recipes b16 cc12m       # those whose names hold these words
+
+`recipe(name)` finds one by its name, `load(source)` also `module:function`, a TOML file and the folder of a run. A new
+size is one more entry of SIZES; a new family is one more function, registered at the end of the file.
 """
 
 import difflib
-from collections.abc import Callable
+import importlib
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+from llip import storage
 from llip.config import (
     DataConfig,
     Head,
@@ -19,9 +29,12 @@ from llip.config import (
     TrainingConfig,
     VisionConfig,
 )
+from llip.fields import flattened, from_dict, override
 
 SIGLIP_INIT_BIAS = -10.0
 """About -log of the paper's batch: at first a pair is as likely a match as it is in the batch."""
+RUN_CONFIG = "config.json"
+"""File of a run's folder that holds its configuration, under `training`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +46,13 @@ class Size:
     text: TextConfig
     mixture_heads: int = 8
     temperature: float = 5.0
+    patch_temperature: float = 1.0
+    """Mixing temperature where patches are mixed too (the rebuttal's)."""
     norm: bool = False
     learning_rate: float = 5e-4
     logit_scale: float = 1 / 0.07
     logit_bias: float = SIGLIP_INIT_BIAS
-    """Initial ones; the bias is that of the sigmoid losses."""
+    """Initial ones; the bias is that of the sigmoid loss."""
     activation_checkpointing: bool = False
 
 
@@ -56,6 +71,7 @@ SIZES: dict[str, Size] = {
         vision=VisionConfig(image_size=48, patch_size=12, width=128, layers=4, head_width=32, position_std=0.7),
         text=TextConfig(context_length=32, width=128, heads=4, layers=1),
         mixture_heads=4,
+        patch_temperature=5.0,
         learning_rate=1e-3,
         logit_scale=10.0,
         logit_bias=-5.0,
@@ -98,9 +114,9 @@ def _training(size: str, model: ModelConfig) -> TrainingConfig:
         return TrainingConfig(
             model=model,
             objective=objective,
-            optimizer=replace(optimizer, warmup_steps=100),
+            optimizer=replace(optimizer, warmup_share=1 / 12),
             # whole pictures: the corpus itself moves and scales what it draws
-            data=DataConfig(batch_size=64, captions_per_image=4, lanes=8, crop_scale=(1.0, 1.0), threads=1),
+            data=DataConfig(batch_size=64, captions_per_image=4, crop_scale=(1.0, 1.0), threads=1),
             steps=1200,
             precision="fp32",
             checkpoint_every=200,
@@ -156,23 +172,105 @@ def mixture(kind: Head, size: str, tokens: int) -> TrainingConfig:
     """
     towers = SIZES[size]
     text_side = kind == "image_query"
+    queried = kind in ("learned_query", "text_query", "image_query")
+    head = HeadConfig(kind=kind, norm=towers.norm)
     model = ModelConfig(
         embed_dim=towers.embed_dim,
         vision=replace(towers.vision, tokens=1 if text_side else tokens),
         text=replace(towers.text, tokens=tokens if text_side else 1),
-        head=HeadConfig(kind=kind, heads=towers.mixture_heads, temperature=towers.temperature, norm=towers.norm),
+        head=replace(head, heads=towers.mixture_heads, temperature=towers.temperature) if queried else head,
         init_logit_scale=towers.logit_scale,
         init_logit_bias=towers.logit_bias,
     )
     return _training(size, model)
 
 
+def llip_softmax(size: str, tokens: int) -> TrainingConfig:
+    """Llip with CLIP's loss: symmetric InfoNCE over the mixed scores, and CLIP's beta2.
+
+    `python pipelines/pretrain.py --recipe llip_softmax_b16_k64 --pool s3://bucket/pool --workers 128`
+    """
+    return _training(size, replace(llip(size, tokens).model, init_logit_bias=None))
+
+
+def llip_patch(size: str, tokens: int) -> TrainingConfig:
+    """Llip that mixes the patch tokens too, at mixing temperature 1 (the rebuttal's "all tokens", table R3).
+
+    `python pipelines/pretrain.py --recipe llip_patch_b32_k64 --pool s3://bucket/pool --workers 128`
+    The rebuttal's ImageNet accuracy at B/32: K=1 68.2, K=32 70.4, K=64 70.7, K=128 71.5.
+    """
+    model = llip(size, tokens).model
+    head = replace(model.head, patch_tokens=True, temperature=SIZES[size].patch_temperature)
+    return _training(size, replace(model, head=head))
+
+
+def llip_dense(size: str, tokens: int) -> TrainingConfig:
+    """Llip over everything that the tower sees: patch tokens too, projections that all tokens share, softmax loss.
+
+    `python pipelines/pretrain.py --recipe llip_dense_b16_k32 --pool s3://bucket/pool --workers 128`
+    Not in the paper, which prints shared projections and mixes K tokens alone. On the built-in corpus it learns where
+    things are, which no other recipe does; nobody has measured it on ImageNet.
+    """
+    model = llip_softmax(size, tokens).model
+    return _training(size, replace(model, head=replace(model.head, patch_tokens=True, shared_projections=True)))
+
+
+DATASETS = {"cc3m": 40, "cc12m": 35, "yfcc15m": 25}
+"""Epochs of the academic scale, by data set (SLIP's CLIP models)."""
+
+
+def academic(config: TrainingConfig, dataset: str) -> TrainingConfig:
+    """A model at the academic scale: CC3M, CC12M or YFCC15M, batch 4,096.
+
+    `python pipelines/pretrain.py --recipe llip_b16_k32_cc12m --pool s3://bucket/cc12m --curation none --workers 8`
+    `… --workers 0 --objective.micro-batch 256` on one GPU: the same batches by accumulation.
+
+    The settings are those of SLIP's CLIP models (Mu et al. 2021, arXiv 2112.12750, and their released command): AdamW,
+    rate 5e-4, weight decay 0.5, beta2 0.98, eps 1e-8, one epoch of warm-up, cosine to 0, crops of 0.5 to 1.0 of the
+    area. Their ImageNet zero-shot accuracy with ViT-B/16: CC3M 17.1, CC12M 36.5, YFCC15M 37.6. SigLIP and Llip keep
+    beta2 0.95; nobody has published them with these settings.
+    """
+    epochs = DATASETS[dataset]
+    return replace(
+        config,
+        optimizer=replace(config.optimizer, learning_rate=5e-4, weight_decay=0.5, eps=1e-8, warmup_share=1 / epochs),
+        data=replace(config.data, batch_size=4096, crop_scale=(0.5, 1.0)),
+        steps=None,
+        epochs=epochs,
+    )
+
+
 ABLATIONS: tuple[Head, ...] = ("register", "mean", "learned_query", "image_query")
+DEFAULT = "llip_dense_tiny_k8"
+"""The recipe that entry points train where none is named."""
 
-
-def size_of(model: ModelConfig) -> str:
-    """The size of a recipe's model, whatever its head and its number of tokens."""
-    return next(name for name, size in SIZES.items() if replace(model.vision, tokens=1) == size.vision)
+EXPECTED: dict[str, float] = {
+    "clip_b32": 67.6,
+    "clip_b16": 72.1,
+    "clip_l14": 79.2,
+    "clip_h14": 80.5,
+    "clip_g14": 82.1,
+    "siglip_b32": 67.3,
+    "siglip_b16": 72.3,
+    "siglip_l14": 79.4,
+    "llip_b32_k32": 70.1,
+    "llip_b32_k64": 70.4,
+    "llip_b32_k128": 71.2,
+    "llip_b16_k64": 75.3,
+    "llip_l14_k32": 80.9,
+    "llip_h14_k64": 82.7,
+    "llip_g14_k64": 83.5,
+    "register_b32_k64": 67.2,
+    "mean_b32_k64": 68.6,
+    "learned_query_b32_k64": 68.8,
+    "llip_patch_b32_k32": 70.4,
+    "llip_patch_b32_k64": 70.7,
+    "llip_patch_b32_k128": 71.5,
+    "clip_b16_cc3m": 17.1,
+    "clip_b16_cc12m": 36.5,
+    "clip_b16_yfcc15m": 37.6,
+}
+"""ImageNet zero-shot accuracy, percent, as published: by the Llip paper and its rebuttal, academic ones by SLIP."""
 
 
 def _register() -> dict[str, Callable[[], TrainingConfig]]:
@@ -182,9 +280,20 @@ def _register() -> dict[str, Callable[[], TrainingConfig]]:
         recipes[f"siglip_{size}"] = partial(siglip, size)
         for tokens in (8, 16) if size == "tiny" else (32, 64, 128):
             recipes[f"llip_{size}_k{tokens}"] = partial(llip, size, tokens)
+            recipes[f"llip_softmax_{size}_k{tokens}"] = partial(llip_softmax, size, tokens)
+            recipes[f"llip_patch_{size}_k{tokens}"] = partial(llip_patch, size, tokens)
+            recipes[f"llip_dense_{size}_k{tokens}"] = partial(llip_dense, size, tokens)
             for kind in ABLATIONS:
                 recipes[f"{kind}_{size}_k{tokens}"] = partial(mixture, kind, size, tokens)
+    for size in ("b32", "b16"):
+        for dataset in DATASETS:
+            for name in (f"clip_{size}", f"siglip_{size}", f"llip_{size}_k32"):
+                recipes[f"{name}_{dataset}"] = partial(_academic, recipes[name], dataset)
     return recipes
+
+
+def _academic(make: Callable[[], TrainingConfig], dataset: str) -> TrainingConfig:
+    return academic(make(), dataset)
 
 
 RECIPES = _register()
@@ -196,3 +305,95 @@ def recipe(name: str) -> TrainingConfig:
         near = difflib.get_close_matches(name, RECIPES, n=3) or sorted(RECIPES)[:3]
         raise ValueError(f"there is no recipe {name!r}; did you mean {', '.join(near)}?")
     return RECIPES[name]()
+
+
+def load(source: str | os.PathLike[str]) -> TrainingConfig:
+    """A configuration by recipe name, `module:function`, TOML file or run folder.
+
+    A TOML file names a `recipe`, any of these, and the settings it changes; or it holds a whole configuration, as
+    `--print-config` writes it. A run's folder gives the run's own configuration.
+    Raises ValueError for what is none of them, naming the file or the field.
+    """
+    source = os.fspath(source)
+    if source in RECIPES:
+        return recipe(source)
+    if source.endswith(".toml"):
+        return _from_file(source)
+    if "://" not in source and not Path(source).exists() and source.count(":") == 1:
+        return _from_function(*source.split(":"))
+    if storage.exists(uri := storage.join(source, RUN_CONFIG)):
+        return from_dict(TrainingConfig, storage.read_json(uri)["training"])
+    if "/" in source:
+        raise ValueError(f"{source} is neither a run's folder (it has no {RUN_CONFIG}) nor a .toml file")
+    return recipe(source)
+
+
+def _from_file(uri: str) -> TrainingConfig:
+    if not storage.exists(uri):
+        raise ValueError(f"there is no file {uri}")
+    try:
+        values = tomllib.loads(storage.read_bytes(uri).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{uri} is not TOML: {error}") from error
+    base = values.pop("recipe", None)
+    try:
+        if base is None:
+            return from_dict(TrainingConfig, values)
+        beside = base.endswith(".toml") and storage.absolute(base) != base
+        return override(load(storage.beside(uri, base) if beside else base), flattened(values))
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from error
+
+
+def _from_function(module: str, function: str) -> TrainingConfig:
+    if "" not in sys.path:  # a script's path starts with the script's own folder
+        sys.path.insert(0, "")
+    try:
+        config = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"recipe {module}:{function}: {error}") from error
+    if not isinstance(config, TrainingConfig):
+        raise ValueError(f"recipe {module}:{function} returned a {type(config).__name__}, not a TrainingConfig")
+    return config
+
+
+CAPTION_TOKENS = 20
+"""Tokens of the caption whose FLOPs are listed, start and end included."""
+
+
+def listing(words: list[str]) -> Iterator[tuple[str, ...]]:
+    """Recipes whose names hold all `words`: name, M parameters, GFLOP an image and a caption, batch, length, top-1."""
+    from llip.summary import summarise
+
+    for name in RECIPES:
+        if all(word in name for word in words):
+            config = recipe(name)
+            size = summarise(config.model, CAPTION_TOKENS)
+            yield (
+                name,
+                f"{size.parameters / 1e6:,.1f}",
+                f"{size.image_flops / 1e9:,.3g}",
+                f"{size.caption_flops / 1e9:,.3g}",
+                f"{config.data.batch_size:,}",
+                f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs",
+                f"{EXPECTED[name]:.1f}" if name in EXPECTED else "",
+            )
+
+
+def main() -> None:
+    """Print the listing as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", title="Recipes", caption="ImageNet: published zero-shot accuracy, where there is any.")
+    for column in ("M parameters", "GFLOP image", "GFLOP caption", "batch", "length", "ImageNet %"):
+        table.add_column(column, justify="right")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with console.status("counting parameters and FLOPs"):
+        for row in listing(sys.argv[1:]):
+            table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

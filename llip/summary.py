@@ -1,20 +1,17 @@
-"""Size and cost of the recipes: parameters, and forward FLOPs of one image and of one caption.
-
-    python -m llip.summary --recipes llip_b32_k64 clip_b32
+"""Size and cost of a model: parameters, and forward FLOPs of one image and of one caption.
 
 FLOPs are counted on the model as it runs (two for a multiplication and its addition), not derived from a formula, so
 they include what the towers save: padding is not computed, nor what nobody reads of the last blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
-import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from llip.config import ModelConfig
+from llip.config import HeadConfig, ModelConfig
 from llip.contrastive import ContrastiveModel
-from llip.recipes import RECIPES, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,51 +35,72 @@ class Summary:
 
 
 def summarise(config: ModelConfig, caption_tokens: int) -> Summary:
-    """The summary of a model for captions of `caption_tokens` tokens, start and end included. Allocates no weights."""
-    with torch.device("meta"):
-        model = ContrastiveModel(config)
-        pixels_BCHW = torch.empty(1, 3, config.vision.image_size, config.vision.image_size)
-    token_ids_TL = torch.zeros(1, caption_tokens, dtype=torch.long)
-    token_ids_TL[:, -1] = config.text.vocabulary - 1
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as image:
-            model.encode_image(pixels_BCHW)
-        with FlopCounterMode(display=False) as caption:
-            model.encode_text(token_ids_TL)
-    vision, text, head = (
-        sum(parameter.numel() for parameter in part.parameters()) for part in (model.vision, model.text, model.head)
+    """The summary of a model for captions of `caption_tokens` tokens, start and end included. Allocates no weights.
+
+    Counted with two and with three blocks a tower: every block between the first and the last costs the same.
+    """
+    (vision, image_flops), (text, caption_flops), head = (
+        _extrapolated(config.vision.layers, *(_image(_shallow(config, n)) for n in (2, 3))),
+        _extrapolated(config.text.layers, *(_caption(_shallow(config, n), caption_tokens) for n in (2, 3))),
+        _parameters(_on_meta(_shallow(config, 1)).head),
     )
     return Summary(
         vision_parameters=vision,
         text_parameters=text,
         head_parameters=head,
-        image_flops=image.get_total_flops(),
-        caption_flops=caption.get_total_flops(),
+        image_flops=image_flops,
+        caption_flops=caption_flops,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Which recipes to summarise."""
-
-    recipes: tuple[str, ...] = tuple(name for name in RECIPES if name.startswith(("clip", "llip")))
-    caption_tokens: int = 20
-    """Tokens of the caption, start and end included."""
+def _extrapolated(layers: int, two: tuple[int, int], three: tuple[int, int]) -> tuple[int, int]:
+    parameters, flops = (a + max(0, layers - 2) * (b - a) for a, b in zip(two, three, strict=True))
+    return parameters, flops
 
 
-def table(settings: Settings) -> str:
-    """One line a recipe: millions of parameters, and GFLOPs."""
-    names = ("recipe", "vision M", "text M", "head M", "total M", "image GFLOP", "caption GFLOP")
-    lines = ["  ".join(f"{name:>{width}}" for name, width in zip(names, _WIDTHS, strict=True))]
-    for name in settings.recipes:
-        s = summarise(recipe(name).model, settings.caption_tokens)
-        millions = (n / 1e6 for n in (s.vision_parameters, s.text_parameters, s.head_parameters, s.parameters))
-        cells = [name, *(f"{n:.1f}" for n in millions), f"{s.image_flops / 1e9:.2f}", f"{s.caption_flops / 1e9:.2f}"]
-        lines.append("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)))
-    return "\n".join(lines)
+def _shallow(config: ModelConfig, blocks: int) -> ModelConfig:
+    """The model with at most so many blocks a tower, and without what counts nothing."""
+    return replace(
+        config,
+        vision=replace(config.vision, layers=min(blocks, config.vision.layers), position_std=None),
+        text=replace(config.text, layers=min(blocks, config.text.layers)),
+        init_logit_scale=1.0,
+        init_logit_bias=None,
+    )
 
 
-_WIDTHS = (24, 8, 8, 8, 8, 11, 13)
+@cache
+def _on_meta(config: ModelConfig) -> ContrastiveModel:
+    with torch.device("meta"):
+        return ContrastiveModel(config)
 
-if __name__ == "__main__":
-    print(table(tyro.cli(Settings, description=__doc__)))
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@cache
+def _image(config: ModelConfig) -> tuple[int, int]:
+    """Parameters of the image tower, and FLOPs of an image."""
+    model = _on_meta(config)
+    side = config.vision.image_size
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.encode_image(torch.empty(1, 3, side, side, device="meta"))
+    return _parameters(model.vision), counter.get_total_flops()
+
+
+def _caption(config: ModelConfig, tokens: int) -> tuple[int, int]:
+    """Parameters of the text tower, and FLOPs of a caption, whatever the image tower is."""
+    vision = replace(config.vision, layers=1, tokens=1, patch_dropout=0.0)
+    kind = config.head.kind if config.head.kind in ("text_query", "image_query") else "class_token"
+    return _counted_caption(replace(config, vision=vision, head=HeadConfig(kind=kind, norm=config.head.norm)), tokens)
+
+
+@cache
+def _counted_caption(config: ModelConfig, tokens: int) -> tuple[int, int]:
+    model = _on_meta(config)
+    token_ids_TL = torch.zeros(1, tokens, dtype=torch.long)
+    token_ids_TL[:, -1] = config.text.vocabulary - 1
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.encode_text(token_ids_TL)
+    return _parameters(model.text), counter.get_total_flops()

@@ -1,16 +1,71 @@
-"""What every entry point shares: the command line, the exit code of bad input, and a Ray session."""
+"""What every entry point shares: the command line, the exit code of bad input, and a Ray session.
 
+The options of a command are the fields of its settings, a frozen dataclass. Settings that inherit from `Trained` have
+every leaf of `TrainingConfig` as an option too, by its dotted path and with the recipe's own value as its default.
+"""
+
+import dataclasses
+import hashlib
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from llip import recipes
+from llip.config import TrainingConfig
+from llip.fields import Leaf, field_docs, leaves, override, to_toml, value_of
 from llip.training.stopping import StoppedError
 
 Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Settings of a command that trains: a recipe, and values in place of its own."""
+
+    recipe: str = recipes.DEFAULT
+    """Configuration to start from: a recipe's name (`python -m llip.recipes` lists them), module:function, a .toml
+    file, or the folder of a run to repeat."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values in place of the recipe's, by dotted path or short spelling."""
+
+    def training(self) -> TrainingConfig:
+        """The recipe with `overrides`. Raises ValueError for an unknown setting and for what contradicts itself."""
+        return override(recipes.load(self.recipe), self.overrides)
+
+    def run_name(self) -> str:
+        """A name that says what is trained: the recipe's, what differs of what is learned, and the seed."""
+        base, config = recipes.load(self.recipe), self.training()
+        name = self.recipe.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".toml")
+        changed = [leaf for leaf in leaves(TrainingConfig) if not leaf.operational and leaf.path != "seed"]
+        pieces = [
+            f"{leaf.short or leaf.path.rpartition('.')[2]}{_brief(value_of(config, leaf.path))}"
+            for leaf in changed
+            if value_of(config, leaf.path) not in (None, value_of(base, leaf.path))
+        ]
+        whole = "-".join([name, *pieces])
+        if len(whole) > LONGEST_NAME:
+            whole = f"{whole[:LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        return f"{whole}-seed{config.seed}"
+
+
+LONGEST_NAME = 80
+"""Characters of a run's name before its seed; a longer one ends in a digest."""
+
+
+def _brief(value: Any) -> str:
+    """A value as a part of a name."""
+    if isinstance(value, tuple):
+        return "_".join(map(_brief, value))
+    text = f"{value:g}" if isinstance(value, float) else str(value).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.+]+", "_", text)
 
 
 def run(settings: type[Settings], main: Callable[[Settings], object], description: str) -> None:
@@ -19,13 +74,128 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
     What the user can mend ends with exit code 2 and one line that says how; a run that SIGTERM stopped, with 143.
     """
     try:
-        main(tyro.cli(settings, description=description))
+        main(parse(settings, sys.argv[1:], description))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+
+
+def parse(settings: type[Settings], arguments: Sequence[str], description: str = "") -> Settings:
+    """The settings that a command line gives. Raises ValueError for values that they cannot have."""
+    if not issubclass(settings, Trained):
+        parsed = tyro.cli(_options(settings), args=arguments, description=description)
+        return settings(**_own(settings, parsed))
+    source = _given_recipe(arguments) or settings.recipe
+    base = recipes.load(source)
+    parsed = tyro.cli(_options(settings, base), args=arguments, description=description)
+    values = {path: value for group in _GROUPS for path, value in vars(getattr(parsed, group)).items()}
+    overrides = {
+        leaf.path: value
+        for leaf in leaves(TrainingConfig)
+        if (value := values[_attribute(leaf)]) != value_of(base, leaf.path)
+    }
+    if parsed.print_config:
+        print(f'recipe = "{source}"' if source in recipes.RECIPES else f"# from {source}")
+        print(to_toml(override(base, overrides), base), end="")
+        sys.exit(0)
+    return settings(**_own(settings, parsed), overrides=overrides)
+
+
+def _own(settings: type[Any], parsed: Any) -> dict[str, Any]:
+    return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(settings) if f.name != "overrides"}
+
+
+def _given_recipe(arguments: Sequence[str]) -> str | None:
+    """The recipe has to be known first: its values are the defaults of the other options."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name == "--recipe":
+            return value or following
+    return None
+
+
+_GROUPS: dict[str, tuple[str, Callable[[Leaf], bool]]] = {
+    "common": ("The settings that are changed most.", lambda leaf: leaf.short is not None),
+    "run": ("How long and how it trains.", lambda leaf: "." not in leaf.path),
+    "optimizer": ("AdamW and its schedule.", lambda leaf: leaf.path.startswith("optimizer.")),
+    "objective": ("The loss, and how it is computed.", lambda leaf: leaf.path.startswith("objective.")),
+    "data": ("What a step reads.", lambda leaf: leaf.path.startswith("data.")),
+    "model": ("Towers and head.", lambda leaf: leaf.path.startswith("model.")),
+}
+"""Groups of the configuration's options, by what belongs to them; a leaf belongs to the first that takes it."""
+
+
+def _options(settings: Any, base: TrainingConfig | None = None) -> Any:
+    """A dataclass whose fields are the options of a command, made for tyro."""
+    hints, docs = typing.get_type_hints(settings, include_extras=True), field_docs(settings)
+    own = [f for f in dataclasses.fields(settings) if f.name != "overrides"]
+    fields = [(f.name, _option(hints[f.name], docs.get(f.name, ""), f), _field(f)) for f in own]
+    if base is not None:
+        printed = tyro.conf.arg(help="Write the whole configuration as TOML, what differs marked, and stop.")
+        fields.append(("print_config", Annotated[tyro.conf.FlagCreatePairsOff[bool], printed], field(default=False)))
+        rest = list(leaves(TrainingConfig))
+        for name, (title, belongs) in _GROUPS.items():
+            taken = [leaf for leaf in rest if belongs(leaf)]
+            rest = [leaf for leaf in rest if leaf not in taken]
+            options = [_leaf_option(leaf, value_of(base, leaf.path)) for leaf in taken]
+            group: Any = make_dataclass(name, options, frozen=True, kw_only=True)
+            group.__doc__ = title
+            fields.append((name, Annotated[group, tyro.conf.OmitArgPrefixes], field(default_factory=group)))
+    return make_dataclass(settings.__name__, fields, frozen=True, kw_only=True)
+
+
+def _field(f: "dataclasses.Field[Any]") -> Any:
+    if f.default_factory is not dataclasses.MISSING:
+        return field(default_factory=f.default_factory)
+    return field(default=f.default) if f.default is not dataclasses.MISSING else field()
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _option(hint: Any, doc: str, f: "dataclasses.Field[Any]") -> Any:
+    if dataclasses.is_dataclass(_bare(hint)):
+        return hint
+    metavar = f.metadata.get("metavar") or _metavar(hint)
+    return Annotated[
+        hint, tyro.conf.arg(help=doc, metavar=metavar, help_behavior_hint="" if f.default is None else None)
+    ]
+
+
+def _attribute(leaf: Leaf) -> str:
+    return leaf.path.replace(".", "__")
+
+
+def _leaf_option(leaf: Leaf, value: Any) -> tuple[str, Any, Any]:
+    name = leaf.path.replace("_", "-")
+    short = leaf.short and leaf.short.replace("_", "-")
+    option = tyro.conf.arg(
+        name=name,
+        aliases=(f"--{short}",) if short and short != name else (),
+        help=leaf.doc,
+        metavar=_metavar(leaf.hint),
+        help_behavior_hint="(default: none)" if value is None else None,
+    )
+    return _attribute(leaf), Annotated[leaf.hint, option], field(default=value)
+
+
+def _metavar(hint: Any) -> str | None:
+    """A type as help shows it; None for a switch, which takes no value."""
+    hint = _bare(hint)
+    if isinstance(hint, types.UnionType):
+        members = [_metavar(member) for member in typing.get_args(hint) if member is not types.NoneType]
+        return next((member for member in reversed(members) if member), None)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        first = _metavar(arguments[0]) or "VALUE"
+        return f"{first} [{first} ...]" if arguments[-1] is Ellipsis else " ".join([first] * len(arguments))
+    return {int: "INT", float: "FLOAT", str: "TEXT", bool: None}.get(hint, "VALUE")
 
 
 def start_ray() -> None:

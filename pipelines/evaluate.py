@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from llip import storage
-from llip.config import MIXTURE_HEADS, differences
+from llip.config import MIXTURE_HEADS
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
 from llip.evaluation.encode import InProcess, Runner
@@ -23,6 +23,7 @@ from llip.evaluation.report import NAME, Report, metrics_of, table
 from llip.evaluation.retrieval import RANKS
 from llip.evaluation.sets import Source, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
+from llip.fields import differences
 from llip.training.run_folder import git_revision
 from llip.training.tracking import Tracker, tracking_of
 from llip.training.weights import Weights

@@ -13,12 +13,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from llip import storage
-from llip.config import TrainingConfig, to_dict
+from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
 from llip.evaluation.sets import find_sets
+from llip.fields import to_dict
 from llip.training import run_folder, stopping
 from llip.training.loop import NonFiniteError, Progress, train
 from llip.training.parallel import World, current_world
@@ -61,7 +62,7 @@ def train_and_evaluate(
     Raises ValueError where the folder holds a run of another configuration, StoppedError where the run was asked to
     stop, or `preempted()` said so on any rank.
     """
-    world = _dividing(current_world(), run.config.data.lanes)
+    world = _dividing(current_world(), run.config.data.lane_count)
     if world is None:
         return {}
     metrics: dict[str, Metric] = {}

@@ -1,122 +1,49 @@
 """Pretrain a model, from a pool of images with captions to its numbers.
 
     uv run pipelines/pretrain.py                                   # the built-in corpus, Llip, a few minutes
-    uv run pipelines/pretrain.py --objective siglip                # the same under another objective: data is made once
+    uv run pipelines/pretrain.py --recipe siglip_tiny              # the same under another objective: data is made once
+    uv run pipelines/pretrain.py --k 4 --optimizer.weight-decay 0.1 --print-config   # any setting; see what comes out
     python pipelines/pretrain.py --recipe llip_b16_k64 --pool s3://bucket/pool --output s3://bucket/work --workers 128
 
 Run again, it goes on where it was: it resumes training from the last checkpoint, and leaves what is done.
 """
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.config import TrainingConfig
+from llip.fields import setting
 from llip.training import run_folder
 from pipelines import command, prepare_data
-from pipelines.settings import Objective, configure, run_name
+from pipelines.command import Trained
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
     from llip.evaluation import Metric
 
-_OF_RECIPE = "(default: the recipe's)"
-Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_RECIPE)]
-Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_RECIPE)]
-Folder = Annotated[str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain:
-    """What is trained, on what, and where. Options of the model and the optimizer replace the recipe's values."""
+class Pretrain(Trained):
+    """What is trained, on what, and where."""
 
-    recipe: str = "llip_tiny_k8"
-    """Complete configuration to start from, such as clip_b32, siglip_l14 or llip_b16_k64; `tiny` ones suit a laptop."""
-    objective: Annotated[
-        Objective | None,
-        tyro.conf.arg(metavar="clip|siglip|llip|register|mean|learned_query", help_behavior_hint=_OF_RECIPE),
-    ] = None
-    """Objective in place of the recipe's, on the same towers. register, mean and learned_query are Llip's ablations."""
-    k: Count = None
-    """Mixture tokens of an image."""
-    heads: Count = None
-    """Heads of the mixture; they divide the embedding width."""
-    temperature: Number = None
-    """Divides the mixing logits: higher mixes more evenly."""
-    steps: Count = None
-    """Optimizer steps."""
-    batch_size: Count = None
-    """Images of a step, over all workers."""
-    learning_rate: Number = None
-    """Highest learning rate, after the warm-up."""
-    captions_per_image: Count = None
-    """Captions of an image in one step."""
-    logit_scale: Number = None
-    """Initial factor of the cosines."""
-    logit_bias: Number = None
-    """Initial bias of the scores, of the sigmoid loss."""
-    synthetic_share: Number = None
-    """Probability that a drawn caption is one of the row's `synthetic_captions`, where it has any."""
-    precision: Annotated[
-        Literal["fp32", "bf16"] | None, tyro.conf.arg(metavar="fp32|bf16", help_behavior_hint=_OF_RECIPE)
-    ] = None
-    """bf16 runs the towers under autocast."""
-    parallel: Annotated[
-        Literal["ddp", "fsdp"] | None, tyro.conf.arg(metavar="ddp|fsdp", help_behavior_hint=_OF_RECIPE)
-    ] = None
-    """fsdp shares parameters and optimizer state among the workers instead of copying them to each."""
-    ema_decay: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: no average)")] = (
-        None
-    )
-    """Average the weights over the updates with this decay; the average is evaluated and exported."""
-    nonfinite: Annotated[
-        Literal["stop", "skip"] | None, tyro.conf.arg(metavar="stop|skip", help_behavior_hint=_OF_RECIPE)
-    ] = None
-    """Where the loss or the gradient is not finite, stop before the update, or leave the batch out and count it."""
-    init_from: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Weights of a CLIP model with the same towers, of OpenAI, open_clip or MetaCLIP, to start from."""
-    seed: Count = None
-    """Draws weights, order of samples, crops and captions."""
-    checkpoint_every: Count = None
-    """Steps between checkpoints."""
-    evaluate_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: at the end)")] = (
-        None
-    )
-    """Steps between evaluations in training."""
-
-    pool: Folder = None
+    pool: str | None = setting(None, metavar="FOLDER")
     """Images with captions to curate and shard: a folder or an s3:// prefix. Without it, the built-in corpus."""
-    shards: Annotated[
-        str | tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER [FOLDER ...]", help_behavior_hint="")
-    ] = None
-    """Finished shards to train on, of one folder or mixed from several: nothing is curated."""
-    weights: Annotated[
-        tuple[float, ...] | None, tyro.conf.arg(metavar="FLOAT [FLOAT ...]", help_behavior_hint="(default: by rows)")
-    ] = None
-    """Shares of the --shards folders in every batch, in any unit."""
-    evaluation: Folder = None
+    shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
+    """Finished shards to train on, of one folder or mixed from several (--weights): nothing is curated."""
+    evaluation: str | None = setting(None, metavar="FOLDER")
     """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
-    corpus_images: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 16000)")] = None
-    """Images of the built-in corpus; with fewer, its evaluation sets shrink too."""
-    output: str = "output"
+    corpus_images: int | None = None
+    """Images of the built-in corpus (16,000 where not given); with fewer, its evaluation sets shrink too."""
+    output: str = setting("output", metavar="FOLDER")
     """Folder of everything that is made: pool, curated, shards, runs and the tracking database."""
-    name: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: says what is trained)")] = (
-        None
-    )
-    """Name of the run, and of its folder under runs."""
-    peak_flops: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: what is known of the GPU)")
-    ] = None
-    """Dense FLOP/s of one device, of which model FLOPs utilisation is the share that training uses."""
+    name: str | None = None
+    """Name of the run, and of its folder under runs; where not given it says what differs from the recipe."""
     profile: bool = False
     """Trace a few steps: profile/trace.json and profile/summary.md in the run's folder and in MLflow."""
-    workers: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: GPUs of the cluster)")
-    ] = None
-    """Processes that train together; 0 trains in this process."""
-    min_workers: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    workers: int | None = None
+    """Processes that train together, where not given one for each GPU of the cluster; 0 trains in this process."""
+    min_workers: int | None = None
     """Fewest workers to go on with where nodes are lost; the run takes others once there are nodes again."""
     max_failures: int = 3
     """Restarts of workers that die, other than by preemption; -1: any number."""
@@ -124,10 +51,6 @@ class Pretrain:
     def __post_init__(self) -> None:
         if self.pool is not None and self.shards is not None:
             raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
-        if self.weights is not None and (isinstance(self.shards, str) or len(self.shards or ()) != len(self.weights)):
-            raise ValueError("--weights needs several folders of --shards, and as many numbers as there are of them")
-        if self.init_from is not None and not storage.exists(self.init_from):
-            raise ValueError(f"--init-from {self.init_from} does not exist")
         if self.corpus_images is not None and (self.pool or self.shards):
             other = "--pool" if self.pool else "--shards"
             raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
@@ -135,35 +58,20 @@ class Pretrain:
             raise ValueError(f"--workers is {self.workers}; it has to be at least 0")
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.workers or 0):
             raise ValueError(f"--min-workers {self.min_workers} has to be between 1 and --workers {self.workers}")
-        if self.evaluate_every is not None and self.evaluation is None and (self.pool or self.shards):
-            raise ValueError("--evaluate-every needs --evaluation, a folder of evaluation sets")
 
     def training(self) -> TrainingConfig:
-        """The recipe with the options applied. Raises ValueError where they contradict each other."""
-        return configure(
-            self.recipe,
-            objective=self.objective,
-            k=self.k,
-            heads=self.heads,
-            temperature=self.temperature,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            captions_per_image=self.captions_per_image,
-            logit_scale=self.logit_scale,
-            logit_bias=self.logit_bias,
-            synthetic_share=self.synthetic_share,
-            weights=self.weights,
-            precision=self.precision,
-            checkpoint_every=self.checkpoint_every,
-            evaluate_every=self.evaluate_every,
-            parallel=self.parallel,
-            ema_decay=self.ema_decay,
-            nonfinite=self.nonfinite,
-            init_from=None if self.init_from is None else storage.absolute(self.init_from),
-            peak_flops=self.peak_flops,
-            seed=self.seed,
-        )
+        """The recipe with the options applied. Raises ValueError where they contradict each other or the data."""
+        config = super().training()
+        weights, folders = config.data.weights, 1 if isinstance(self.shards, str) else len(self.shards or ())
+        if weights is not None and len(weights) != folders:
+            raise ValueError(f"data.weights are {weights}; they have to be {folders} numbers, one a --shards folder")
+        if config.evaluate_every is not None and self.evaluation is None and (self.pool or self.shards):
+            raise ValueError("evaluate_every needs --evaluation, a folder of evaluation sets")
+        if config.init_from is None:
+            return config
+        if not storage.exists(config.init_from):
+            raise ValueError(f"init_from is {config.init_from}, which does not exist")
+        return replace(config, init_from=storage.absolute(config.init_from))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +94,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     config = settings.training()
     workers = _workers(settings, config)
     output = storage.absolute(settings.output)
-    name = settings.name or run_name(settings.recipe, config)
+    name = settings.name or settings.run_name()
     folder = storage.join(output, "runs", name)
     run_folder.check(folder, config)
 
@@ -204,12 +112,13 @@ def pretrain(settings: Pretrain) -> Outcome:
     )
     run_folder.claim(folder, config, data.shards)
     newest = checkpoint.latest(folder)
+    steps = run_folder.for_shards(config, data.shards).total_steps
     uri, artifacts = default_store(output)
-    if newest and checkpoint.step_of(newest) == config.steps:
+    if newest and checkpoint.step_of(newest) == steps:
         print(f"{folder} is trained already")
     else:
         if newest:
-            print(f"{folder}: going on after step {checkpoint.step_of(newest)} of {config.steps}")
+            print(f"{folder}: going on after step {checkpoint.step_of(newest)} of {steps}")
         run = launching.Run(
             config=config,
             shards=data.shards,
@@ -240,7 +149,7 @@ def _absolute(uri: Any) -> Any:
 
 def _workers(settings: Pretrain, config: TrainingConfig) -> int:
     """Processes to train with. Raises ValueError where they cannot share the lanes equally."""
-    workers, lanes = settings.workers, config.data.lanes
+    workers, lanes = settings.workers, config.data.lane_count
     if workers is None:
         from pipelines import launching
 

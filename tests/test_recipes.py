@@ -1,11 +1,16 @@
 """Recipes: the paper's numbers, and a name for each."""
 
+import json
 import typing
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from llip.config import Head
-from llip.recipes import RECIPES, recipe
+from llip.config import Head, TrainingConfig
+from llip.fields import differences, override, to_dict, to_toml
+from llip.recipes import DEFAULT, RECIPES, listing, load, recipe
+from llip.training import run_folder
 
 SIZES = {
     # d, vision width / layers / head width, text width / heads / layers, context, temperature, norm, learning rate
@@ -31,7 +36,7 @@ def test_llip_has_the_paper_s_towers_and_head(size: str) -> None:
 
 def test_the_schedule_is_the_paper_s() -> None:
     run = recipe("llip_b16_k64")
-    assert (run.steps, run.data.batch_size, run.optimizer.warmup_steps) == (390_624, 32_768, 2000)
+    assert (run.steps, run.data.batch_size, run.warmup_steps) == (390_624, 32_768, 2000)
     assert run.samples == pytest.approx(12.8e9, rel=1e-4)
     assert (run.optimizer.weight_decay, run.optimizer.eps, run.data.crop_scale) == (0.2, 1e-6, (0.9, 1.0))
     assert run.precision == "bf16"
@@ -39,7 +44,7 @@ def test_the_schedule_is_the_paper_s() -> None:
 
 def test_objectives_differ_in_loss_bias_and_beta2_alone() -> None:
     clip, siglip, llip = recipe("clip_b32"), recipe("siglip_b32"), recipe("llip_b32_k32")
-    assert (clip.objective.loss, siglip.objective.loss, llip.pairs.loss) == ("softmax", "sigmoid", "sigmoid")
+    assert (clip.objective.loss, siglip.objective.loss, llip.objective.loss) == ("softmax", "sigmoid", "sigmoid")
     assert (clip.optimizer.betas, siglip.optimizer.betas, llip.optimizer.betas) == (
         (0.9, 0.98),
         (0.9, 0.95),
@@ -54,13 +59,13 @@ def test_objectives_differ_in_loss_bias_and_beta2_alone() -> None:
 def test_ablations_differ_from_llip_in_the_head_alone(kind: str) -> None:
     llip, ablation = recipe("llip_b32_k64"), recipe(f"{kind}_b32_k64")
     assert ablation.model.head.kind == kind
-    assert (ablation.objective, ablation.optimizer, ablation.data) == (llip.pairs, llip.optimizer, llip.data)
+    assert (ablation.objective, ablation.optimizer, ablation.data) == (llip.objective, llip.optimizer, llip.data)
     tokens = (ablation.model.vision.tokens, ablation.model.text.tokens)
     assert tokens == ((1, 64) if kind == "image_query" else (64, 1))
 
 
 def test_every_name_gives_a_configuration() -> None:
-    assert len(RECIPES) == 6 * 2 + 5 * 15 + 10
+    assert len(RECIPES) == 6 * 2 + 5 * 3 * 8 + 2 * 8 + 2 * 3 * 3
     for name in RECIPES:
         assert recipe(name).model.embed_dim > 0
     assert {recipe(name).model.head.kind for name in RECIPES} == set(typing.get_args(Head))
@@ -69,3 +74,107 @@ def test_every_name_gives_a_configuration() -> None:
 def test_an_unknown_name_is_answered_with_those_near_it() -> None:
     with pytest.raises(ValueError, match="there is no recipe 'llip_b32_k46'; did you mean llip_b32_k64"):
         recipe("llip_b32_k46")
+
+
+def test_llip_with_softmax_and_with_patches_differ_from_llip_in_what_their_names_say() -> None:
+    llip, softmax, patch = recipe("llip_b32_k64"), recipe("llip_softmax_b32_k64"), recipe("llip_patch_b32_k64")
+    assert [line.split(":")[0] for line in differences(llip, softmax)] == [
+        "model.init_logit_bias",
+        "objective.loss",
+        "optimizer.betas",
+    ]
+    assert differences(llip, patch) == ["model.head.patch_tokens: False → True", "model.head.temperature: 5.0 → 1.0"]
+
+
+def test_the_default_is_llip_over_patches_with_shared_projections_and_softmax() -> None:
+    assert [line.split(":")[0] for line in differences(recipe("llip_softmax_tiny_k8"), recipe(DEFAULT))] == [
+        "model.head.patch_tokens",
+        "model.head.shared_projections",
+    ]
+
+
+@pytest.mark.parametrize(("dataset", "rows", "epochs"), [("cc3m", 2_900_000, 40), ("cc12m", 11_000_000, 35)])
+def test_the_academic_scale_counts_in_epochs(dataset: str, rows: int, epochs: int) -> None:
+    run = recipe(f"clip_b16_{dataset}")
+    assert (run.data.batch_size, run.epochs, run.optimizer.weight_decay) == (4096, epochs, 0.5)
+    with pytest.raises(ValueError, match="steps follow from epochs and the shards"):
+        _ = run.total_steps
+    of_shards = run.for_rows(rows)
+    assert of_shards.total_steps == round(epochs * rows / 4096)
+    assert of_shards.warmup_steps == pytest.approx(rows / 4096, abs=1)
+
+
+def own_recipe() -> TrainingConfig:
+    return replace(recipe("clip_tiny"), seed=7)
+
+
+def not_a_recipe() -> int:
+    return 7
+
+
+def test_a_recipe_comes_from_a_function_a_file_or_a_run(tmp_path: Path) -> None:
+    assert load("test_recipes:own_recipe").seed == 7
+    (tmp_path / "mine.toml").write_text('recipe = "clip_tiny"\nsteps = 9\n[optimizer]\nbetas = [0.9, 0.99]\n')
+    mine = load(tmp_path / "mine.toml")
+    assert (mine.steps, mine.optimizer.betas) == (9, (0.9, 0.99))
+    (tmp_path / "child.toml").write_text('recipe = "mine.toml"\nepochs = 2\n')
+    child = load(str(tmp_path / "child.toml"))
+    assert (child.steps, child.epochs, child.optimizer.betas) == (None, 2.0, (0.9, 0.99))
+    run_folder.check(str(tmp_path), mine)  # no run yet
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"training": to_dict(mine)}))
+    assert load(tmp_path / "run") == mine
+
+
+@pytest.mark.parametrize("name", ["llip_b16_k64", "clip_b16_cc3m", "image_query_tiny_k8"])
+def test_a_printed_configuration_is_a_recipe(name: str, tmp_path: Path) -> None:
+    config = override(recipe(name), {"seed": 3, "objective.micro_batch": 8, "checkpoint_every": 7})
+    text = to_toml(config, recipe(name))
+    (tmp_path / "whole.toml").write_text(text)
+    assert load(tmp_path / "whole.toml") == config
+    marked = [line for line in text.splitlines() if "# recipe:" in line]
+    assert [line.split(" = ")[0] for line in marked] == ["objective.micro_batch", "checkpoint_every", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe = clip", "is not TOML"),
+        ('recipe = "clip_tny"', "there is no recipe 'clip_tny'; did you mean clip_tiny"),
+        ('recipe = "clip_tiny"\nstep = 3', "there is no setting 'step'; did you mean steps"),
+        ('recipe = "clip_tiny"\nsteps = "many"', "steps is 'many'; it has to be a whole number or none"),
+        ('recipe = "clip_tiny"\nsteps = 2.5', "steps is 2.5; it has to be a whole number or none"),
+        ('recipe = "clip_tiny"\ncompile = 1', "compile is 1; it has to be true or false"),
+        ('recipe = "clip_tiny"\nsteps = 3\nepochs = 1', "steps is 3; it has to be given where epochs are not"),
+        ('recipe = "clip_tiny"\n[model]\nheads = 3', "there is no setting 'model.heads'; did you mean"),
+        ("steps = 3", "model is missing"),
+        ("[model]\nembed_dim = 8", "model.vision is missing"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name_and_field(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.toml") as error:
+        load(tmp_path / "bad.toml")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.toml", "there is no file nowhere.toml"),
+        ("runs/nothing", "runs/nothing is neither a run's folder"),
+        ("nomodule:recipe", "recipe nomodule:recipe: No module named 'nomodule'"),
+        ("test_recipes:nothing", "has no attribute 'nothing'"),
+        ("test_recipes:not_a_recipe", "returned a int, not a TrainingConfig"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(source: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load(source)
+    assert message in str(error.value)
+
+
+def test_the_listing_tells_size_length_and_accuracy() -> None:
+    rows = {row[0]: row[1:] for row in listing(["b16", "cc12m"])}
+    assert set(rows) == {"clip_b16_cc12m", "siglip_b16_cc12m", "llip_b16_k32_cc12m"}
+    assert rows["clip_b16_cc12m"][0] == "149.6" and rows["clip_b16_cc12m"][3:] == ("4,096", "35 epochs", "36.5")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llip import storage
-from llip.config import differences
 from llip.evaluation.sets import find_sets
+from llip.fields import differences
 from llip.recipes import recipe
 from llip.training.tracking import Tracking, default_store, open_run
 from pipelines import prepare_data
@@ -62,7 +62,7 @@ def prepare(settings: Experiment, folder: str, kind: str, *, asha: bool) -> tupl
     Raises ValueError, before any work, for a folder of other settings and for workers that cannot share the data
     equally, and before training for an unknown metric.
     """
-    lanes = recipe(settings.recipe).data.lanes
+    lanes = recipe(settings.recipe).data.lane_count
     if settings.workers and lanes % settings.workers:  # Ray would wait for the report of those that are left over
         raise ValueError(
             f"--workers {settings.workers} does not divide the {lanes} lanes of the data of {settings.recipe}"

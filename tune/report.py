@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from pipelines.settings import Objective
-from tune.space import Point
+from tune.space import Objective, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,10 +1,14 @@
 """The space of a sweep: objectives and, for those that mix, the product of K and head counts that a model can have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from llip.config import TrainingConfig
-from pipelines.settings import Objective
+from llip.fields import override
+from llip.recipes import recipe
+
+Objective = Literal["clip", "siglip", "llip", "register", "mean", "learned_query"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +65,13 @@ def possible(
         except ValueError as error:
             reasons[point] = str(error)
     return configurations, reasons
+
+
+def configured(base: str, point: Point, values: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration of a point on the towers of the Llip recipe `base`, with some values of its own."""
+    single = point.objective in ("clip", "siglip")
+    name = base.rpartition("_k")[0] if single else base
+    varied = {"k": point.k, "heads": point.heads} | dict(values)
+    return override(
+        recipe(name.replace("llip", point.objective, 1)), {k: v for k, v in varied.items() if v is not None}
+    )

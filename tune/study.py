@@ -18,11 +18,10 @@ from llip import storage
 from llip.recipes import recipe
 from llip.training.tracking import read_metrics
 from pipelines import command
-from pipelines.settings import Objective, configure
 from tune import experiment, study_report, trials
 from tune.experiment import Experiment
 from tune.report import TrialResult
-from tune.space import Point
+from tune.space import Objective, Point, configured
 
 BASELINES: tuple[Objective, ...] = ("clip", "siglip")
 TUNED: tuple[Objective, ...] = (*BASELINES, "llip")
@@ -69,7 +68,7 @@ class Study(Experiment):
 
     @property
     def total_steps(self) -> int:
-        return self.steps or recipe(self.recipe).steps
+        return self.steps or recipe(self.recipe).total_steps
 
     def variants(self) -> list[Point]:
         """What is trained for equal steps, each once."""
@@ -180,20 +179,16 @@ class Rounds:
         return trials.run(replace(self.plan, trials=planned, folder=storage.join(self.plan.folder, part)))
 
     def _trial(self, point: Point, choice: Choice, steps: int, seed: int) -> trials.Trial:
-        config = configure(
-            self.settings.recipe,
-            objective=point.objective,
-            k=point.k,
-            heads=point.heads,
-            steps=steps,
-            learning_rate=choice.learning_rate,
-            logit_scale=choice.logit_scale,
-            logit_bias=choice.logit_bias,
-            temperature=choice.temperature if point.heads else None,
-            evaluate_every=steps,
-            seed=seed,
-        )
-        return trials.Trial(point=point, config=config)
+        values = {
+            "steps": steps,
+            "learning_rate": choice.learning_rate,
+            "logit_scale": choice.logit_scale,
+            "logit_bias": choice.logit_bias,
+            "temperature": choice.temperature if point.heads else None,
+            "evaluate_every": steps,
+            "seed": seed,
+        }
+        return trials.Trial(point=point, config=configured(self.settings.recipe, point, values))
 
     def _rate(self, point: Point) -> float:
         """Median images a second over the logged steps of a point's trials, which ran beside the others."""

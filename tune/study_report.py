@@ -8,10 +8,9 @@ from dataclasses import asdict
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from pipelines.settings import Objective
 from tune import report
 from tune.report import NAMES, TrialResult
-from tune.space import Point
+from tune.space import Objective, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,11 +16,10 @@ from llip import storage
 from llip.config import TrainingConfig
 from llip.training.tracking import open_run
 from pipelines import command
-from pipelines.settings import Objective, configure
 from tune import experiment, report, trials
 from tune.experiment import Experiment, Parent
 from tune.report import Summary, TrialResult
-from tune.space import Point, Space, possible
+from tune.space import Objective, Point, Space, configured, possible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +81,9 @@ def _configurations(settings: Sweep) -> dict[Point, list[TrainingConfig]]:
     every = max(1, settings.steps // settings.evaluations)
 
     def configuration(point: Point, seed: int) -> TrainingConfig:
-        return configure(
-            settings.recipe,
-            objective=point.objective,
-            k=point.k,
-            heads=point.heads,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            checkpoint_every=every,
-            evaluate_every=every,
-            seed=seed,
-        )
+        values = {"steps": settings.steps, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
+        every_few = {"checkpoint_every": every, "evaluate_every": every, "seed": seed}
+        return configured(settings.recipe, point, values | every_few)
 
     points = Space(objectives=settings.objective, k=settings.k, heads=settings.heads).points()
     found, reasons = possible(points, lambda point: configuration(point, 0))

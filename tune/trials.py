@@ -94,7 +94,7 @@ def _tune_config(plan: Plan) -> tune.TuneConfig:
     A trial is stopped within its report, so the last report must not be one where it can be: `max_t` lies below it.
     """
     config = next(iter(plan.trials.values())).config
-    every = (config.evaluate_every or config.steps) * config.data.batch_size
+    every = (config.evaluate_every or config.total_steps) * config.data.batch_size
     asha = partial(ASHAScheduler, time_attr="samples", grace_period=every, reduction_factor=2)
     return tune.TuneConfig(
         metric=plan.metric,

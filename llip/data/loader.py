@@ -70,8 +70,8 @@ class LaneLoader:
 
     `seed` decides order, crops and captions; rank `rank` of `world_size` reads the lanes rank, rank + world_size, …,
     each of which fills `batch_size / lanes` consecutive places of its batch. Raises ValueError where `world_size` does
-    not divide `config.lanes`, where there are fewer samples than `config.batch_size`, and for a damaged folder (see
-    `Shards`).
+    not divide `config.lane_count`, where there are fewer samples than `config.batch_size`, and for a damaged folder
+    (see `Shards`).
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class LaneLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if config.lanes % world_size:
+        if config.lane_count % world_size:
             raise ValueError(
-                f"data.lanes {config.lanes} cannot be shared equally by {world_size} ranks; "
+                f"data.lanes {config.lane_count} cannot be shared equally by {world_size} ranks; "
                 "the number of ranks has to be a power of two up to it"
             )
         if not 0 <= rank < world_size:
@@ -99,7 +99,7 @@ class LaneLoader:
         self._image_size = image_size
         self._context_length = context_length
         self._seed = seed
-        self._lanes = np.arange(rank, config.lanes, world_size)
+        self._lanes = np.arange(rank, config.lane_count, world_size)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
         self.stats = LoaderStats()
 
@@ -270,9 +270,9 @@ class _PendingBatch:
 def _order(group_rows: list[NDArray[np.int64]], config: DataConfig, seed: int) -> SampleOrder | MixedOrder:
     """Of one set or, by weights, of several; without weights each counts by its rows."""
     if len(group_rows) == 1 and config.weights is None:
-        return SampleOrder(group_rows[0], batch_size=config.batch_size, lanes=config.lanes, seed=seed)
+        return SampleOrder(group_rows[0], batch_size=config.batch_size, lanes=config.lane_count, seed=seed)
     weights = config.weights or [float(rows.sum()) for rows in group_rows]
-    return MixedOrder(group_rows, weights, batch_size=config.batch_size, lanes=config.lanes, seed=seed)
+    return MixedOrder(group_rows, weights, batch_size=config.batch_size, lanes=config.lane_count, seed=seed)
 
 
 def _caption_major(chunks: list[Tensor], captions: int) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llip import storage
-from llip.config import differences
+from llip.fields import differences
 
 NAME = "manifest.json"
 SCHEMA_VERSION = 1

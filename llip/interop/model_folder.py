@@ -3,8 +3,9 @@
 import os
 
 from llip import storage
-from llip.config import ModelConfig, from_dict, to_dict
+from llip.config import ModelConfig
 from llip.contrastive import ContrastiveModel
+from llip.fields import from_dict, to_dict
 from llip.interop import sharded_safetensors
 from llip.interop.tensor_files import read_json
 from llip.interop.towers import assemble

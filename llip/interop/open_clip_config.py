@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llip import storage
-from llip.config import Activation, ModelConfig, PreprocessConfig, TextConfig, VisionConfig, to_dict
+from llip.config import Activation, ModelConfig, PreprocessConfig, TextConfig, VisionConfig
+from llip.fields import to_dict
 from llip.interop.tensor_files import read_json
 
 CONFIG = "open_clip_config.json"

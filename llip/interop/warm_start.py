@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llip.config import ModelConfig, differences
+from llip.config import ModelConfig
 from llip.contrastive import ContrastiveModel
+from llip.fields import differences
 
 TOKEN_NOISE = 0.1
 """Size of what tells the tokens apart at first, relative to the class token that all of them start from."""

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from llip import interop, storage
-from llip.config import TrainingConfig, to_dict
+from llip.config import TrainingConfig
+from llip.fields import to_dict
 from llip.interop import sharded_safetensors
 from llip.training.optimizer import MovingAverage
 from llip.training.parallel import World, local, single_process

@@ -21,7 +21,7 @@ from llip.data.loader import Batch, LaneLoader
 from llip.data.transforms import normalize
 from llip.interop.warm_start import init_from
 from llip.pairs import accumulation
-from llip.training import checkpoint
+from llip.training import checkpoint, run_folder
 from llip.training.checkpoint import AsyncCheckpointer, TrainingState
 from llip.training.metrics import Rates, SpikeDetector, Watched, peak_memory, utilisation
 from llip.training.optimizer import MovingAverage, build_optimizer, learning_rate, set_learning_rate
@@ -59,7 +59,7 @@ def train(
     profile: bool = False,
     progress: Progress = tqdm,
 ) -> ContrastiveModel:
-    """Train to `config.steps` from the newest checkpoint in the run's folder, or from the start. Returns the model.
+    """Train to the end from the newest checkpoint in the run's folder, or from the start. Returns the model.
 
     `evaluate(step, model)` runs on every rank, every `config.evaluate_every` steps and at the end, also where nothing
     was left to train; its model is the average of the weights where `config.ema_decay` asks for one. `profile` leaves
@@ -67,6 +67,7 @@ def train(
     Raises, on every rank, NonFiniteError before an update where the loss or the gradient is not finite, unless such
     batches are left out (`config.nonfinite`), and StoppedError, with a checkpoint written, once `stop()` on any rank.
     """
+    config = run_folder.for_shards(config, shards)
     torch.manual_seed(config.seed)
     newest = checkpoint.latest(folder, world)
     config, source = origin(config, newest)
@@ -87,7 +88,7 @@ def train(
         checkpoint.remove_after(folder, start)
     world.barrier()
     tracker.rewind(start)
-    skipped, stopping = 0, False
+    skipped, stopping, steps = 0, False, config.total_steps
     spikes = SpikeDetector()
     rates = Rates(start * config.data.batch_size, ranks=world.size, utilisation=utilisation(config, world))
     trace = trace_steps(folder, tracker, images=config.data.batch_size // world.size, device=world.device)
@@ -99,8 +100,8 @@ def train(
         progress(desc="train", total=config.samples, initial=rates.samples, unit="img") as bar,
         trace if profile and world.rank == 0 else contextlib.nullcontext() as tracing,
     ):
-        for step in range(start, config.steps + 1):  # one turn more than updates: the end is saved and evaluated too
-            last = step == config.steps
+        for step in range(start, steps + 1):  # one turn more than updates: the end is saved and evaluated too
+            last = step == steps
             with rates.paused():
                 if step > start and (last or stopping or every(step, config.checkpoint_every)):
                     tracker.flush()
@@ -108,14 +109,14 @@ def train(
                 if last or stopping:
                     checkpointer.finish(required=True)
                 if stopping and not last:
-                    raise StoppedError(f"stopped after step {step} of {config.steps}, as asked; run again to go on")
+                    raise StoppedError(f"stopped after step {step} of {steps}, as asked; run again to go on")
                 if evaluate and (last or every(step, config.evaluate_every)):
                     evaluate(step, full_model(model, average.tensors if average else None))
             if last:
                 break
 
             seed_step(config.seed, step, world.rank)
-            set_learning_rate(optimizer, learning_rate(step, config.steps, config.optimizer))
+            set_learning_rate(optimizer, learning_rate(step, config))
             with record_function("load"):
                 batch = parts(next(batches), config, world.device)
             output = accumulation.backward(
@@ -156,7 +157,7 @@ def train(
             optimizer.zero_grad()
 
             bar.update(config.data.batch_size)
-            if every(step + 1, config.log_every) or step + 1 == config.steps:
+            if every(step + 1, config.log_every) or step + 1 == steps:
                 values = {"loss": loss, "gradient_norm": norm, "clamped_pairs": sum(hits_R), "skipped": skipped}
                 values |= {"loss_spikes": spikes.count} | watched.mixing()
                 values |= _model_state(model) | {"learning_rate": optimizer.param_groups[0]["lr"]}
@@ -176,7 +177,10 @@ def parts(batch: Batch, config: TrainingConfig, device: torch.device) -> list[tu
     """
     pixels_BCHW = batch.images.to(device, non_blocking=True)
     ids_CBL = batch.token_ids.unflatten(0, (config.data.captions_per_image, -1))
-    pieces = config.objective.accumulation
+    images = len(pixels_BCHW)
+    pieces = config.objective.micro_batches(images)
+    if images % pieces:
+        raise ValueError(f"objective.accumulation is {pieces}; it has to divide a rank's {images} images of a batch")
     return [
         (normalize(pixels, torch.float32, config.model.preprocessing), ids.flatten(0, 1))
         for pixels, ids in zip(pixels_BCHW.chunk(pieces), ids_CBL.chunk(pieces, dim=1), strict=True)

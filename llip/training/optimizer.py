@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llip.config import OptimizerConfig
+from llip.config import OptimizerConfig, TrainingConfig
 from llip.training.parallel import local
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Rate of update number `step`, from 0, of `steps`: a line up to the last warm-up update, then a cosine to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / (steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Rate of update number `step`, from 0: a line up to the last warm-up update, then a cosine to 0."""
+    peak, warmup = config.optimizer.learning_rate, config.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / (config.total_steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def uses_weight_decay(parameter: Tensor) -> bool:

@@ -9,23 +9,20 @@ from functools import cache
 from pathlib import Path
 
 from llip import storage
-from llip.config import TrainingConfig, differences, to_dict
+from llip.config import TrainingConfig
 from llip.data import manifest
+from llip.fields import differences, leaves, to_dict
 
 NAME = "config.json"
 
-OPERATIONAL = (
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "evaluate_every",
-    "nonfinite",
-    "parallel",
-    "peak_flops",
-    "data.threads",
-    "data.prefetch",
-)
+OPERATIONAL = tuple(leaf.path for leaf in leaves(TrainingConfig) if leaf.operational)
 """Settings that change nothing of what is learned: a run may go on with other ones."""
+
+
+def for_shards(config: TrainingConfig, shards: str | Sequence[str]) -> TrainingConfig:
+    """The configuration with the steps that its epochs make of these shards."""
+    folders = (shards,) if isinstance(shards, str) else shards
+    return config.for_rows(sum(manifest.read(folder, "shards").rows for folder in folders))
 
 
 def check(folder: str, config: TrainingConfig, shards: str | Sequence[str] | None = None) -> None:

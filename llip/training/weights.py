@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llip import interop, storage
-from llip.config import Activation, ModelConfig, TrainingConfig, differences, from_dict
+from llip.config import Activation, ModelConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.data.preprocess import Preprocess, Tokenize
+from llip.fields import differences, from_dict
 from llip.interop import llip_release, open_clip, open_clip_config, sharded_safetensors
 from llip.interop.tensor_files import SUFFIXES, read_tensors
 from llip.recipes import recipe as recipe_of

@@ -83,7 +83,7 @@ def inference_seconds(settings: Settings) -> str:
 
 def small_model(tokens: int, patch_tokens: bool, steps: int) -> TrainingConfig:
     """Patch tokens go with temperature 1, as in the paper."""
-    config = Pretrain(recipe="llip_tiny_k8", k=tokens, steps=steps).training()
+    config = Pretrain(recipe="llip_tiny_k8", overrides={"k": tokens, "steps": steps}).training()
     if not patch_tokens:
         return config
     head = replace(config.model.head, patch_tokens=True, temperature=1.0)

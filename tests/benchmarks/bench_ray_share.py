@@ -33,8 +33,9 @@ import torch.multiprocessing as mp
 import tyro
 from tqdm import tqdm
 
+from llip.fields import override
+from llip.recipes import recipe
 from pipelines import command, launching, prepare_data
-from pipelines.settings import configure
 
 EVERY = 10
 """Steps between checkpoints."""
@@ -152,7 +153,7 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = prepare_data.prepare(folder, pool=None, shards=None, evaluation=None, corpus_images=1024).shards
         ray.shutdown()
-        config = configure("llip_tiny_k8", steps=settings.steps, checkpoint_every=EVERY)
+        config = override(recipe("llip_tiny_k8"), {"steps": settings.steps, "checkpoint_every": EVERY})
         for number in range(settings.rounds):
             for side, rounds in found.items():
                 run = launching.Run(config=config, shards=shards, folder=f"{folder}/{side}-{number}")

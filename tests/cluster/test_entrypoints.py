@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tyro
 import yaml
 
+from pipelines import command as command_line
 from pipelines import curate, fetch, pretrain, shard
 from tune import sweep
 
@@ -35,6 +35,6 @@ def commands() -> list[str]:
 def test_examples_parse(command: str) -> None:
     script, *arguments = shlex.split(command)
     settings = SETTINGS[script]
-    parsed = tyro.cli(settings, args=arguments)
+    parsed = command_line.parse(settings, arguments)
     if isinstance(parsed, pretrain.Pretrain):
         parsed.training()

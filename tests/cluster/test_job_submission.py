@@ -132,7 +132,7 @@ def test_pretraining_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_bad_input_fails_the_job_with_its_message(cluster: Cluster, tmp_path: Path) -> None:
-    command = ["python", "pipelines/pretrain.py", "--objective", "siglip", "--heads", "4", "--output", str(tmp_path)]
+    command = ["python", "pipelines/pretrain.py", "--recipe", "siglip_tiny", "--heads", "4", "--output", str(tmp_path)]
     failed = cluster.submit(*command)
     assert failed.returncode != 0
-    assert "--heads belongs to --objective llip" in failed.stdout
+    assert "model.head.heads is 4; it has to be left at 8" in failed.stdout

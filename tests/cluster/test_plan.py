@@ -28,8 +28,19 @@ def test_steps_time_and_storage_of_clip_b32_by_hand() -> None:
     assert capacity.read_bytes_per_second == pytest.approx(32_768 * 20_000 / seconds)
 
 
-def test_samples_round_up_to_whole_steps() -> None:
-    assert plan(Plan(recipe="clip_b32", gpus=8, samples=32_769)).steps == 2
+def test_epochs_are_those_of_the_pool() -> None:
+    capacity = plan(Plan(recipe="clip_b16_cc12m", gpus=8, pool=4096 * 100))
+    assert (capacity.steps, capacity.batch_per_gpu) == (3500, 512)
+
+
+def test_a_share_is_the_largest_that_a_gpu_has() -> None:
+    assert plan(Plan(recipe="clip_b32", gpus=120)).batch_per_gpu == 9 * 32
+
+
+def test_accumulation_needs_less_memory() -> None:
+    whole = Plan(recipe="clip_b16_cc12m", gpus=1)
+    parts = replace(whole, overrides={"objective.micro_batch": 256})
+    assert plan(parts).memory.activations * 16 == plan(whole).memory.activations
 
 
 @pytest.mark.parametrize(("name", "kflops"), [("llip_b32_k32", 140), ("llip_l14_k32", 173), ("llip_h14_k64", 559)])
@@ -93,7 +104,7 @@ def test_table_says_whether_it_fits() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gpus": 100}, "gpus is 100; it has to divide the 1024 lanes of clip_b32"),
+        ({"gpus": 1025}, "gpus is 1025; it has to be at most the 1024 lanes of a batch"),
         ({"gpus": 0}, "gpus is 0; it has to be at least 1"),
         ({"mfu": 1.5}, "mfu is 1.5"),
         ({"recipe": "clip_b33"}, "did you mean"),

@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from llip.contrastive import ContrastiveModel
 from llip.recipes import recipe
-from llip.summary import Settings, summarise, table
+from llip.summary import summarise
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,18 @@ def test_flops_are_those_of_what_is_read() -> None:
     assert summary.caption_flops == caption
 
 
-def test_the_table_has_a_line_for_each_recipe() -> None:
-    lines = table(Settings(recipes=("clip_tiny", "llip_tiny_k8"))).splitlines()
-    assert [line.split()[0] for line in lines] == ["recipe", "clip_tiny", "llip_tiny_k8"]
-    assert len({len(line) for line in lines}) == 1
+@pytest.mark.parametrize("name", ["llip_tiny_k8", "llip_patch_tiny_k8", "image_query_tiny_k8", "mean_tiny_k8"])
+def test_counts_extrapolated_over_blocks_are_those_of_the_whole_model(name: str) -> None:
+    config = recipe(name).model
+    config = replace(config, vision=replace(config.vision, layers=5), text=replace(config.text, layers=4))
+    summary = summarise(config, 9)
+    with torch.device("meta"):
+        model = ContrastiveModel(config)
+    with torch.no_grad(), FlopCounterMode(display=False) as image:
+        model.encode_image(torch.empty(1, 3, 48, 48, device="meta"))
+    ids_TL = torch.tensor([[1] * 8 + [config.text.vocabulary - 1]])
+    with torch.no_grad(), FlopCounterMode(display=False) as caption:
+        model.encode_text(ids_TL)
+    assert (summary.image_flops, summary.caption_flops) == (image.get_total_flops(), caption.get_total_flops())
+    scale_and_bias = 2
+    assert summary.parameters == sum(p.numel() for p in model.parameters()) - scale_and_bias

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from llip import recipe, storage
-from llip.config import to_dict
+from llip.fields import to_dict
 from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, Run
 

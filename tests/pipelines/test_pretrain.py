@@ -13,6 +13,7 @@ from pipelines import launching
 from pipelines.pretrain import Outcome, Pretrain, pretrain
 
 IMAGES, STEPS = 192, 4
+SHORT = {"steps": STEPS}
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,19 @@ class Chain:
 def chain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The whole chain, once."""
     output = str(tmp_path_factory.mktemp("chain") / "output")
-    outcome = pretrain(Pretrain(output=output, corpus_images=IMAGES, steps=STEPS, workers=0))
+    outcome = pretrain(Pretrain(output=output, corpus_images=IMAGES, overrides=SHORT, workers=0))
     return Chain(output, outcome)
 
 
 def _numbers(folder: str) -> list[tuple[float, ...]]:
-    names = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias")
+    names = ("step", "loss", "gradient_norm", "logit_scale")
     return [tuple(line[name] for name in names) for line in read_metrics(folder) if "loss" in line]
 
 
 def test_the_chain_leaves_every_stage_and_ends_with_metrics(chain: Chain) -> None:
     output, outcome = Path(chain.output), chain.outcome
     assert {p.name for p in output.iterdir()} >= {"pool", "evaluation", "curated", "shards", "runs", "mlflow.db"}
-    assert outcome.folder == f"{output}/runs/llip_tiny_k8_m4-steps{STEPS}-seed0"
+    assert outcome.folder == f"{output}/runs/llip_dense_tiny_k8-steps{STEPS}-seed0"
     assert outcome.checkpoint == f"{outcome.folder}/checkpoints/step-{STEPS:08d}"
     assert outcome.metrics["scenes_in_style/text_to_image_map"].chance > 0
     saved = json.loads((Path(outcome.folder) / "metrics.json").read_text())["metrics"]
@@ -59,7 +60,7 @@ def test_the_same_command_again_does_nothing(chain: Chain, capsys: pytest.Captur
     stamps = {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")}
     weights = Path(chain.outcome.checkpoint) / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = pretrain(Pretrain(output=chain.output, corpus_images=IMAGES, steps=STEPS, workers=0))
+    again = pretrain(Pretrain(output=chain.output, corpus_images=IMAGES, overrides=SHORT, workers=0))
     text = capsys.readouterr().out
     assert f"{chain.outcome.folder} is trained already" in text
     assert "scenes_in_style/text_to_image_map" in text and chain.outcome.checkpoint in text
@@ -70,14 +71,20 @@ def test_the_same_command_again_does_nothing(chain: Chain, capsys: pytest.Captur
 
 def test_missing_metrics_of_a_finished_run_are_made_again(chain: Chain) -> None:
     (Path(chain.outcome.folder) / "metrics.json").unlink()
-    again = pretrain(Pretrain(output=chain.output, corpus_images=IMAGES, steps=STEPS, workers=0))
+    again = pretrain(Pretrain(output=chain.output, corpus_images=IMAGES, overrides=SHORT, workers=0))
     assert again.metrics == chain.outcome.metrics
 
 
 def test_another_objective_uses_the_same_data_beside_it(chain: Chain) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")}
     other = pretrain(
-        Pretrain(output=chain.output, corpus_images=IMAGES, objective="clip", steps=STEPS, evaluate_every=2, workers=0)
+        Pretrain(
+            output=chain.output,
+            corpus_images=IMAGES,
+            recipe="clip_tiny",
+            overrides=SHORT | {"evaluate_every": 2},
+            workers=0,
+        )
     )
     assert other.folder.endswith(f"clip_tiny-steps{STEPS}-seed0")
     assert {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")} == stamps
@@ -88,7 +95,9 @@ def test_another_objective_uses_the_same_data_beside_it(chain: Chain) -> None:
 def test_a_name_that_is_taken_is_refused_with_what_differs(chain: Chain) -> None:
     name = chain.outcome.folder.rsplit("/", 1)[1]
     with pytest.raises(ValueError, match=r"another configuration \(seed: 0 → 1\); choose another --name"):
-        pretrain(Pretrain(output=chain.output, corpus_images=IMAGES, steps=STEPS, workers=0, name=name, seed=1))
+        pretrain(
+            Pretrain(output=chain.output, corpus_images=IMAGES, overrides=SHORT | {"seed": 1}, workers=0, name=name)
+        )
 
 
 def test_a_dead_tracking_server_costs_a_report(
@@ -99,14 +108,14 @@ def test_a_dead_tracking_server_costs_a_report(
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with caplog.at_level(logging.WARNING, "llip"):
-        outcome = pretrain(Pretrain(output=str(tmp_path), shards=f"{chain.output}/shards", steps=STEPS, workers=0))
+        outcome = pretrain(Pretrain(output=str(tmp_path), shards=f"{chain.output}/shards", overrides=SHORT, workers=0))
     assert _numbers(outcome.folder) == _numbers(chain.outcome.folder)
     reports = [r.getMessage() for r in caplog.records if "were not delivered" in r.getMessage()]
     assert len(reports) == 1 and uri in reports[0] and "connection refused" in reports[0]
 
 
 def test_two_ray_workers_learn_what_one_process_does(chain: Chain, tmp_path: Path) -> None:
-    outcome = pretrain(Pretrain(output=str(tmp_path), shards=f"{chain.output}/shards", steps=STEPS, workers=2))
+    outcome = pretrain(Pretrain(output=str(tmp_path), shards=f"{chain.output}/shards", overrides=SHORT, workers=2))
     one, two = _numbers(chain.outcome.folder), _numbers(outcome.folder)
     assert [line[0] for line in two] == [line[0] for line in one]
     for a, b in zip(one, two, strict=True):
@@ -117,7 +126,10 @@ def test_two_ray_workers_learn_what_one_process_does(chain: Chain, tmp_path: Pat
 def test_what_a_restart_would_not_cure_is_raised_at_once(chain: Chain, tmp_path: Path) -> None:
     """Ray would start a worker that raises again and again."""
     settings = Pretrain(
-        output=str(tmp_path), shards=f"{chain.output}/shards", steps=STEPS, learning_rate=1e30, workers=2
+        output=str(tmp_path),
+        shards=f"{chain.output}/shards",
+        overrides=SHORT | {"learning_rate": 1e30},
+        workers=2,
     )
     with pytest.raises(launching.NonFiniteError, match="was not made"):
         pretrain(settings)

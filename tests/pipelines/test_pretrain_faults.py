@@ -18,7 +18,8 @@ from helpers.faults import samples, survives
 from helpers.noted_pretrain import noted
 from ray.cluster_utils import Cluster
 
-from llip.config import TrainingConfig, from_dict
+from llip.config import TrainingConfig
+from llip.fields import from_dict
 from llip.training import checkpoint
 from llip.training.loop import train
 from llip.training.parallel import single_process

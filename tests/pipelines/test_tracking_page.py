@@ -17,8 +17,8 @@ from pipelines.pretrain import Pretrain, pretrain
 @pytest.mark.timeout(1200)
 def test_the_comparison_page_shows_the_metrics_of_both_runs(ray_session: None, tmp_path: Path) -> None:
     outcomes = [
-        pretrain(Pretrain(output=str(tmp_path), corpus_images=192, steps=4, workers=0, objective=objective))
-        for objective in ("siglip", "llip")
+        pretrain(Pretrain(output=str(tmp_path), corpus_images=192, overrides={"steps": 4}, workers=0, recipe=name))
+        for name in ("siglip_tiny", "llip_tiny_k8")
     ]
     runs = []
     for outcome in outcomes:

@@ -11,15 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from llip.config import (
-    DataConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TextConfig,
-    TrainingConfig,
-    VisionConfig,
-)
+from llip.config import DataConfig, HeadConfig, ModelConfig, OptimizerConfig, TextConfig, TrainingConfig, VisionConfig
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 

@@ -7,24 +7,32 @@ import torch
 
 import llip
 from llip.config import OptimizerConfig
+from llip.fields import override
+from llip.recipes import recipe
 from llip.training.optimizer import build_optimizer, learning_rate, uses_weight_decay
 
-CONFIG = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
+CONFIG = override(recipe("clip_tiny"), {"steps": 12, "learning_rate": 2.0, "optimizer.warmup_steps": 4})
 
 
 def test_warm_up_is_a_line_that_ends_at_the_full_rate() -> None:
-    assert [learning_rate(step, 12, CONFIG) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [learning_rate(step, CONFIG) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
 
 
 def test_cosine_falls_to_zero_after_the_last_update() -> None:
-    rates = [learning_rate(step, 12, CONFIG) for step in range(4, 13)]
+    rates = [learning_rate(step, CONFIG) for step in range(4, 13)]
     assert rates[4] == pytest.approx(1.0)
     assert rates == pytest.approx([1 + math.cos(math.pi * i / 8) for i in range(9)])
     assert rates[-1] == 0
 
 
 def test_no_warm_up_starts_at_the_full_rate() -> None:
-    assert learning_rate(0, 10, OptimizerConfig(learning_rate=1.0, warmup_steps=0)) == 1.0
+    assert learning_rate(0, override(CONFIG, {"optimizer.warmup_steps": 0})) == 2.0
+
+
+def test_a_warm_up_given_as_a_share_follows_the_length_of_the_run() -> None:
+    shared = override(CONFIG, {"optimizer.warmup_share": 0.25, "steps": 80})
+    assert (shared.warmup_steps, override(shared, {"steps": 2}).warmup_steps) == (20, 0)
+    assert recipe("llip_b16_k64").warmup_steps == 2000
 
 
 @pytest.mark.parametrize("name", ["clip_tiny", "siglip_tiny", "llip_tiny_k8", "learned_query_tiny_k8"])

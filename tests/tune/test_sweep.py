@@ -12,8 +12,8 @@ import pytest
 from helpers.evaluation_samples import make_sets
 from mlflow import MlflowClient
 
-from llip.config import to_dict
 from llip.evaluation.sets import evaluation_set
+from llip.fields import to_dict
 from llip.training import checkpoint
 from llip.training.tracking import Tracking, open_run, read_metrics
 from tune import experiment, sweep
@@ -44,7 +44,7 @@ def test_a_space_without_a_possible_point_is_refused_with_reasons(
 ) -> None:
     with pytest.raises(ValueError, match="no point of the space is possible"):
         sweep.sweep(Sweep(heads=(3,), output=str(tmp_path)))
-    assert "left out llip-k4-m3: --heads 3 does not divide the width 64" in capsys.readouterr().out
+    assert "left out llip-k4-m3: model.head.heads is 3; it has to be a divisor" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

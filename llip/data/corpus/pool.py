@@ -12,7 +12,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from llip import storage
-from llip.config import to_dict
 from llip.data import manifest
 from llip.data.corpus.captions import describe
 from llip.data.corpus.catalogue import Catalogue, catalogue
@@ -20,6 +19,7 @@ from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.scenes import Scene, random_of, render, training_scene
 from llip.data.corpus.sources import SOURCES
 from llip.data.manifest import FileEntry, Manifest
+from llip.fields import to_dict
 
 SCHEMA = pa.schema(
     {

@@ -16,7 +16,6 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from llip import storage
-from llip.config import differences, to_dict
 from llip.data.corpus.captions import object_statement, statements
 from llip.data.corpus.catalogue import TRAINING_EMOJI_STYLES, Catalogue, catalogue
 from llip.data.corpus.config import CorpusConfig
@@ -26,6 +25,7 @@ from llip.data.corpus.scenes import Scene, compose, random_of, render, single
 from llip.data.corpus.sources import HELD_OUT_STYLE, Drawing
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
+from llip.fields import differences, to_dict
 
 CONFIG = "corpus.json"
 

@@ -21,7 +21,7 @@ def test_every_leaf_has_a_path_of_its_own_and_every_short_spelling_one_meaning()
 
 
 def test_every_leaf_says_what_it_is() -> None:
-    plain = {"width", "layers", "heads", "vocabulary", "betas", "eps", "mean"}
+    plain = {"width", "layers", "heads", "vocabulary", "betas", "eps", "mean", "interpolation"}
     assert {leaf.path.rpartition(".")[2] for leaf in leaves(TrainingConfig) if not leaf.doc} <= plain
 
 

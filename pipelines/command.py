@@ -44,6 +44,7 @@ class Trained:
         """A name that says what is trained: the recipe's, what differs of what is learned, and the seed."""
         base, config = recipes.load(self.recipe), self.training()
         name = self.recipe.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".toml")
+        name = re.sub(r"-seed\d+$", "", name)  # of a run's folder
         changed = [leaf for leaf in leaves(TrainingConfig) if not leaf.operational and leaf.path != "seed"]
         pieces = [
             f"{leaf.short or leaf.path.rpartition('.')[2]}{_brief(value_of(config, leaf.path))}"

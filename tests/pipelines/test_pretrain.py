@@ -75,6 +75,15 @@ def test_missing_metrics_of_a_finished_run_are_made_again(chain: Chain) -> None:
     assert again.metrics == chain.outcome.metrics
 
 
+def test_the_folder_of_a_run_is_a_recipe_that_repeats_it_to_the_bit(chain: Chain, tmp_path: Path) -> None:
+    settings = Pretrain(recipe=chain.outcome.folder, shards=f"{chain.output}/shards", output=str(tmp_path), workers=0)
+    again = pretrain(settings)
+    assert again.folder.rpartition("/")[2] == chain.outcome.folder.rpartition("/")[2]
+    weights = (Path(outcome.checkpoint) / "model.safetensors" for outcome in (chain.outcome, again))
+    first, second = (file.read_bytes() for file in weights)
+    assert first == second and _numbers(again.folder) == _numbers(chain.outcome.folder)
+
+
 def test_another_objective_uses_the_same_data_beside_it(chain: Chain) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")}
     other = pretrain(

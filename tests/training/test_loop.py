@@ -23,6 +23,7 @@ import llip
 from llip import interop, storage
 from llip.config import HeadConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel, create_model
+from llip.fields import override
 from llip.training import checkpoint, loop, stopping
 from llip.training import run_folder as runs
 from llip.training.loop import NonFiniteError, every, train
@@ -263,6 +264,18 @@ def test_accumulation_learns_the_same(small: TrainingConfig, shards: str, run_fo
     _train(replace(small, objective=replace(small.objective, accumulation=4)), shards, run_folder("four"))
     one, four = ([line["loss"] for line in read_metrics(run_folder(name))] for name in ("one", "four"))
     assert four == pytest.approx(one, rel=1e-5)
+
+
+def test_a_run_that_died_goes_on_in_smaller_parts(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
+    _train(small, shards, run_folder("whole"))
+    with pytest.raises(CrashError):
+        _train(small, shards, run_folder("parts"), progress=_crashing_after(3))
+    runs.claim(run_folder("parts"), small, shards)
+    smaller = override(small, {"objective.accumulation": 2})
+    runs.check(run_folder("parts"), smaller, shards)
+    _train(smaller, shards, run_folder("parts"))
+    whole, parts = ([line["loss"] for line in read_metrics(run_folder(name))] for name in ("whole", "parts"))
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_scale_stays_below_its_maximum(small: TrainingConfig, shards: str, run_folder: Folder) -> None:

@@ -42,7 +42,7 @@ class Evaluate(WeightsOptions):
     """A run folder (its newest checkpoint is taken), a checkpoint, a folder of open_clip, or a file of weights."""
     evaluation: str = "output/evaluation"
     """Folder with evaluation sets at any depth: this project's, WebDataset of CLIP_benchmark, COCO, Flickr30k, Parquet,
-    or image folders such as ImageNet's (see llip/data/layouts)."""
+    or image folders such as ImageNet's (see llip/evaluation/sets)."""
     sets: tuple[str, ...] = ()
     """Names of the sets to use; all of them where none is named."""
     candidates: int | None = None

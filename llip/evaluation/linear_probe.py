@@ -6,6 +6,7 @@ validation split: seven powers of ten, then ever finer steps around the best, to
 best strength is fitted once more to training and validation images together.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -48,15 +49,24 @@ class Probe:
 
 
 def evaluate(train: EvaluationSet, test: EvaluationSet, run: Runner, *, validation_share: float = 0.2) -> Probe:
-    """Probe a set's classes. Raises ValueError for sets of other classes than each other's, and for a lone image."""
+    """Probe a set's classes.
+
+    Raises ValueError, before any work, for sets of other classes than each other's, for one class, and for a class with
+    one image.
+    """
     if train.task != "classification" or train.classes != test.classes:
         raise ValueError(f"sets {train.name} and {test.name} have to be classification sets of the same classes")
+    train_y, test_y = (data.table["label"].to_numpy() for data in (train, test))
+    images_C = np.bincount(train_y, minlength=len(train.classes))
+    if len(few := np.flatnonzero(images_C == 1)):
+        raise ValueError(
+            f"set {train.name}: class {train.classes[few[0]]} has one image, as {len(few)} of {len(images_C)} classes "
+            "have; validation needs two of each"
+        )
+    if (images_C > 0).sum() < 2:
+        raise ValueError(f"set {train.name}: all images are of one class; a probe needs two classes at least")
     tasks = [ImageTask(data.name, data.table.select(["image"]), MeanToken()) for data in (train, test)]
     train_x, test_x = (arrays["feature"] for arrays in run(tasks))
-    train_y, test_y = (data.table["label"].to_numpy() for data in (train, test))
-    few = np.flatnonzero(np.bincount(train_y) == 1)
-    if len(few):
-        raise ValueError(f"set {train.name}: class {train.classes[few[0]]} has one image; validation needs two of each")
     return fit(train_x, train_y, test_x, test_y, validation_share=validation_share)
 
 
@@ -68,10 +78,12 @@ def fit(
     *,
     validation_share: float = 0.2,
 ) -> Probe:
-    """Search the strength on a stratified part of the training samples, then fit to all of them."""
-    fit_x, held_x, fit_y, held_y = train_test_split(
-        train_x, train_y, test_size=validation_share, stratify=train_y, random_state=0
-    )
+    """Search the strength on a stratified part of the training samples, then fit to all of them.
+
+    The part has at least as many samples as there are classes: more than its share where classes have fewer than five.
+    """
+    held = max(math.ceil(validation_share * len(train_y)), len(np.unique(train_y)))
+    fit_x, held_x, fit_y, held_y = train_test_split(train_x, train_y, test_size=held, stratify=train_y, random_state=0)
     validation: dict[float, float] = {}
 
     def accuracy(strength: float) -> float:

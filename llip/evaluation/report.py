@@ -67,6 +67,8 @@ class Report:
         rows = []
         for outcome in self.outcomes:
             shape = f"{outcome.data.task}, {outcome.data.table.num_rows:,} images"
+            if outcome.data.task == "classification" and (without := outcome.data.classes_without_images):
+                shape += f"; {len(without)} of {len(outcome.data.classes)} classes have none"
             rows.append(
                 f'<tr class="set"><td colspan="4">{html.escape(outcome.data.name)}<small>{shape}</small></td></tr>'
             )

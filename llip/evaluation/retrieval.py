@@ -12,6 +12,7 @@ Axes: N images · T distinct captions · S captions of one chunk · J pairs of a
 distractors.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from llip.evaluation.encode import Arrays, ImageTask, KeepFeatures, encode_texts
 from llip.evaluation.metrics import Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import ImageFeatures, TextFeatures, batch_slice
+
+logger = logging.getLogger(__name__)
 
 RANKS = (1, 5, 10)
 CANDIDATES = 20
@@ -49,15 +52,22 @@ class Captions:
         """Raises ValueError for an image without captions, or with another number of kinds."""
         index: dict[str, int] = {}
         listed: dict[tuple[int, int, str], None] = {}
+        blank: list[int] = []
         rows = zip(data.table["captions"].to_pylist(), data.table["kinds"].to_pylist(), strict=True)
         for image, (captions, kinds) in enumerate(rows):
-            if not captions or len(captions) != len(kinds):
+            said = [place for place, caption in enumerate(captions) if caption and caption.strip()]
+            if not said or len(captions) != len(kinds) or None in kinds:
                 raise ValueError(
-                    f"evaluation set {data.name}, row {image}: {len(captions)} captions and {len(kinds)} kinds; "
-                    "an image needs at least one caption, and a kind for each"
+                    f"evaluation set {data.name}, row {image}: {len(captions)} captions, {len(said)} of them not "
+                    f"empty, and {len(kinds)} kinds; an image needs at least one caption, and a kind for each"
                 )
-            for caption, kind in zip(captions, kinds, strict=True):
-                listed[image, index.setdefault(caption, len(index)), kind] = None
+            blank += [image] * (len(captions) - len(said))
+            for place in said:
+                listed[image, index.setdefault(captions[place], len(index)), kinds[place]] = None
+        if blank:
+            logger.warning(
+                "evaluation set %s: %d empty captions are left out, first in row %d", data.name, len(blank), blank[0]
+            )
         text_image = np.unique([(text, image) for image, text, _ in listed], axis=0)
         return cls(
             texts=list(index),

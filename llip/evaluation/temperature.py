@@ -23,6 +23,8 @@ from llip.model.features import Query, TextFeatures, concatenate
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1 / 2**0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
 """Of the trained temperature."""
+TASKS = ("classification", "retrieval")
+"""Of sets that have a value at every temperature."""
 SHOWN = ("top1", "text_to_image_r1", "image_to_text_r1", "text_to_image_map")
 
 
@@ -55,12 +57,16 @@ class Sweep:
 def sweep(model: ContrastiveModel, sets: Sequence[EvaluationSet], temperatures: Sequence[float], run: Runner) -> Sweep:
     """Classification and retrieval sets at the given temperatures and at the trained one.
 
-    Raises ValueError for a model whose queries are not the captions', and for a temperature that is not positive.
+    Raises ValueError, before any work, where no set is one of these, for a model whose queries are not the captions',
+    and for a temperature that is not positive.
     """
     if model.config.head.kind != "text_query":
         raise ValueError(f"a {model.config.head.kind} head has no temperature of captions; only text_query has")
     if bad := [t for t in temperatures if not t > 0]:
         raise ValueError(f"temperature {bad[0]} has to be positive")
+    if not any(data.task in TASKS for data in sets):
+        told = ", ".join(f"{data.name} ({data.task})" for data in sets)
+        raise ValueError(f"only {' and '.join(TASKS)} sets have a value at every temperature; these are {told}")
     trained = model.config.head.temperature
     temperatures = tuple(sorted({*temperatures, trained}))
     ratios = [trained / temperature for temperature in temperatures]

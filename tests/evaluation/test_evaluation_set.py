@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llip import storage
+from llip.evaluation.retrieval import Captions
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
@@ -14,6 +16,15 @@ def classification(**changes: object) -> EvaluationSet:
     table = pa.table({"image": pa.array([b"x", b"y"], pa.binary()), "label": pa.array([0, 1], pa.int32())})
     values: dict[str, object] = {"name": "birds", "task": "classification", "table": table, "classes": ("owl", "hen")}
     return EvaluationSet(**(values | {"templates": ("a drawing of a {}.",)} | changes))  # type: ignore[arg-type]
+
+
+def labelled(label: list[object], image: list[bytes | None] | None = None) -> pa.Table:
+    return pa.table({"image": pa.array(image or [b"x", b"y"], pa.binary()), "label": pa.array(label)})
+
+
+def contexts(captions: list[str | None]) -> dict[str, object]:
+    table = pa.table({"image": pa.array([b"x", b"y"]), "caption_a": ["a dog"] * 2, "caption_b": captions})
+    return {"task": "context", "table": table}
 
 
 def test_round_trip_and_find(tmp_path: Path) -> None:
@@ -36,7 +47,17 @@ def test_round_trip_and_find(tmp_path: Path) -> None:
     [
         ({"task": "ranking"}, "task 'ranking' is none of classification, retrieval, context"),
         ({"task": "retrieval"}, "a retrieval set needs the column 'captions'; it has image, label"),
-        ({"classes": ("owl",)}, "labels 0 to 1, but 1 classes"),
+        ({"classes": ("owl",)}, "labels 0 to 1, but 1 classes; too many in 1 rows, first in row 1"),
+        ({"classes": ("owl", " ")}, "1 of 2 classes have no name, first class 1"),
+        ({"templates": ()}, "it has no templates"),
+        ({"table": labelled([0, None])}, "label is null in 1 rows, first in row 1"),
+        ({"table": labelled([-1, 0])}, "labels -1 to 0, but 2 classes; too many in 1 rows, first in row 0"),
+        ({"table": labelled([0.5, 1.0])}, "label is of type double; it has to hold whole numbers"),
+        ({"table": labelled(["owl", "hen"])}, "label is of type string"),
+        ({"table": labelled([0, 1], [None, None])}, "image is null in 2 rows, first in row 0"),
+        (contexts(["a cat", None]), "caption_b is null in 1 rows, first in row 1"),
+        (contexts(["a cat", " \t"]), "caption_b is empty in 1 rows, first in row 1"),
+        (contexts(["", "a cat"]), "caption_b is empty in 1 rows, first in row 0"),
         ({"templates": ("a drawing",)}, "template 'a drawing' has to contain {} once"),
         ({"table": classification().table.slice(0, 0)}, "it has no rows"),
     ],
@@ -53,3 +74,58 @@ def test_a_folder_without_a_set_is_named(tmp_path: Path) -> None:
     storage.remove(str(tmp_path / "data-00000.parquet"))
     with pytest.raises(ValueError, match="holds no Parquet file"):
         evaluation_set.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_dictionary_encoded_columns_are_read_as_what_they_stand_for(tmp_path: Path, column: str) -> None:
+    evaluation_set.write(str(tmp_path), classification())
+    table = classification().table
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, table[column].dictionary_encode()), tmp_path / "data-00000.parquet")
+    assert evaluation_set.read(str(tmp_path)) == classification()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("evaluation.json", b"{}", "evaluation.json has no 'name'"),
+        ("evaluation.json", b'{"name": "x", "task": "context"}', "evaluation.json has no 'classes'"),
+        ("data-00000.parquet", b"PAR1", "data-00000.parquet cannot be read as Parquet"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    evaluation_set.write(str(tmp_path), classification())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        evaluation_set.read(str(tmp_path))
+
+
+def test_classes_that_nothing_tells_apart_or_that_have_no_images_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    data = classification(classes=("owl", "hen", "owl", "cow"))
+    assert data.classes_without_images == ["owl", "cow"]
+    assert "evaluation set birds: several classes are called owl" in caplog.text
+    assert "evaluation set birds: 2 of 4 classes have no images (owl, cow)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("captions", "kinds", "says"),
+    [
+        ([["a", ""], ["b"]], [["x", "x"], ["x"]], "1 empty captions are left out, first in row 0"),
+        ([["a"], ["b", " ", None]], [["x"], ["x", "x", "x"]], "2 empty captions are left out, first in row 1"),
+        ([["a"], [""]], [["x"], ["x"]], "row 1: 1 captions, 0 of them not empty"),
+        ([["a"], []], [["x"], []], "row 1: 0 captions"),
+        ([["a", "b"], ["c"]], [["x"], ["x"]], "row 0: 2 captions, 2 of them not empty, and 1 kinds"),
+        ([["a"], ["c"]], [["x"], [None]], "row 1: 1 captions"),
+    ],
+)
+def test_empty_captions_are_counted_and_an_image_without_any_is_named(
+    captions: list[list[str]], kinds: list[list[str]], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pa.table({"image": pa.array([b"x", b"y"], pa.binary()), "captions": captions, "kinds": kinds})
+    data = EvaluationSet(name="scenes", task="retrieval", table=table)
+    if "left out" in says:
+        assert Captions.of(data).texts == ["a", "b"]
+        assert says in caplog.text
+    else:
+        with pytest.raises(ValueError, match=says):
+            Captions.of(data)

@@ -13,7 +13,7 @@ import pytest
 from clip_benchmark.datasets.builder import build_wds_dataset
 from PIL import Image
 
-from llip.evaluation.sets import evaluation_set, find_sets, names, read_set
+from llip.evaluation.sets import evaluation_set, find_sets, image_references, names, read_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.sets.image_references import encoded
 
@@ -242,3 +242,59 @@ def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b" / "owl" / "1.png", picture("red"))
     with pytest.raises(ValueError, match="both hold a set named a-b"):
         find_sets(str(tmp_path))
+
+
+@pytest.mark.parametrize("chain", [1, 2])
+def test_linked_folders_are_found_and_a_link_that_leads_back_ends(tmp_path: Path, chain: int) -> None:
+    for place in ("elsewhere/birds/owl/0.png", "elsewhere/birds/hen/1.png"):
+        write(tmp_path / place, picture("red"))
+    target = tmp_path / "elsewhere" / "birds"
+    for step in range(chain):
+        (tmp_path / f"link{step}").symlink_to(target)
+        target = tmp_path / f"link{step}"
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "first").symlink_to(target)
+    (tmp_path / "sets" / "second").symlink_to(target)
+    (tmp_path / "sets" / "back").symlink_to(tmp_path / "sets")
+    (tmp_path / "sets" / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    found = find_sets(str(tmp_path / "sets"))
+    assert [source.name for source in found] == ["first", "second"]
+    assert found[0].read().classes == ("hen", "owl") and len(images(found[0].read())) == 2
+
+
+@pytest.mark.parametrize("column", ["label", "caption"])
+def test_dictionary_encoded_columns_of_parquet_are_read(tmp_path: Path, column: str) -> None:
+    values = pa.array(["owl", "hen", "owl"]).dictionary_encode()
+    table = pa.table({"image": [picture(c) for c in COLOURS[:3]], column: values})
+    pq.write_table(table, tmp_path / "0.parquet")
+    data = read_set(str(tmp_path))
+    if column == "label":
+        assert data.classes == ("hen", "owl") and data.table["label"].to_pylist() == [1, 0, 1]
+    else:
+        assert data.table["captions"].to_pylist() == [["owl"], ["hen"], ["owl"]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"label": ["owl", None]}, "label is null in 1 rows"),
+        ({"caption": ["an owl", None]}, "caption is null in 1 rows"),
+        ({"label": [0.5, 1.0]}, "label is of type double, and holds what is no index"),
+        ({"label": [[0], [1]]}, "label is of type list"),
+    ],
+)
+def test_cells_without_a_meaning_are_named(tmp_path: Path, columns: dict[str, list], says: str) -> None:
+    pq.write_table(pa.table({"image": [picture("red")] * 2} | columns), tmp_path / "0.parquet")
+    write(tmp_path / "classnames.txt", "owl\nhen\n")
+    with pytest.raises(ValueError, match=says):
+        read_set(str(tmp_path))
+
+
+def test_a_null_image_of_parquet_is_an_error_of_its_row(tmp_path: Path) -> None:
+    for content in ([picture("red"), None], [{"bytes": picture("red"), "path": "x"}, {"bytes": None, "path": "y"}]):
+        pq.write_table(pa.table({"image": content, "label": ["owl", "hen"]}), tmp_path / "0.parquet")
+        cells = read_set(str(tmp_path)).table["image"].to_pylist()
+        image_references._row_group.cache_clear()
+        assert encoded(cells[0]) == picture("red")
+        with pytest.raises(OSError, match=r"row 1 of row group 0 of .* has no bytes"):
+            encoded(cells[1])

@@ -57,6 +57,23 @@ def test_sets_of_other_classes_and_lone_images_are_refused():
         linear_probe.evaluate(lone, lone, run)
 
 
+@pytest.mark.parametrize("images", [2, 3, 4, 5])
+def test_classes_of_few_images_are_probed(images):
+    """scikit-learn asks for as many validation samples as there are classes."""
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(10), images)
+    x = rng.normal(size=(len(label), 4)) + 9 * np.eye(10, 4)[label]
+    found = linear_probe.fit(x, label, x, label)
+    assert found.metrics["linear_probe_top1"].value > 0.1
+
+
+def test_one_class_is_refused():
+    table = pa.table({"image": [b"x"] * 3, "label": [1, 1, 1]})
+    alone = EvaluationSet(name="alone", task="classification", table=table, classes=("cat", "dog"))
+    with pytest.raises(ValueError, match="set alone: all images are of one class"):
+        linear_probe.evaluate(alone, alone, lambda tasks: [])
+
+
 @torch.inference_mode()
 def test_the_spectrum_is_that_of_all_tokens_stacked():
     torch.manual_seed(0)

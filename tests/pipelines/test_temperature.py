@@ -71,6 +71,8 @@ def test_models_without_temperatures_and_bad_temperatures_are_refused(job: Tempe
         sweep_temperature(replace(job, checkpoint=str(tmp_path)))
     with pytest.raises(ValueError, match=r"temperature 0\.0 has to be positive"):
         sweep_temperature(replace(job, temperatures=(0.0,)))
+    with pytest.raises(ValueError, match=r"only classification and retrieval sets .*; these are pairs \(context\)"):
+        sweep_temperature(replace(job, sets=("pairs",)))
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """What evaluation sets lie under a folder."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from llip import storage
@@ -54,7 +56,7 @@ class Source:
 def find_sets(uri: str) -> list[Source]:
     """The sets under a folder, at any depth, ordered by path. Raises ValueError for two of one name."""
     uri = storage.absolute(uri).rstrip("/")
-    files = storage.sizes(uri)
+    files = _sizes(uri)
     found = []
     for layout in LAYOUTS:
         for folder, name in list(layout.roots(uri, list(files))):
@@ -71,6 +73,20 @@ def find_sets(uri: str) -> list[Source]:
                 f"{source.uri} and {other.uri} both hold a set named {source.name}; metrics need distinct names"
             )
     return list(by_name.values())
+
+
+def _sizes(uri: str) -> dict[str, int]:
+    """`storage.sizes`, with the files of folders that a local one links to."""
+    if not storage.is_local(uri):
+        return storage.sizes(uri)
+    root, found = Path(storage.absolute(uri)), dict[str, int]()
+    for folder, below, inside in os.walk(root, followlinks=True):
+        above = {os.path.realpath(place) for place in (Path(folder), *Path(folder).parents)}
+        below[:] = [name for name in below if os.path.realpath(Path(folder, name)) not in above]  # links that lead back
+        for file in (Path(folder, name) for name in inside):
+            if file.exists():  # no link that leads nowhere
+                found[file.relative_to(root).as_posix()] = file.stat().st_size
+    return dict(sorted(found.items()))
 
 
 def read_set(uri: str) -> EvaluationSet:

@@ -29,7 +29,10 @@ def encoded(value: bytes | dict[str, Any]) -> bytes:
         case {"uri": uri, "row_group": group, "row": row}:
             with _group_lock:  # else the threads that decode a batch would each read its row group
                 cell = _row_group(uri, group)[row].as_py()
-            return cell["bytes"] if isinstance(cell, dict) else cell
+            content = cell["bytes"] if isinstance(cell, dict) else cell
+            if content is None:
+                raise OSError(f"row {row} of row group {group} of {uri} has no bytes")
+            return content
         case _:
             assert isinstance(value, bytes)
             return value

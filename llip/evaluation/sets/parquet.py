@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from llip import storage
 from llip.evaluation.sets import image_references, names
-from llip.evaluation.sets.evaluation_set import EvaluationSet
+from llip.evaluation.sets.evaluation_set import EvaluationSet, plain
 
 SUFFIX = ".parquet"
 CAPTIONS = ("captions", "caption", "text")
@@ -39,6 +39,8 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
             templates=names.templates(uri),
         )
     column = next(c for c in CAPTIONS if c in table.column_names)
+    if nulls := table[column].null_count:
+        raise ValueError(f"{uri}: {column} is null in {nulls} rows; every image needs a caption")
     captions = [[c] if isinstance(c, str) else c for c in table[column].to_pylist()]
     return EvaluationSet.of_captions(name, table["image"], captions)
 
@@ -54,7 +56,7 @@ def _without_pictures(file: str) -> pa.Table:
         kept = next((c for c in ("label", *CAPTIONS) if c in columns), None)
         if "image" not in columns or kept is None:
             raise ValueError(f"{file} needs a column image, and label or captions; it has {', '.join(columns)}")
-        table = parquet.read(columns=[kept])
+        table = plain(parquet.read(columns=[kept]))
         groups = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
     image = [{"uri": file, "row_group": g, "row": row} for g, rows in enumerate(groups) for row in range(rows)]
     return table.append_column("image", pa.array(image, image_references.CELL))
@@ -72,4 +74,7 @@ def _labels(uri: str, label: pa.ChunkedArray, schema: pa.Schema) -> tuple[pa.Chu
     known = names.lines(storage.join(uri, names.CLASSES)) or features.get("label", {}).get("names")
     if not known:
         raise ValueError(f"{uri}: its labels are numbers; put {names.CLASSES} beside the files, a name a line")
-    return label.cast(pa.int32()), tuple(known)
+    try:
+        return label.cast(pa.int32()), tuple(known)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{uri}: label is of type {label.type}, and holds what is no index ({error})") from error

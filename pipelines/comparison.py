@@ -23,6 +23,8 @@ class Run:
     settings: dict[str, Any]
     """Training configuration, flat: `model.vision.tokens`."""
     metrics: dict[str, Metric]
+    sets: dict[str, str]
+    """Digests of the evaluation sets, by name; empty where the evaluation noted none."""
     curve: list[dict[str, Any]]
     """Logged lines, each with its `step`."""
 
@@ -32,12 +34,14 @@ class Run:
         uri = storage.join(folder, report.NAME)
         if not storage.exists(uri):
             raise ValueError(f"{uri} does not exist: {folder} has not been evaluated (pipelines/evaluate.py does it)")
+        evaluated = storage.read_json(uri)
         config = storage.join(folder, run_folder.NAME)
         training = storage.read_json(config)["training"] if storage.exists(config) else {}
         return cls(
             name=folder.rstrip("/").rsplit("/", 1)[1],
             settings=_flat(training),
-            metrics=report.metrics_of(storage.read_json(uri)),
+            metrics=report.metrics_of(evaluated),
+            sets=evaluated.get("inputs", {}).get("sets", {}),
             curve=read_metrics(folder),
         )
 
@@ -66,6 +70,37 @@ class Comparison:
         names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         return {name: [run.metrics.get(name) for run in self.runs] for name in names}
 
+    def of_other_sets(self) -> list[str]:
+        """Sets whose numbers do not compare: of one name, and not of the same files in all runs that have them."""
+        digests: dict[str, set[str]] = {}
+        for run in self.runs:
+            for name, digest in run.sets.items():
+                digests.setdefault(name, set()).add(digest)
+        return [name for name, of_runs in digests.items() if len(of_runs) > 1]
+
+    def _compares(self, metric: str) -> bool:
+        return not any(metric.startswith(f"{name}/") for name in self.of_other_sets())
+
+    def _marked(self, metric: str) -> str:
+        return metric if self._compares(metric) else f"{metric} †"
+
+    def _cells(self, metric: str, values: Sequence[Metric | None], best: str) -> list[str]:
+        """A value a run, the highest written as `best` says, unless the sets differ."""
+        highest = max(v.value for v in values if v is not None) if self._compares(metric) else None
+        return [
+            "–" if v is None else best.format(f"{v.value:.3f}") if v.value == highest else f"{v.value:.3f}"
+            for v in values
+        ]
+
+    def _warning(self) -> str:
+        """What has to be said before the metrics; empty where all runs were evaluated on the same sets."""
+        if not (names := self.of_other_sets()):
+            return ""
+        return (
+            f"Not the same evaluation set in all runs, though of one name: {', '.join(names)}. Its numbers (†) do not "
+            "compare; evaluate the runs on one set."
+        )
+
     def repeated(self) -> list[tuple[str, list[Run]]]:
         """Runs that differ in nothing but the seed, by their name without it; empty where none does."""
         groups: dict[str, list[Run]] = {}
@@ -87,16 +122,17 @@ class Comparison:
         rule = " | ".join("---:" for _ in self.runs)
         settings = [f"| {key} | {' | '.join(map(str, values))} |" for key, values in self.differences().items()]
         metrics = [
-            f"| {name} | {_chance(values):.3f} | {' | '.join(_cells(values, '**{}**'))} |"
+            f"| {self._marked(name)} | {_chance(values):.3f} | {' | '.join(self._cells(name, values, '**{}**'))} |"
             for name, values in self.metrics().items()
         ]
         lines = [f"| setting | {heads} |", f"| --- | {rule} |", *settings, ""]
+        lines += [self._warning(), ""] if self.of_other_sets() else []
         lines += [f"| metric | chance | {heads} |", f"| --- | ---: | {rule} |", *metrics, ""]
         if groups := self.repeated():
             lines += [f"| mean ± sd over seeds | chance | {' | '.join(name for name, _ in groups)} |"]
             lines += [f"| --- | ---: | {' | '.join('---:' for _ in groups)} |"]
             lines += [
-                f"| {name} | {_chance(self.metrics()[name]):.3f} | {' | '.join(cells)} |"
+                f"| {self._marked(name)} | {_chance(self.metrics()[name]):.3f} | {' | '.join(cells)} |"
                 for name, cells in self.spreads().items()
             ]
             lines += [""]
@@ -107,7 +143,8 @@ class Comparison:
         names = [run.name for run in self.runs]
         settings = [_row(key, map(str, values)) for key, values in self.differences().items()]
         metrics = [
-            _row(name, [f"{_chance(values):.3f}", *_cells(values, "*{}")]) for name, values in self.metrics().items()
+            _row(self._marked(name), [f"{_chance(values):.3f}", *self._cells(name, values, "*{}")])
+            for name, values in self.metrics().items()
         ]
         return page(
             " · ".join(names),
@@ -115,7 +152,8 @@ class Comparison:
                 "<h1>Comparison</h1>",
                 f"<h2>Settings that differ</h2><table>{_row('', names, 'th')}{''.join(settings)}</table>",
                 *self._curves(),
-                f"<h2>Metrics</h2>{self._bars()}<p>An asterisk marks the highest of a row.</p>",
+                f"<h2>Metrics</h2><p>{html.escape(self._warning())}</p>{self._bars()}",
+                "<p>An asterisk marks the highest of a row.</p>",
                 f"<table>{_row('metric', ['chance', *names], 'th')}{''.join(metrics)}</table>",
                 *self._over_seeds(),
             ],
@@ -125,12 +163,19 @@ class Comparison:
         if not (groups := self.repeated()):
             return []
         head = _row("mean ± sd", ["chance", *(name for name, _ in groups)], "th")
-        rows = [_row(name, [f"{_chance(self.metrics()[name]):.3f}", *cells]) for name, cells in self.spreads().items()]
+        rows = [
+            _row(self._marked(name), [f"{_chance(self.metrics()[name]):.3f}", *cells])
+            for name, cells in self.spreads().items()
+        ]
         return [f"<h2>Over seeds</h2><table>{head}{''.join(rows)}</table>"]
 
     def _bars(self) -> str:
-        """The metrics that all runs have, one figure for each set."""
-        shared = {name: values for name, values in self.metrics().items() if all(v is not None for v in values)}
+        """The metrics that all runs have of one set, one figure for each set."""
+        shared = {
+            name: values
+            for name, values in self.metrics().items()
+            if all(v is not None for v in values) and self._compares(name)
+        }
         parts = []
         for data in dict.fromkeys(name.split("/")[0] for name in shared):
             of_set = {name.split("/", 1)[1]: values for name, values in shared.items() if name.startswith(data + "/")}
@@ -178,10 +223,3 @@ def _spread(values: Sequence[float]) -> str:
 
 def _chance(values: Sequence[Metric | None]) -> float:
     return next(v.chance for v in values if v is not None)
-
-
-def _cells(values: Sequence[Metric | None], best: str) -> list[str]:
-    highest = max(v.value for v in values if v is not None)
-    return [
-        "–" if v is None else best.format(f"{v.value:.3f}") if v.value == highest else f"{v.value:.3f}" for v in values
-    ]

@@ -11,9 +11,9 @@ from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, Run
 
 
-def write_run(folder, training, values, losses=(5.0, 4.0, 3.0)):
+def write_run(folder, training, values, losses=(5.0, 4.0, 3.0), sets=None):
     metrics = {name: {"value": value, "chance": 0.1} for name, value in values.items()}
-    storage.write_json(f"{folder}/metrics.json", {"metrics": metrics})
+    storage.write_json(f"{folder}/metrics.json", {"metrics": metrics} | ({"inputs": {"sets": sets}} if sets else {}))
     storage.write_json(f"{folder}/config.json", {"training": to_dict(training)})
     lines = "".join(f'{{"step": {10 * i}, "loss": {loss}}}\n' for i, loss in enumerate(losses))
     storage.write_bytes(f"{folder}/metrics.jsonl", lines.encode())
@@ -81,3 +81,30 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has not been evaluated"):
         compare(Compare(runs=(runs[0], str(tmp_path / "empty"))))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ({"s": "a", "c": "x"}, {"s": "b", "c": "x"}, ["s"]),
+        ({"s": "a", "c": "x"}, {"s": "b", "c": "y"}, ["s", "c"]),
+        ({"s": "a", "c": "x"}, {"s": "a", "c": "x"}, []),
+        ({"s": "a"}, {"c": "x"}, []),
+        ({"s": "a"}, None, []),
+    ],
+)
+def test_numbers_of_other_sets_are_marked_and_not_ranked(tmp_path, first, second, differ):
+    values = {"s/top1": 0.5, "c/context_accuracy": 0.9}, {"s/top1": 0.6, "c/context_accuracy": 0.8}
+    names = ("llip_tiny_k8", "siglip_tiny")
+    runs = [
+        write_run(tmp_path / name, recipe(name), of_run, sets=sets)
+        for name, of_run, sets in zip(names, values, (first, second), strict=True)
+    ]
+    found = Comparison([Run.read(run) for run in runs])
+    assert set(found.of_other_sets()) == set(differ)
+    for text in (found.markdown(), found.html()):
+        assert ("Not the same evaluation set in all runs" in text) == bool(differ)
+        assert ("s/top1 †" in text) == ("s" in differ) and ("c/context_accuracy †" in text) == ("c" in differ)
+    best = "| s/top1 † | 0.100 | 0.500 | 0.600 |" if "s" in differ else "| s/top1 | 0.100 | 0.500 | **0.600** |"
+    assert best in found.markdown()
+    assert ("<h3>s</h3>" in found.html()) == ("s" not in differ)

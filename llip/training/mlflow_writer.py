@@ -1,14 +1,26 @@
-"""Writing to MLflow, which never stops or slows training: a thread sends, and says at the end what was not taken."""
+"""Writing to MLflow, which never stops or slows training: a thread sends, and says what was not taken.
 
+What a server refuses for good is dropped and said once. A run or a database that is deleted while it is written is
+made anew, and gets everything that was logged.
+"""
+
+import hashlib
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100  # MLflow's limits
+LONGEST_NAME = 250
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""Error codes of what no later try changes."""
+
+Item = TypeVar("Item")
 
 
 class MlflowWriter:
@@ -17,32 +29,46 @@ class MlflowWriter:
     PAUSE, LONGEST_PAUSE, PATIENCE = 1.0, 60.0, 60.0
     """Seconds between deliveries, between tries of a dead server, and for the last delivery."""
 
-    def __init__(self, uri: str, connect: Callable[[], tuple[Any, str]]) -> None:
-        """`connect` gives an MlflowClient and the id of the run; the thread calls it until it succeeds."""
-        self._uri, self._connect = uri, connect
+    def __init__(
+        self,
+        uri: str,
+        connect: Callable[[], tuple[Any, str]],
+        *,
+        history: Callable[[], list[dict[str, Any]]] = list,
+        known_run: str = "",
+    ) -> None:
+        """`connect` gives an MlflowClient and the id of the run; the thread calls it until it succeeds.
+
+        Where that is another run than `known_run`, all metrics of `history` are sent to it.
+        """
+        self._uri, self._connect, self._history = uri, connect, history
         self._client: Any = None
-        self._run_id, self._status = "", "FINISHED"
+        self._run_id, self._status = known_run, "FINISHED"
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._metrics: list[tuple[str, float, int, int]] = []
         self._parameters: dict[str, str] = {}
         self._artifacts: dict[str, dict[str, Any] | str] = {}
+        self._all_parameters: dict[str, str] = {}
+        self._all_artifacts: dict[str, dict[str, Any] | str] = {}
+        self._names, self._refused = Names(), set[str]()
+        self._file: tuple[int, int] | None = None
         self._monitor: Any = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
         with self._lock:
-            self._metrics += [(name, float(value), now, step) for name, value in values.items()]
+            self._metrics += _timed(step, values)
 
     def parameters(self, values: Mapping[str, str]) -> None:
         with self._lock:
             self._parameters |= values
+            self._all_parameters |= values
 
     def artifact(self, name: str, content: dict[str, Any] | str) -> None:
         with self._lock:
-            self._artifacts[name] = content
+            self._artifacts[name] = self._all_artifacts[name] = content
 
     def close(self, status: str) -> str | None:
         """Deliver the rest, for at most PATIENCE seconds, and end the run. Returns what was not delivered, or None."""
@@ -64,7 +90,10 @@ class MlflowWriter:
         while not closing:
             closing = self._closing.wait(pause)
             try:
-                self._deliver()
+                try:
+                    self._deliver()
+                except GoneError:
+                    self._deliver()  # to a new run
                 if closing:
                     self._end()
                 pause, self._error = self.PAUSE, None
@@ -74,42 +103,184 @@ class MlflowWriter:
                 pause, self._error = min(2 * pause, self.LONGEST_PAUSE), error
 
     def _deliver(self) -> None:
+        if self._client is not None and self._file != file_identity(self._uri):
+            self._client = None  # its database was deleted, and its connection writes to what is left of it
         if self._client is None:
-            client, self._run_id = self._connect()
+            client, run_id = self._connect()
+            if self._run_id and run_id != self._run_id:
+                self._start_over()
+            self._run_id, self._file = run_id, file_identity(self._uri)
             self._monitor = _system_monitor(self._uri, self._run_id)
             self._client = client
         self._deliver_metrics()
         self._deliver_parameters()
-        for name, content in list(self._artifacts.items()):
-            log = self._client.log_text if isinstance(content, str) else self._client.log_dict
-            log(self._run_id, content, name)
-            with self._lock:
-                del self._artifacts[name]
+        self._deliver_artifacts()
+
+    def _start_over(self) -> None:
+        """Send everything again: to a run that takes the place of one that is gone."""
+        with self._lock:
+            self._metrics = [
+                metric
+                for line in self._history()
+                for metric in _timed(line["step"], {name: v for name, v in line.items() if name != "step"})
+            ]
+            self._parameters, self._artifacts = dict(self._all_parameters), dict(self._all_artifacts)
 
     def _deliver_metrics(self) -> None:
         from mlflow.entities import Metric
 
         while some := self._metrics[:METRICS_PER_CALL]:
-            self._client.log_batch(self._run_id, metrics=[Metric(*metric) for metric in some])
+            metrics = [Metric(self._names.accepted(name), value, at, step) for name, value, at, step in some]
+            self._send(metrics, lambda items: self._client.log_batch(self._run_id, metrics=items), "metric")
             with self._lock:
                 del self._metrics[: len(some)]
 
     def _deliver_parameters(self) -> None:
         from mlflow.entities import Param
 
-        if not self._parameters:
-            return
-        known = self._client.get_run(self._run_id).data.params  # MLflow refuses to change one: the first start's stay
-        new = [Param(name, value) for name, value in self._parameters.items() if name not in known]
-        for i in range(0, len(new), PARAMETERS_PER_CALL):
-            self._client.log_batch(self._run_id, params=new[i : i + PARAMETERS_PER_CALL])
         with self._lock:
-            self._parameters.clear()
+            waiting = dict(self._parameters)
+        if not waiting:
+            return
+        known = self._run().data.params  # MLflow refuses to change one: the first start's stay
+        given = {self._names.accepted(name): value for name, value in waiting.items()}
+        new = [Param(name, value) for name, value in given.items() if name not in known]
+        for i in range(0, len(new), PARAMETERS_PER_CALL):
+            some = new[i : i + PARAMETERS_PER_CALL]
+            self._send(some, lambda items: self._client.log_batch(self._run_id, params=items), "parameter")
+        with self._lock:
+            for name in waiting:
+                self._parameters.pop(name, None)
+
+    def _deliver_artifacts(self) -> None:
+        """One that cannot be written now keeps no other from being written."""
+        failure: Exception | None = None
+        for name, content in list(self._artifacts.items()):
+            log = self._client.log_text if isinstance(content, str) else self._client.log_dict
+            try:
+                log(self._run_id, content, name)
+            except (TypeError, ValueError) as error:  # it is no JSON
+                self._drop("artifact", name, error)
+            except Exception as error:
+                if not self._is_refusal(error):
+                    failure = error
+                    continue
+                self._drop("artifact", name, error)
+            with self._lock:
+                self._artifacts.pop(name, None)
+        if failure:
+            raise failure
+
+    def _send(self, items: Sequence[Item], log: Callable[[Sequence[Item]], None], what: str) -> None:
+        """Log items, without those that the server refuses: halves are tried until these are found."""
+        try:
+            log(items)
+        except Exception as error:
+            if not self._is_refusal(error):
+                raise
+            if len(items) == 1:
+                self._drop(what, getattr(items[0], "key", ""), error)
+                return
+            middle = len(items) // 2
+            self._send(items[:middle], log, what)
+            self._send(items[middle:], log, what)
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Whether an item is at fault, not the server. Raises GoneError where it is the run that is no more."""
+        code = getattr(error, "error_code", None)
+        if code == "RESOURCE_DOES_NOT_EXIST" or (code in REFUSALS and not is_active(self._client, self._run_id)):
+            self._client = None
+            raise GoneError(f"run {self._run_id} was deleted") from error
+        return code in REFUSALS
+
+    def _run(self) -> Any:
+        try:
+            return self._client.get_run(self._run_id)
+        except Exception as error:
+            self._is_refusal(error)
+            raise
+
+    def _drop(self, what: str, name: str, error: Exception) -> None:
+        if name not in self._refused:
+            logger.warning(
+                "MLflow at %s does not take %s %s (%s): it is left out", self._uri, what, name, _brief(error)
+            )
+        self._refused.add(name)
 
     def _end(self) -> None:
         if self._monitor:
             self._monitor.finish()
         self._client.set_terminated(self._run_id, self._status)
+
+
+class GoneError(RuntimeError):
+    """The run that is written was deleted."""
+
+
+class Names:
+    """Names that MLflow takes, each for one of ours: other characters become underscores, and no part leads upwards."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, str] = {}
+        self._accepted: dict[str, str] = {}
+
+    def accepted(self, name: str) -> str:
+        if name not in self._accepted:
+            parts = re.sub(r"[^\w/.\-: ]", "_", name).split("/")
+            found = "/".join(part for part in parts if part.strip(". ")) or "_"
+            if len(found) > LONGEST_NAME or self._owners.get(found, name) != name:
+                found = f"{found[: LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+            self._owners[found], self._accepted[name] = name, found
+        return self._accepted[name]
+
+
+def is_active(client: Any, run_id: str) -> bool:
+    """Whether a server still has a run that was not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a tracking URI; None for a server."""
+    path = uri.removeprefix("sqlite:///")
+    return Path(path) if path != uri and path not in ("", ":memory:") else None
+
+
+def file_identity(uri: str) -> tuple[int, int] | None:
+    """What tells a database file from one that takes its place; None without a file."""
+    file = sqlite_file(uri)
+    if file is None or not file.exists():
+        return None
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
+_spellings: dict[str, list[tuple[int, int] | None]] = {}
+"""By tracking URI, the database files that this process has met there, oldest first."""
+
+
+def connection_uri(uri: str) -> str:
+    """A URI for a new client: MLflow keeps one connection a URI, also to a file that was deleted since."""
+    file = sqlite_file(uri)
+    if file is None:
+        return uri
+    met = _spellings.setdefault(uri, [])
+    if met and met[-1] is None:  # made by the client before
+        met[-1] = file_identity(uri)
+    if not met or met[-1] != file_identity(uri) or met[-1] is None:
+        met.append(file_identity(uri))
+    return f"sqlite:///{file.parent}/{'./' * (len(met) - 1)}{file.name}"
+
+
+def _timed(step: int, values: Mapping[str, float]) -> list[tuple[str, float, int, int]]:
+    now = int(time.time() * 1000)
+    return [(name, float(value), now, step) for name, value in values.items()]
 
 
 def _system_monitor(uri: str, run_id: str) -> Any:

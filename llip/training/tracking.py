@@ -1,17 +1,18 @@
 """Tracking of a run: always its own metrics log, and MLflow where it answers."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from llip import storage
-from llip.training.mlflow_writer import MlflowWriter
+from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file
 from llip.training.run_folder import git_revision
 
 logger = logging.getLogger(__name__)
@@ -59,35 +60,57 @@ def tracking_of(run_folder: str) -> Tracking | None:
 
 
 def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
-    """An MlflowClient and the id of the run of a run folder; the first time it is made, and noted in the folder.
+    """An MlflowClient and the id of the run of a run folder, which is made and noted in the folder where there is none.
 
-    Processes that meet a fresh sqlite file at once break it: call this in the driver before workers start.
+    A run that was deleted, or whose database was, is made anew. One process at a time does this with a sqlite file: a
+    fresh one breaks where several meet it.
     """
     for name, value in IMPATIENCE.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # its notes would break into the progress bar
     from mlflow import MlflowClient
 
-    if tracking.uri.startswith("sqlite:///"):
-        Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking.uri)
-    known = _known(run_folder)
-    if known and known["tracking"]["uri"] == tracking.uri:
-        client.update_run(known["run_id"], status="RUNNING")
-        return client, known["run_id"]
+    with _alone_with(tracking.uri):
+        client = MlflowClient(connection_uri(tracking.uri))
+        known = _known(run_folder)
+        if known and known["tracking"]["uri"] == tracking.uri:
+            if is_active(client, known["run_id"]):
+                client.update_run(known["run_id"], status="RUNNING")
+                return client, known["run_id"]
+            logger.warning("MLflow run %s is gone from %s: a new one is made", known["run_id"], tracking.uri)
+        return client, _new_run(client, tracking, run_folder)
+
+
+def _new_run(client: Any, tracking: Tracking, run_folder: str) -> str:
     experiment = client.get_experiment_by_name(tracking.experiment)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(tracking.experiment, artifact_location=tracking.artifact_location)
-    )
+    if experiment is None:
+        location = tracking.artifact_location
+        experiment_id = client.create_experiment(tracking.experiment, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":  # its name is taken all the same
+            logger.warning("MLflow experiment %s was deleted: it is restored for this run", tracking.experiment)
+            client.restore_experiment(experiment_id)
     tags = {"mlflow.source.git.commit": git_revision(), "run_folder": run_folder} | tracking.tags
     if tracking.parent_run_id:
         tags["mlflow.parentRunId"] = tracking.parent_run_id
     run_id = client.create_run(experiment_id, run_name=tracking.run_name, tags=tags).info.run_id
     note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id}
     storage.write_json(storage.join(run_folder, NAME), note)
-    return client, run_id
+    return str(run_id)
+
+
+@contextlib.contextmanager
+def _alone_with(uri: str) -> Iterator[None]:
+    """Keep other processes of this machine from a sqlite file, for as long as it may be made or migrated."""
+    file = sqlite_file(uri)
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class MetricsLog:
@@ -105,6 +128,10 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Forget what comes after `step`: a resumed run does it again."""
         self._lines = [line for line in self._lines if line["step"] <= step]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All that is logged, each line with its `step`."""
+        return list(self._lines)
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
         self._lines.append({"step": step, **values})
@@ -136,7 +163,12 @@ class Tracker:
         self._folder = run_folder
         self._log = MetricsLog(run_folder) if enabled else None
         self._mlflow = (
-            MlflowWriter(tracking.uri, lambda: open_run(tracking, run_folder))
+            MlflowWriter(
+                tracking.uri,
+                lambda: open_run(tracking, run_folder),
+                history=self._log.lines if self._log else list,
+                known_run=(_known(run_folder) or {}).get("run_id", ""),
+            )
             if enabled and tracking is not None
             else None
         )

@@ -3,11 +3,17 @@
 import json
 import logging
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from llip.training.mlflow_writer import MlflowWriter
+from llip.training.mlflow_writer import MlflowWriter, Names
 from llip.training.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
 
 
@@ -137,3 +143,137 @@ def test_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_store("s3://bucket/out")[0] == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert default_store("out") == ("http://tracking:5000", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        ("loss", "loss"),
+        ("set/text_to_image_r1", "set/text_to_image_r1"),
+        ("my set (v2): größe", "my set _v2_: größe"),
+        ("a//b/../c", "a/b/c"),
+        ("/a/./b", "a/b"),
+        ("café [en]", "café _en_"),
+        ("?", "_"),
+        ("../..", "_"),
+    ],
+)
+def test_names_are_ones_that_mlflow_takes(name: str, accepted: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert Names().accepted(name) == accepted
+    _validate_metric_name(accepted)
+
+
+def test_names_that_would_become_one_stay_apart_and_long_ones_are_cut() -> None:
+    names = Names()
+    given = ["a (b)", "a [b]", "a _b_", "x" * 300, "x" * 301]
+    accepted = [names.accepted(name) for name in given]
+    assert accepted[0] == "a _b_" and len(set(accepted)) == len(given)
+    assert max(map(len, accepted)) <= 250
+    assert [names.accepted(name) for name in given] == accepted
+
+
+class StubServer:
+    """A client of a server that refuses some names for good."""
+
+    def __init__(self, refused: tuple[str, ...]) -> None:
+        self.refused = refused
+        self.taken: list[str] = []
+
+    def log_batch(self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = ()) -> None:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+        if any(item.key in self.refused for item in (*metrics, *params)):
+            raise MlflowException("no such name", INVALID_PARAMETER_VALUE)
+        self.taken += [item.key for item in (*metrics, *params)]
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"), data=SimpleNamespace(params={}))
+
+    def log_dict(self, run_id: str, content: dict[str, Any], name: str) -> None:
+        json.dumps(content)
+        self.taken.append(name)
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize("refused", [("m3",), ("m0", "m6"), ("p1", "m2"), ("p0", "p1", "p2")])
+def test_what_is_refused_is_left_out_and_said_once(refused: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
+    server = StubServer(refused)
+    with caplog.at_level(logging.WARNING, "llip"):
+        writer = MlflowWriter("http://nowhere", lambda: (server, "run"))
+        for step in range(3):
+            writer.metrics(step, {f"m{i}": 1.0 for i in range(7)})
+        writer.parameters({f"p{i}": "x" for i in range(3)})
+        writer.artifact("broken.json", {"a": object()})
+        writer.artifact("whole.json", {"a": 1})
+        assert writer.close("FINISHED") is None
+    expected = {f"m{i}" for i in range(7)} | {f"p{i}" for i in range(3)} | {"whole.json"}
+    assert set(server.taken) == expected - set(refused) and server.status == "FINISHED"
+    said = [message.split(" (")[0].split()[-1] for message in caplog.messages if "does not take" in message]
+    assert sorted(said) == sorted(["broken.json", *refused])
+
+
+@pytest.mark.parametrize("gone", ["run deleted", "run unknown", "experiment deleted", "database deleted"])
+def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
+    tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is written, and between two starts."""
+    monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
+    tracking, folder = _sqlite(tmp_path), str(tmp_path / "run")
+    note = tmp_path / "run" / "tracking.json"
+
+    def run_id() -> str:
+        return str(json.loads(note.read_text())["run_id"])
+
+    def delete(between: bool) -> None:
+        client = open_run(tracking, folder)[0]
+        match gone:
+            case "run unknown" if between:
+                note.write_text(json.dumps(json.loads(note.read_text()) | {"run_id": "0" * 32}))
+            case "run deleted" | "run unknown":
+                client.delete_run(run_id())
+            case "experiment deleted":
+                client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
+            case "database deleted":
+                (tmp_path / "mlflow.db").unlink()
+
+    with Tracker(tracking, folder) as tracker:
+        tracker.parameters({"a": 1})
+        tracker.log(1, {"loss": 3.0})
+        writer = tracker._mlflow
+        while writer is None or writer._client is None or writer._metrics or writer._parameters:
+            time.sleep(0.01)
+        first = run_id()
+        delete(between=False)
+        tracker.log(2, {"loss": 2.0})
+        tracker.parameters({"b": 2})
+    second = run_id()
+    client = open_run(tracking, folder)[0]
+    assert client.get_run(second).data.params == {"a": "1", "b": "2"}
+    delete(between=True)
+    with Tracker(tracking, folder) as tracker:
+        tracker.log(3, {"loss": 1.0})
+    client, third = open_run(tracking, folder)
+    assert len({first, second, third}) == 3
+    assert [(m.step, m.value) for m in client.get_metric_history(third, "loss")] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+FRESH = """
+import sys
+from llip.training.tracking import Tracking, open_run
+open_run(Tracking(uri=f"sqlite:///{sys.argv[1]}/mlflow.db", experiment="test", run_name="x"), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_database_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", FRESH, str(tmp_path), str(tmp_path / str(i))]) for i in range(3)
+    ]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    runs = {json.loads((tmp_path / str(i) / "tracking.json").read_text())["run_id"] for i in range(3)}
+    assert len(runs) == 3

@@ -99,7 +99,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     run_folder.check(folder, config)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
-    from llip.training import checkpoint, stopping
+    from llip.training import checkpoint, lease, stopping
     from llip.training.tracking import Tracking, default_store
     from pipelines import launching
 
@@ -130,9 +130,12 @@ def pretrain(settings: Pretrain) -> Outcome:
         )
         if workers:
             command.start_ray()  # before the handler of SIGTERM, since Ray sets one of its own
-        stopping.clear_stop(folder)
-        with stopping.on_sigterm(folder):
-            launching.fit(run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures)
+        with lease.sole_writer(folder):
+            stopping.clear_stop(folder)
+            with stopping.on_sigterm(folder):
+                launching.fit(
+                    run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures
+                )
     outcome = Outcome(
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
     )

@@ -219,10 +219,12 @@ def test_what_is_refused_is_left_out_and_said_once(refused: tuple[str, ...], cap
 
 @pytest.mark.parametrize("gone", ["run deleted", "run unknown", "experiment deleted", "database deleted"])
 def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
-    tmp_path: Path, gone: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gone: str, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is written, and between two starts."""
     monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
+    empty = Path(mlflow_store.removeprefix("sqlite:///")).read_bytes()  # making the tables takes seconds
+    (tmp_path / "mlflow.db").write_bytes(empty)
     tracking, folder = _sqlite(tmp_path), str(tmp_path / "run")
     note = tmp_path / "run" / "tracking.json"
 
@@ -239,7 +241,8 @@ def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
             case "experiment deleted":
                 client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
             case "database deleted":
-                (tmp_path / "mlflow.db").unlink()
+                (tmp_path / "new.db").write_bytes(empty)
+                (tmp_path / "new.db").replace(tmp_path / "mlflow.db")
 
     with Tracker(tracking, folder) as tracker:
         tracker.parameters({"a": 1})

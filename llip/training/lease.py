@@ -1,0 +1,128 @@
+"""One writer a run folder: a lease that a process holds while it trains, in `writer.json`, on a disk or in a bucket.
+
+A lease names host, process and the time of its last heartbeat. It is free where its process has ended on this machine,
+and elsewhere once the heartbeat is older than STALE_SECONDS: clocks of machines have to agree to within that.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llip import storage
+
+logger = logging.getLogger(__name__)
+
+NAME = "writer.json"
+HEARTBEAT_SECONDS, STALE_SECONDS = 15.0, 120.0
+SETTLE_SECONDS = 2.0
+"""In a bucket, where nothing can be written on a condition: the last of several that write at once holds the lease."""
+
+
+@contextlib.contextmanager
+def sole_writer(run_folder: str) -> Iterator[None]:
+    """Hold the lease of a run folder. Raises ValueError, naming host and process, where another one holds it.
+
+    A process that finds its lease taken over, because it stood still for long, ends at once: it may write no more.
+    """
+    lease = {
+        "owner": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+    }
+    uri = storage.join(run_folder, NAME)
+    _take(run_folder, uri, lease)
+    ended = threading.Event()
+    thread = threading.Thread(target=_keep, args=(uri, lease, ended), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(Exception):  # a lease that stays ends by its age
+            if _read(uri).get("owner") == lease["owner"]:
+                storage.remove(uri)
+
+
+def _take(run_folder: str, uri: str, lease: dict[str, Any]) -> None:
+    with _locked(run_folder):
+        _refuse_living(run_folder, _read(uri))
+        _write(uri, lease)
+    if not storage.is_local(uri):
+        time.sleep(SETTLE_SECONDS)
+        if (holder := _read(uri)).get("owner") != lease["owner"]:
+            _refuse_living(run_folder, holder)
+
+
+@contextlib.contextmanager
+def _locked(run_folder: str) -> Iterator[None]:
+    """Keep the other processes of this machine from looking at a local folder's lease between look and write."""
+    if not storage.is_local(run_folder):
+        yield
+        return
+    folder = Path(storage.absolute(run_folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_living(run_folder: str, holder: dict[str, Any]) -> None:
+    if not holder or not _lives(holder):
+        return
+    age = max(0, round(time.time() - holder["heartbeat"]))
+    raise ValueError(
+        f"{run_folder} is being trained by process {holder['pid']} on {holder['host']} (last seen {age} s ago); wait "
+        f"for its end, or choose another --name. If it died, the folder is free {STALE_SECONDS:.0f} s after it was seen"
+    )
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return bool(time.time() - holder["heartbeat"] < STALE_SECONDS)
+    try:
+        process = psutil.Process(holder["pid"])
+        return process.create_time() == holder["started"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _keep(uri: str, lease: dict[str, Any], ended: threading.Event) -> None:
+    """Renew the heartbeat until the end."""
+    while not ended.wait(HEARTBEAT_SECONDS):
+        try:
+            holder = _read(uri)
+            if holder and holder.get("owner") != lease["owner"]:
+                logger.error("%s: process %s on %s has taken over; this one stops", uri, holder["pid"], holder["host"])
+                os._exit(1)  # nothing else ends a process for certain: SIGINT is ignored in the background
+            _write(uri, lease)
+        except Exception as error:  # a storage that does not answer now is asked again
+            logger.warning("%s cannot be renewed now (%s)", uri, error)
+
+
+def _read(uri: str) -> dict[str, Any]:
+    """The lease; empty where there is none, or one that cannot be read."""
+    try:
+        found = storage.read_json(uri) if storage.exists(uri) else {}
+    except (ValueError, FileNotFoundError):
+        return {}
+    complete = isinstance(found, dict) and {"owner", "host", "pid", "started", "heartbeat"} <= found.keys()
+    return found if complete else {}
+
+
+def _write(uri: str, lease: dict[str, Any]) -> None:
+    storage.write_json(uri, lease | {"heartbeat": time.time()})

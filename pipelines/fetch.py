@@ -80,7 +80,8 @@ class Fetch:
 def fetch(settings: Fetch) -> Manifest:
     """Fetch what is not there yet; returns the manifest of the output.
 
-    Raises ValueError for a list that cannot be read, and for an output made from another one.
+    Raises ValueError, before anything is fetched, for a list that cannot be read or repeats an id, and for an output
+    made from another one.
     """
     output, source = storage.absolute(settings.output), storage.absolute(settings.links)
     found = files.find(source)
@@ -113,6 +114,8 @@ def fetch(settings: Fetch) -> Manifest:
             sizes=[1] * len(lists),
             shared={"folder": listed, "kind": kind, "columns": columns, "row_group_size": settings.unit_rows},
         )
+        if kind == "parquet":  # the rows of other lists get ids of their own
+            links.refuse_repeated_ids(_listed(listed, lists), sum(entry["rows"] for entry in entries))
     units = _units(listed, lists, settings.unit_rows)
     if settings.only_list:
         result = Manifest(kind="pool", files=tuple(FileEntry(**entry) for entry in entries), config=config)
@@ -125,9 +128,14 @@ def fetch(settings: Fetch) -> Manifest:
     return result
 
 
+def _listed(folder: str, lists: list[Unit]) -> list[tuple[str, str]]:
+    """The files of links, each with the list that it comes from."""
+    return [(storage.join(folder, links.links_name(unit)), unit.name) for unit in lists]
+
+
 def _units(folder: str, lists: list[Unit], unit_rows: int) -> list[Unit]:
     """Units of the links as they were written down. Raises ValueError where lists differ in what they carry along."""
-    listed = [(storage.join(folder, links.links_name(unit)), unit.name) for unit in lists]
+    listed = _listed(folder, lists)
     footers = parquet.read_footers(listed)
     columns = [footer.schema.to_arrow_schema() for footer in footers]
     if other := next((i for i, found in enumerate(columns) if not found.equals(columns[0])), None):

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from helpers.small_pools import picture, read_all
 from pipelines.curate import Curate, curate
 from pipelines.fetch import Fetch, fetch
 from pipelines.stages.fetch import links
-from pipelines.stages.fetch.addresses import Allowed
+from pipelines.stages.fetch.addresses import Allowed, parsed
 from pipelines.stages.fetch.download import Client, FetchError, Limits
 from pipelines.stages.fetch.links import Columns
 from pipelines.stages.work import Unit, run
@@ -157,15 +158,52 @@ def test_addresses_that_are_not_public_are_refused_whatever_they_are_called(site
         "2002:0a00:0001::",
         "64:ff9b::a00:1",
         "ff02::1",
+        "192.0.0.9",
+        "192.0.0.192",
+        "192.0.2.1",
+        "168.63.129.16",
+        "192.88.99.1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "::ffff:169.254.169.254",
+        "::ffff:168.63.129.16",
+        "::ffff:8.8.8.8",
+        "::ffff:0:127.0.0.1",
+        "::127.0.0.1",
+        "::8.8.8.8",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a83f:8110",
+        "64:ff9b::c000:9",
+        "64:ff9b:1::a00:1",
+        "64:ff9b:1:ffff::808:808",
+        "2002:7f00:1::",
+        "2002:808:808::1",
+        "2001:0:7f00:1::",
+        "2001:0:4136:e378:8000:63bf:80ff:fffe",
+        "2001:db8::1",
+        "3fff::1",
+        "fec0::1",
+        "feff::1",
+        "fd00:ec2::254",
+        "100::1",
+        "5f00::1",
+        "ff0e::1",
     ],
 )
 def test_what_is_not_public(address: str) -> None:
     assert address not in Allowed(())
-    assert "8.8.8.8" in Allowed(()) and "2001:4860:4860::8888" in Allowed(()) and "64:ff9b::808:808" in Allowed(())
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "192.0.1.1", "2001:4860:4860::8888", "2a00:1450::1", "64:ff9b::101:101"]
+)
+def test_what_is_public(address: str) -> None:
+    assert address in Allowed(())
 
 
 def test_a_network_may_be_allowed() -> None:
     assert "10.1.2.3" in Allowed(("10.0.0.0/8",)) and "192.168.0.1" not in Allowed(("10.0.0.0/8",))
+    assert "fec0::1" in Allowed(("fec0::/10",)) and "::ffff:10.1.2.3" not in Allowed(("10.0.0.0/8",))
     with pytest.raises(ValueError, match=r"--allow: .*write for instance"):
         Fetch(links="x", allow=("everything",))
 
@@ -175,6 +213,79 @@ def test_what_is_no_address(url: str) -> None:
     with pytest.raises(FetchError) as error:
         get(url)
     assert error.value.reason == "invalid address"
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/a%2Fb%2fc.png", "/a%2Fb%2fc.png"),
+        ("/x?sig=a%2Bb%3D+c%20d&e=&f&g=%7E~!$'()*,;:@/?", "/x?sig=a%2Bb%3D+c%20d&e=&f&g=%7E~!$'()*,;:@/?"),
+        ("/x?b=2&a=1&a=0&X-Amz-Signature=0f%2F", "/x?b=2&a=1&a=0&X-Amz-Signature=0f%2F"),
+        ("/a/./b/../c//d", "/a/./b/../c//d"),
+        ("/100%.png", "/100%.png"),
+        ("?q", "/?q"),
+        ("", "/"),
+        ("  /a.png \n", None),
+        ("/a.png#part", "/a.png"),
+        ("/a b.png", "/a%20b.png"),
+        ("/caf\u00e9.png?\u732b", "/caf%C3%A9.png?%E7%8C%AB"),
+        ('/a"<>^`{|}\\', "/a%22%3C%3E%5E%60%7B%7C%7D%5C"),
+        ("/a\x01.png", "/a%01.png"),
+        ("/line\nbreak.png", "/linebreak.png"),
+    ],
+)
+def test_an_address_is_sent_as_it_stands(site: Site, written: str, sent: str | None) -> None:
+    """But for blanks around it, and what may not be sent."""
+    address = site.address + written if sent is not None else f"  {site.address}/a.png \n"
+    with pytest.raises(FetchError, match="HTTP 404"):
+        get(address)
+    assert list(site.requests) == [sent or "/a.png"]
+
+
+@pytest.mark.parametrize("location", ["/b%2Fc?s=%2B+", "b%2Fc?s=%2B+", "{}/b%2Fc?s=%2B+", "//{}/b%2Fc?s=%2B+"])
+def test_a_redirect_is_followed_as_it_stands(site: Site, location: str) -> None:
+    address = site.address if location.startswith("{") else site.address.removeprefix("http://")
+    site.pages["/from"] = lambda h: h.answer(302, Location=location.format(address))
+    with pytest.raises(FetchError, match="HTTP 404"):
+        get(site.address + "/from")
+    assert list(site.requests) == ["/from", "/b%2Fc?s=%2B+"]
+
+
+def test_names_in_other_scripts_are_sent_in_the_form_for_them() -> None:
+    assert str(parsed("HTTP://B\u00fccher.example:8080/a%2fb")) == "http://xn--bcher-kva.example:8080/a%2fb"
+
+
+def test_a_name_that_resolves_to_another_address_later_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Public when it was looked at, of this machine when it is connected to."""
+
+    async def resolve(*_: Any, **__: Any) -> list[dict[str, Any]]:
+        return [{"hostname": "h", "host": "127.0.0.1", "port": 80, "family": 2, "proto": 0, "flags": 0}]
+
+    monkeypatch.setattr("aiohttp.resolver.ThreadedResolver.resolve", resolve)
+    monkeypatch.setattr("aiohttp.resolver.AsyncResolver.resolve", resolve, raising=False)
+    with pytest.raises(FetchError, match="private address"):
+        get("http://example.com/x", replace(LIMITS, allow=()))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        lambda h: h.answer(200, b"SECRET page"),
+        lambda h: h.answer(302, Location="gopher://SECRET/"),
+        lambda h: h.answer(302, Location="http://SECRET.invalid/"),
+        lambda h: h.answer(302, Location="/SECRET"),
+        lambda h: h.answer(200, PICTURE, X_Robots_Tag="noai, SECRET"),
+        lambda h: h.wfile.write(b"SECRET is no HTTP\r\n\r\n"),
+        lambda h: h.wfile.write(b"HTTP/1.1 404 SECRET\r\nContent-Length: 0\r\n\r\n"),
+        lambda h: h.wfile.write(b"HTTP/1.1 200 OK\r\nSECRET\r\n\r\n"),
+    ],
+)
+def test_an_error_holds_nothing_of_what_was_answered(site: Site, page: Any) -> None:
+    site.pages["/secret"] = page
+    site.pages["/SECRET"] = lambda h: h.answer(302, Location="/SECRET")
+    with pytest.raises(FetchError) as error:
+        get(site.address + "/secret")
+    assert "secret" not in (error.value.reason + error.value.detail).lower()
 
 
 def test_a_name_that_does_not_exist() -> None:
@@ -226,6 +337,62 @@ def test_links_of_a_parquet_file(tmp_path: Path) -> None:
     assert [r["captions"] for r in links] == [["one"], [], ["three"]] and [r["score"] for r in links] == [0.1, 0.2, 0.3]
     assert len({r["id"] for r in links}) == 3
     assert pq.read_metadata(tmp_path / "links-000000.parquet").num_row_groups == 2
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_the_columns_that_are_asked_for_are_read(tmp_path: Path, kind: str) -> None:
+    rows = [{"url": "http://no/1", "captions": "no", "image_url": "http://a/1", "recaption": "a cat", "score": "0.5"}]
+    file = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif kind == "csv":
+        file.write_text("\n".join(",".join(line) for line in (rows[0].keys(), rows[0].values())))
+    else:
+        file.write_text(json.dumps(rows[0]))
+    (link,) = links_of(file, kind, Columns(url="image_url", captions="recaption", sha256=None))
+    assert (link["url"], link["captions"]) == ("http://a/1", ["a cat"])
+    assert kind != "parquet" or link.keys() == {"id", "captions", "url", "score"}
+    (link,) = links_of(file, kind, Columns(url=None, captions="recaption", sha256=None))
+    assert (link["url"], link["captions"]) == ("http://no/1", ["a cat"])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([["a", "b"], ["c", None]], r"1\.parquet: row 1 has no id"),
+        ([[None], ["c"]], r"0\.parquet: row 0 has no id"),
+        ([["a", "b"], ["c", "a"]], r"0\.parquet and 1\.parquet: the id 'a' names several links"),
+        ([["a", "b", "b"]], r"0\.parquet: the id 'b' names several links"),
+        ([["", "b"], ["c"], [""]], r"0\.parquet and 2\.parquet: the id '' names several links"),
+        ([["a", "b"], ["c", "d"], ["A", " a"]], None),
+    ],
+)
+@pytest.mark.parametrize("hashes", [1, 1 << 25])
+def test_ids_are_checked(
+    tmp_path: Path, files: list[list[str | None]], message: str | None, hashes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "HASHES", hashes)
+    columns = Columns(url=None, captions=None, sha256=None)
+    listed = []
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        for i, ids in enumerate(files):
+            name = f"{i}.parquet"
+            rows = {"id": pa.array(ids, pa.string()), "url": ["http://a"] * len(ids), "text": ["x"] * len(ids)}
+            pq.write_table(pa.table(rows), tmp_path / name)
+            unit = Unit(index=i, file=str(tmp_path / name), name=name, size=1)
+            links.list_unit(unit, folder=str(tmp_path), kind="parquet", columns=columns, row_group_size=2)
+            listed.append((str(tmp_path / links.links_name(unit)), name))
+        links.refuse_repeated_ids(listed, sum(map(len, files)))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_nothing_is_fetched_of_a_list_that_repeats_an_id(site: Site, tmp_path: Path) -> None:
+    rows = {"id": ["a", "b", "a"], "url": [f"{site.address}/good?{i}" for i in range(3)], "text": ["x"] * 3}
+    pq.write_table(pa.table(rows), tmp_path / "links.parquet")
+    settings = Fetch(links=str(tmp_path / "links.parquet"), output=str(tmp_path / "pool"), allow=("127.0.0.1/32",))
+    with pytest.raises(ValueError, match=r"links\.parquet: the id 'a' names several links"):
+        fetch(settings)
+    assert not site.requests
 
 
 def test_links_of_csv_and_jsonl(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import socket
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
 from pipelines.stages import pixels
-from pipelines.stages.fetch.addresses import Allowed
+from pipelines.stages.fetch.addresses import Allowed, parsed
 from pipelines.stages.pixels import UnusableImageError
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -29,7 +30,10 @@ CHUNK = 1 << 16
 
 
 class FetchError(Exception):
-    """A picture that was not fetched: a reason out of few, and what exactly happened."""
+    """A picture that was not fetched: a reason out of few, and what exactly happened.
+
+    It holds nothing that was answered: a list of links is no way to read what only this machine can reach.
+    """
 
     def __init__(self, reason: str, detail: str = "", *, transient: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason, detail)
@@ -89,7 +93,7 @@ class Client:
             if isinstance(answer, bytes):
                 return self._checked(answer, sha256)
             target = _parsed(answer, target)
-        raise FetchError("too many redirects", f"the last one leads to {target}")
+        raise FetchError("too many redirects", f"more than {MAX_REDIRECTS}")
 
     async def _patiently(self, url: URL) -> bytes | str:
         """The answer of one host, retried while it may yet succeed: a body, or where it redirects to."""
@@ -110,29 +114,28 @@ class Client:
             async with self._session.get(url, allow_redirects=False) as response:
                 return await self._read(response)
         except ValueError as error:  # aiohttp.InvalidURL too: a host or port that cannot be
-            raise FetchError("invalid address", str(error)) from error
+            raise FetchError("invalid address") from error
         except aiohttp.ClientConnectorDNSError as error:
-            raise FetchError("name not resolved", str(error)) from error
+            raise FetchError("name not resolved") from error
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, PermissionError):
                 raise FetchError("private address", str(error.os_error)) from error
-            raise FetchError("connection failed", str(error), transient=True) from error
+            raise FetchError("connection failed", type(error.os_error).__name__, transient=True) from error
         except TimeoutError as error:
             raise FetchError("timed out", f"after {self.limits.timeout} s", transient=True) from error
         except aiohttp.ClientError as error:  # a connection that breaks, an answer that is not HTTP
-            raise FetchError("connection failed", repr(error), transient=True) from error
+            raise FetchError("connection failed", type(error).__name__, transient=True) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes | str:
         tags = ",".join(response.headers.getall("X-Robots-Tag", [])).lower()
         if OPT_OUT & set(re.findall(r"\w+", tags)):
-            raise FetchError("opted out of AI use", tags)
+            raise FetchError("opted out of AI use")
         if response.status in REDIRECTS and "Location" in response.headers:
             return response.headers["Location"]
         if response.status != 200:
             wait = response.headers.get("Retry-After", "")
             raise FetchError(
                 f"HTTP {response.status}",
-                response.reason or "",
                 transient=response.status in TRANSIENT,
                 wait=float(wait) if wait.isdecimal() else 0.0,
             )
@@ -145,12 +148,12 @@ class Client:
 
     def _refuse_bytes(self, count: int) -> None:
         if count > self.limits.max_bytes:
-            raise FetchError("too many bytes", f"{count:,} or more")
+            raise FetchError("too many bytes", f"more than {self.limits.max_bytes:,}")
 
     def _checked(self, data: bytes, sha256: str | None) -> bytes:
         """The picture, by its header: pixels are decoded when shards are made."""
-        if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
-            raise FetchError("wrong checksum", f"SHA-256 {found}")
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256.lower():
+            raise FetchError("wrong checksum")
         try:
             width, height = pixels.size(data)
         except UnusableImageError as error:
@@ -168,10 +171,9 @@ class Client:
 
 
 def _parsed(url: str, base: URL | None = None) -> URL:
+    """An address, or where one redirects to."""
     try:
-        found = base.join(URL(url)) if base else URL(url)
-        if found.scheme in ("http", "https") and found.host:
-            return found
-    except ValueError:
-        pass
-    raise FetchError("invalid address", f"{url[:200]!r} is no http or https address")
+        return parsed(urljoin(str(base), url) if base else url)
+    except ValueError as error:
+        detail = "a redirect to no http or https address" if base else f"{url[:200]!r} is no http or https address"
+        raise FetchError("invalid address", detail) from error

@@ -9,12 +9,14 @@
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import IO, Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
+import numpy as np
 import pyarrow as pa
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
@@ -22,6 +24,7 @@ from warcio.exceptions import ArchiveLoadFailed
 from llip import storage
 from pipelines import schema
 from pipelines.stages import write
+from pipelines.stages.hashing import hash64
 from pipelines.stages.read import normalise, parquet
 from pipelines.stages.work import Unit
 
@@ -41,6 +44,10 @@ UNREADABLE = (
 )
 ROWS = 4096
 """Links that are in memory at once."""
+ID_ROWS = 1 << 16
+"""Ids that are in memory at once."""
+HASHES = 1 << 25
+"""Hashes of ids that are in memory at once, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +77,9 @@ def links_name(unit: Unit) -> str:
 
 
 def list_unit(unit: Unit, *, folder: str, kind: str, columns: Columns, row_group_size: int) -> dict[str, Any]:
-    """Write the links of a file to `folder`: id, captions, url, and what a Parquet file carries along.
+    """Write the links of a file to `folder`: id, captions, url, and other columns of a Parquet file.
 
-    Raises ValueError for a file that cannot be read, or lacks a column.
+    Raises ValueError for a file that cannot be read, or lacks a column, and for a row without an id.
     """
     tables = _parquet(unit, columns) if kind == "parquet" else _records(unit, kind, columns)
     try:
@@ -115,10 +122,47 @@ def _parquet(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
                 if schema.ID in given
                 else normalise.derived_ids(unit.name, range(row, row + len(urls)))
             )
+            if ids.null_count:
+                missing = row + ids.is_null().to_pylist().index(True)
+                raise ValueError(f"{unit.file}: row {missing} has no id; every row needs one, or the column must go")
             if PAGE in given:
                 urls = _resolved(urls, given[PAGE])
-            yield pa.table({schema.ID: ids.cast(pa.string()), schema.CAPTIONS: captions, schema.URL: urls} | given)
+            carried = {name: values for name, values in given.items() if name not in (schema.CAPTIONS, schema.URL)}
+            yield pa.table({schema.ID: ids.cast(pa.string()), schema.CAPTIONS: captions, schema.URL: urls} | carried)
             row += len(urls)
+
+
+def refuse_repeated_ids(files: Sequence[tuple[str, str]], rows: int) -> None:
+    """Raises ValueError naming an id that several links have, and where. files: as `list_unit` wrote them, each with
+    the list that it comes from."""
+    parts = -(-rows // HASHES)
+    for part in range(parts):  # each reads all ids, so that memory is bounded for a list of any length
+        found = np.sort(np.concatenate([h[h % parts == part] for h in (hash64(ids, 0) for _, ids in _ids(files))]))
+        _refuse(files, found[1:][found[1:] == found[:-1]])
+
+
+def _refuse(files: Sequence[tuple[str, str]], hashes: np.ndarray) -> None:
+    """Raises ValueError for one of these hashes that several links have because they have the same id."""
+    if not len(hashes):
+        return
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for name, ids in _ids(files):
+        for i in np.flatnonzero(np.isin(hash64(ids, 0), hashes)).tolist():
+            places[ids[i].as_py()].append(name)
+    for link, names in places.items():
+        if len(names) > 1:
+            where = " and ".join(dict.fromkeys(names[:2]))
+            raise ValueError(
+                f"{where}: the id {link!r} names several links; ids have to be unique (without a column 'id' links get"
+                " unique ones)"
+            )
+
+
+def _ids(files: Sequence[tuple[str, str]]) -> Iterator[tuple[str, pa.StringArray]]:
+    for uri, name in files:
+        with parquet.opened(uri) as file:
+            for batch in file.iter_batches(ID_ROWS, columns=[schema.ID]):
+                yield name, batch[schema.ID]
 
 
 def _resolved(urls: pa.Array, pages: pa.Array) -> pa.Array:
@@ -128,7 +172,7 @@ def _resolved(urls: pa.Array, pages: pa.Array) -> pa.Array:
 
 def _join(page: str, url: str) -> str:
     try:
-        return urljoin(page, url)
+        return url if urlsplit(url).scheme else urljoin(page, url)
     except ValueError:  # an address that is none; its fetch says so
         return url
 

@@ -10,7 +10,7 @@ stopped when it is started again.
 from dataclasses import asdict, dataclass
 
 from llip import storage
-from llip.data import manifest
+from llip.data import integrity, manifest
 from llip.data.manifest import FileEntry, Manifest
 from pipelines import command
 from pipelines.stages import write_webdataset
@@ -30,7 +30,8 @@ class Export:
 def export(settings: Export) -> Manifest:
     """Write the tars; returns the manifest of the output. Does nothing where that is done already.
 
-    Raises ValueError where `shards` is no finished folder of shards, and for an output made from others.
+    Raises ValueError where `shards` is no finished folder of shards, where one of its files is missing or damaged, and
+    for an output made from others.
     """
     output, folder = storage.absolute(settings.output), storage.absolute(settings.shards)
     shards = manifest.read(folder, "shards")
@@ -38,14 +39,15 @@ def export(settings: Export) -> Manifest:
     if manifest.is_done(output, "webdataset", config):
         print(f"{output} holds the tars already")
         return manifest.read(output, "webdataset")
+    integrity.check_sizes(folder, shards)
     command.start_ray()
     progress = storage.join(output, "progress")
     written = run(
         Stage(name="export", markers=storage.join(progress, digest(config))),
-        [(index, storage.join(folder, file.name)) for index, file in enumerate(shards.files)],
+        list(enumerate(shards.files)),
         write_webdataset.write_tar,
         sizes=[file.rows for file in shards.files],
-        shared={"folder": output},
+        shared={"shards": folder, "folder": output},
     )
     files = tuple(FileEntry(**entry) for entry in written)
     result = Manifest(kind="webdataset", files=files, config=config, source={"shards": folder})

@@ -1,8 +1,8 @@
 """Whether the files of a folder are those that its manifest lists."""
 
 import hashlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from llip import storage
 from llip.data.manifest import FileEntry, Manifest
@@ -30,22 +30,18 @@ def check_sizes(folder: str, manifest: Manifest) -> None:
 def check_checksums(folder: str, manifest: Manifest) -> None:
     """Read every file. Raises ValueError for one whose SHA-256 is not that of the manifest."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        for entry, digest in zip(manifest.files, _digests(pool, folder, manifest.files), strict=True):
-            if digest != entry.sha256:
-                uri = storage.join(folder, entry.name)
-                raise ValueError(
-                    f"{uri} is damaged: its SHA-256 is {digest} where the manifest says {entry.sha256}. "
-                    "Restore it or write the folder again"
-                )
+        for _ in pool.map(partial(check_checksum, folder), manifest.files):
+            pass
 
 
-def _digests(pool: ThreadPoolExecutor, folder: str, files: Iterable[FileEntry]) -> Iterable[str]:
-    return pool.map(lambda entry: _sha256(storage.join(folder, entry.name)), files)
-
-
-def _sha256(uri: str) -> str:
-    digest = hashlib.sha256()
+def check_checksum(folder: str, entry: FileEntry) -> None:
+    """Read a file. Raises ValueError where its SHA-256 is not that of its entry in the manifest."""
+    uri, digest = storage.join(folder, entry.name), hashlib.sha256()
     with storage.opened(uri) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    return digest.hexdigest()
+    if digest.hexdigest() != entry.sha256:
+        raise ValueError(
+            f"{uri} is damaged: its SHA-256 is {digest.hexdigest()} where the manifest says {entry.sha256}. "
+            "Restore it or write the folder again"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llip import storage
+from llip.data import integrity
 from llip.data.manifest import FileEntry
 from pipelines import schema
 from pipelines.stages.write import Hashing
@@ -18,17 +19,19 @@ SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
 """By the first two bytes of a picture."""
 
 
-def write_tar(shard: tuple[int, str], *, folder: str) -> dict[str, Any]:
-    """Write one shard, given its number and file, as a tar. Returns its file entry.
+def write_tar(shard: tuple[int, FileEntry], *, shards: str, folder: str) -> dict[str, Any]:
+    """Write one shard of the folder `shards`, given its number and file, as a tar. Returns the tar's file entry.
 
-    Its bytes depend on the rows alone: members have no time and no owner.
+    Its bytes depend on the rows alone: members have no time and no owner. Raises ValueError for a file that is not the
+    one of the manifest.
     """
-    index, uri = shard
+    index, entry = shard
+    integrity.check_checksum(shards, entry)
     name, rows = f"{index:06d}.tar", 0
     with storage.atomic_writer(storage.join(folder, name)) as file:
         sink = Hashing(file)
         with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-            for rows, row in enumerate(_rows(uri), 1):
+            for rows, row in enumerate(_rows(storage.join(shards, entry.name)), 1):
                 for suffix, content in _members(row):
                     member = tarfile.TarInfo(f"{index:06d}-{rows - 1:06d}.{suffix}")
                     member.size = len(content)

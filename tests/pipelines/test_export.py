@@ -22,7 +22,12 @@ def shards(folder: Path, rows: list[dict[str, Any]]) -> str:
     """A finished folder of three shards with row groups of four."""
     write_parquet(folder, rows, files=3, row_group_size=4)
     entries = [
-        FileEntry(name=p.name, rows=pq.read_metadata(p).num_rows, bytes=p.stat().st_size, sha256="unused")
+        FileEntry(
+            name=p.name,
+            rows=pq.read_metadata(p).num_rows,
+            bytes=p.stat().st_size,
+            sha256=hashlib.sha256(p.read_bytes()).hexdigest(),
+        )
         for p in sorted(folder.glob("*.parquet"))
     ]
     manifest.write(str(folder), Manifest(kind="shards", files=tuple(entries), config={}, row_group_size=4))
@@ -84,6 +89,34 @@ class TestExport:
         shards(tmp_path / "shards", rows[:20])
         with pytest.raises(ValueError, match=r"other settings.*shards_digest"):
             export(settings)
+
+    def test_a_damaged_shard_is_named_and_what_is_written_stays(
+        self, tmp_path: Path, rows: list[dict[str, Any]]
+    ) -> None:
+        settings = Export(shards=shards(tmp_path / "shards", rows), output=str(tmp_path / "tars"))
+        file = tmp_path / "shards" / "part-1.parquet"
+        content = file.read_bytes()
+        for place in (content.index(b"\x89PNG") + 40, content.index(b"a cat") + 1, len(content) - 9):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(ValueError, match=r"part-1\.parquet is damaged: its SHA-256"):
+                export(settings)
+            assert not (tmp_path / "tars" / "manifest.json").exists()
+            assert not (tmp_path / "tars" / "000001.tar").exists()
+        file.write_bytes(content)
+        assert export(settings).rows == len(rows)
+
+
+def test_shards_that_are_missing_or_cut_off_are_refused(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    settings = Export(shards=shards(tmp_path / "shards", rows), output=str(tmp_path / "tars"))
+    file = tmp_path / "shards" / "part-2.parquet"
+    content = file.read_bytes()
+    for broken in (content[:-1], content + b"x", b""):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=rf"part-2\.parquet has {len(broken)} bytes where the manifest says"):
+            export(settings)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"part-2\.parquet is missing"):
+        export(settings)
 
 
 def test_unfinished_shards_are_refused(tmp_path: Path) -> None:

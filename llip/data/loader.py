@@ -5,6 +5,7 @@ batch has the same bits whichever rank and thread made it.
 """
 
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -25,6 +26,8 @@ from llip.data.read_ahead import ReadAhead
 from llip.data.shards import RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import crop_draws, training_transform
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 32
 """Samples that one task of the thread pool prepares."""
@@ -101,6 +104,7 @@ class LaneLoader:
         self._seed = seed
         self._lanes = np.arange(rank, config.lane_count, world_size)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
+        self._named: set[tuple[str, int]] = set()
         self.stats = LoaderStats()
 
     @property
@@ -186,9 +190,16 @@ class LaneLoader:
         for used in itertools.chain(range(row, len(group)), range(row)):
             try:
                 return training_transform(group.image(used), self._image_size, self._config.crop_scale, crop), used
-            except DecodeError:
-                continue
+            except DecodeError as error:
+                self._name(group, used, error)
         raise ValueError(f"{group.where} holds no image that can be decoded")
+
+    def _name(self, group: RowGroup, row: int, error: DecodeError) -> None:
+        """Say once which image cannot be decoded."""
+        if (place := (group.where, row)) not in self._named:
+            self._named.add(place)
+            what = str(error).partition("\n")[0]
+            logger.warning("%s, row %d cannot be decoded, the next one takes its place: %s", group.where, row, what)
 
     def _draw_captions(
         self, epoch: NDArray[np.int64], groups: list[RowGroup], rows: list[int], places: NDArray[np.int64]

@@ -130,15 +130,22 @@ def test_lanes_may_outnumber_the_row_groups(tmp_path: Path) -> None:
         _loader(small, replace(CONFIG, batch_size=64))
 
 
-def test_a_broken_image_gives_way_to_the_next_of_its_row_group(tmp_path: Path) -> None:
+def test_a_broken_image_gives_way_to_the_next_of_its_row_group_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [row(i, b"broken" if i % 10 == 3 else None) for i in range(64)]
     damaged = write_shards(tmp_path / "shards", rows, files=2, row_group_size=16)
     with _loader(damaged) as loader, closing(loader.iter_from(0)) as batches:
         seen = [i for b in itertools.islice(batches, 2) for i in b.sample_ids]
         assert loader.stats.decode_errors == 7
+        next(batches)
     counts = {f"row-{i}": 0 if i % 10 == 3 else 2 if i % 10 == 4 else 1 for i in range(64)}
     counts["row-63"], counts["row-48"] = 0, 2  # the last of its row group gives way to the first
     assert {i: seen.count(i) for i in counts} == counts
+    for file, group, place in ((0, 0, 3), (0, 0, 13), (0, 1, 7), (1, 0, 1), (1, 1, 15)):
+        where = f"part-{file:05d}.parquet, row group {group}, row {place} cannot be decoded"
+        assert sum(where in message for message in caplog.messages) == 1, "once, though every epoch meets it"
+    assert not any("\n" in message for message in caplog.messages)
 
 
 def test_a_row_group_without_an_image_is_named(tmp_path: Path) -> None:

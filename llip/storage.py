@@ -40,6 +40,10 @@ class PlaceError(OSError, ValueError):
         return str(self.strerror)
 
 
+class TooLargeError(ValueError):
+    """A file that is not read for its size."""
+
+
 def is_local(uri: Uri) -> bool:
     scheme = SCHEME.match(os.fspath(uri))
     return scheme is None or scheme[1] == "file"
@@ -154,8 +158,11 @@ def opened(uri: Uri) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_bytes(uri: Uri) -> bytes:
+def read_bytes(uri: Uri, most: int | None = None) -> bytes:
+    """The content of a file. Raises TooLargeError, before it is read, where it has more bytes than `most`."""
     fs, path = filesystem(uri)
+    if most is not None and (size := fs.info(path)["size"]) > most:
+        raise TooLargeError(f"{uri} has {size:,} bytes; at most {most:,} are read")
     return bytes(fs.cat_file(path))
 
 

@@ -9,6 +9,7 @@ goes on where it stopped when it is started again. Where MLFLOW_TRACKING_URI is 
 
 import os
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
@@ -41,9 +42,11 @@ class Curate:
     """What a curated pool is made from."""
 
     pool: str | tuple[str, ...]
-    """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV or JSONL of paths, or images
-    beside .txt files; Parquet files with `url` and no `image` are curated by their captions alone. Several are curated
-    as one: a column `pool` keeps the last part of each URI, or NAME in NAME=URI, and ids begin with it."""
+    """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV, TSV, JSONL or JSON of paths,
+    or images beside .txt files; links, with `url` and no `image`, are curated by their captions alone. Several are
+    curated as one: a column `pool` keeps the last part of each URI, or NAME in NAME=URI, and ids begin with it."""
+    caption_column: str | None = None
+    """Column, or field of JSON, that holds the captions, where it is not called captions, caption or text."""
     weights: tuple[float, ...] = ()
     """How often rows of each pool are used, relative to each other: with 2 1 all rows of the first pool and half of
     the second are matched (all pools weigh the same)."""
@@ -133,7 +136,7 @@ def curate(settings: Curate) -> Manifest:
     Raises ValueError for a pool, metadata or condition that can't be used, and for an output made with other settings.
     """
     output = storage.absolute(settings.output)
-    pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows)
+    pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
     lists = by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None
     config = _config(settings, pool, lists)
     if manifest.is_done(output, "curated", config):
@@ -246,6 +249,7 @@ def _select(
         kept_counts=kept_counts,
         thresholds=t,
         languages=matched.languages,
+        unread=Counter(pool.unread) + Counter(matched.unread),
     )
     if not data_card["rows"]["kept"]:
         reasons = {name: data_card[name]["dropped"] for name in ("rows", "captions")}

@@ -21,10 +21,22 @@ KEEP_PROBABILITY = "keep_probability"
 """list<double>, parallel to `captions`: where balancing is left to the loader, how likely it keeps each of them."""
 URL = "url"
 """string: where the picture would have to be fetched."""
+REASON = "__llip_reason"
+"""string: why a row cannot be used, a name of `rules.ROW_REASONS`; null where it can. Readers offer it."""
+RESERVED = "__llip_"
+"""Beginning of the names that only the stages use."""
 SINGLE_CAPTION = ("caption", "text")
 """Columns of one string that a pool may have instead of `captions`."""
 
 REQUIRED: dict[str, pa.DataType] = {ID: pa.string(), IMAGE: pa.binary(), CAPTIONS: pa.list_(pa.string())}
+
+
+def refuse_reserved(names: Iterable[str], where: str, *, several: bool) -> None:
+    """Raise ValueError for a column of a pool that has the name of one that the stages write. several: pools are read
+    together."""
+    written = {KEEP_PROBABILITY, *([POOL] if several else [])}
+    if taken := [name for name in names if name in written or name.startswith(RESERVED)]:
+        raise ValueError(f"{where} has a column {taken[0]!r}, a name that curation writes itself; rename the column")
 
 
 def with_extras(extras: Iterable[pa.Field], *, pictures: bool = True) -> pa.Schema:

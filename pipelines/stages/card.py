@@ -1,7 +1,7 @@
 """The data card: what came in, what stayed, and by which reason every other row and caption was dropped."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ def make(
     kept_counts: np.ndarray,
     thresholds: dict[str, int],
     languages: dict[str, int],
+    unread: Mapping[str, int],
 ) -> dict[str, Any]:
     """The card of a curated pool from the results of `select_unit`.
 
     results: a dictionary a unit; rows: rows of the pool; counts, kept_counts: int64 [E], texts that match an entry
-    before and after balancing; thresholds, languages: t and number of entries of each language. An image or a caption
+    before and after balancing; thresholds, languages: t and number of entries of each language; unread: what was found
+    in the pool and not read, by kind. An image or a caption
     that is neither kept nor dropped for a named reason is a bug, and stops the run.
     """
     row_tally, caption_tally = (_sum(results, name) for name in ("rows", "captions"))
@@ -42,6 +44,7 @@ def make(
     )
     return {
         "rows": {"in": rows, "kept": kept_rows, "kept_share": _share(kept_rows, rows), "dropped": dict(row_tally)},
+        "not_read": dict(sorted(unread.items())),
         "captions": {
             "in": captions,
             "kept": kept_captions,

@@ -84,7 +84,7 @@ def select_unit(
         raise ValueError(
             f"{unit.file} has {row} rows where {decided.num_rows} were matched: the pool changed while it was curated"
         )
-    tallies.write(kept_folder, matching.kept_name(unit), np.concatenate(kept_captions))
+    tallies.write(kept_folder, matching.kept_name(unit), np.concatenate([np.zeros(0, bool), *kept_captions]))
     return {"file": asdict(file.entry), "tally": tally, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
 
 

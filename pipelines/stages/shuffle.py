@@ -25,7 +25,7 @@ from pipelines.stages.read import normalise, parquet
 from pipelines.stages.work import spill
 from pipelines.stages.work.spill import Piece
 
-KEY = "key"
+KEY = f"{schema.RESERVED}key"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ def small_card() -> dict[str, Any]:
         kept_counts=kept,
         thresholds={"": 10},
         languages={"": len(entries)},
+        unread={},
     )
 
 
@@ -59,6 +60,7 @@ def test_a_long_curve_keeps_the_sums() -> None:
         kept_counts=kept,
         thresholds={"": 20},
         languages={"": 5000},
+        unread={"files .md": 1},
     )
     curve = made["matching"]["curve"]
     widths = np.diff([0, *(point["rank"] for point in curve)])

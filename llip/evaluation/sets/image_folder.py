@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from llip import storage
+from llip.data import text_files
 from llip.evaluation.sets import image_references, names
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
@@ -39,7 +40,7 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
     if any(with_captions):
         if not all(with_captions):
             raise ValueError(f"{uri}/{images[with_captions.index(False)]} has no captions: a .txt file of its name")
-        captions = [storage.read_bytes(f"{uri}/{_caption_file(path)}").decode().splitlines() for path in images]
+        captions = [text_files.read_lines(f"{uri}/{_caption_file(path)}") for path in images]
         return EvaluationSet.of_captions(name, image, captions)
     if deep := [path for path in images if path.count("/") != 1]:
         raise ValueError(f"{uri}/{deep[0]}: pictures have to lie in the folders of their classes, all at one depth")

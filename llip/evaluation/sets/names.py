@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from llip import storage
+from llip.data import text_files
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -17,15 +18,22 @@ def of_set(uri: str, path: str) -> str:
 
 
 def lines(uri: str) -> tuple[str, ...] | None:
-    """Lines of a text file without surrounding space; None where there is no file."""
+    """Lines of a text file without surrounding space; None where there is no file. Blank lines at its end are dropped;
+    raises ValueError for one between others, which would move the labels of those behind it."""
     if not storage.exists(uri):
         return None
-    return tuple(line.strip() for line in storage.read_bytes(uri).decode().strip().splitlines())
+    found = [line.strip() for line in text_files.all_lines(text_files.decoded(storage.read_bytes(uri), uri))]
+    while found and not found[-1]:
+        found.pop()
+    if "" in found:
+        raise ValueError(f"{uri}, line {found.index('') + 1} is blank; the number of a line is the label of its name")
+    return tuple(found)
 
 
 def templates(folder: str) -> tuple[str, ...]:
     """Prompts of a set, `{c}` (as CLIP_benchmark writes) or `{}` standing for the class; else `a photo of a {}.`"""
-    found = lines(storage.join(folder, TEMPLATES))
+    uri = storage.join(folder, TEMPLATES)
+    found = [line.strip() for line in text_files.read_lines(uri)] if storage.exists(uri) else []
     return tuple(t.replace("{c}", "{}") for t in found) if found else DEFAULT_TEMPLATES
 
 

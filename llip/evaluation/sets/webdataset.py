@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from llip import storage
+from llip.data import text_files
 from llip.evaluation.sets import image_references, names
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
@@ -55,14 +56,14 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
                 name=name, task="classification", table=table, classes=classes, templates=names.templates(above)
             )
         case "retrieval":
-            captions = [_text(where, members, "txt").splitlines() for where, _, members in samples]
+            captions = [text_files.lines(_member(where, members, "txt"), where) for where, _, members in samples]
             return EvaluationSet.of_captions(name, image, captions)
         case _:
             raise ValueError(f"{above}/{TYPE} says {kind!r}; classification and retrieval can be evaluated")
 
 
 def _number(uri: str) -> int:
-    text = storage.read_bytes(uri).decode().strip()
+    text = text_files.decoded(storage.read_bytes(uri), uri).strip()
     if not text.isdecimal():
         raise ValueError(f"{uri} has to hold the number of tars; it holds {text[:40]!r}")
     return int(text)
@@ -99,13 +100,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _label(where: str, members: dict[str, bytes]) -> int:
-    text = _text(where, members, "cls").strip()
+    text = text_files.decoded(_member(where, members, "cls"), where).strip()
     if not text.isdecimal():
         raise ValueError(f"{where}: its .cls member has to hold the index of a class; it holds {text[:40]!r}")
     return int(text)
 
 
-def _text(where: str, members: dict[str, bytes], suffix: str) -> str:
+def _member(where: str, members: dict[str, bytes], suffix: str) -> bytes:
     if suffix not in members:
         raise ValueError(f"{where}: it has no .{suffix} member")
-    return members[suffix].decode()
+    return members[suffix]

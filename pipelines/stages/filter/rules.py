@@ -18,6 +18,10 @@ from pipelines.stages.pixels import UnusableImageError
 KEPT = 0
 ROW_REASONS = (
     "kept",
+    "line cannot be read",
+    "text is no Unicode",
+    "file is too large",
+    "field of another type",
     "no captions",
     "kinds are not parallel to captions",
     "excluded by a column",

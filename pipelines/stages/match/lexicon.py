@@ -1,10 +1,10 @@
 """Entries that others have listed: WordNet's lemmas, and titles of articles."""
 
-import io
 import re
 from collections.abc import Iterator
 
 from llip import storage
+from llip.data import text_files
 
 PARTS = ("noun", "verb", "adj", "adv")
 """WordNet's database files are `data.noun` and so on."""
@@ -55,6 +55,4 @@ def titles(uri: str, min_views: int) -> list[str]:
 
 
 def _lines(uri: str) -> Iterator[tuple[int, str]]:
-    with storage.opened(uri) as handle:
-        for number, line in enumerate(io.TextIOWrapper(handle, "utf-8-sig", errors="replace"), 1):
-            yield number, line.rstrip("\r\n")
+    yield from enumerate(text_files.all_lines(text_files.decoded(storage.read_bytes(uri), uri)), 1)

@@ -1,5 +1,6 @@
 """The materialised matches of a pool: found where an earlier run left them, or made."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +32,8 @@ class Matched:
     """int64 [E]: texts of the pool that match each entry."""
     rows: int
     """Rows of the pool."""
+    unread: dict[str, int]
+    """What was found in the files of the pool and not read, by kind."""
     dropped: str = ""
     """Folder that says which rows are copies; nothing where none was looked for."""
 
@@ -70,6 +73,7 @@ def matches_of(
             languages=done.summary["languages"],
             counts=tallies.read(storage.join(folder, matching.COUNTS)),
             rows=done.summary["rows"],
+            unread=done.summary["unread"],
         )
 
     progress = storage.join(folder, "progress")
@@ -77,19 +81,21 @@ def matches_of(
         lists = {"": metadata.of_corpus(pool, folder=folder, markers=progress, min_count=min_count)}
     entries = by_language.labels(lists)
     storage.write_json(storage.join(folder, metadata.NAME), entries)
-    rows = _match(pool, lists, semantics, text_rules, folder, progress)
+    rows, unread = _match(pool, lists, semantics, text_rules, folder, progress)
     totals = tallies.total(pool.units, partial(matching.matched_entries, folder=folder), len(entries))
     tallies.write(folder, matching.COUNTS, totals)
     sizes = {code: len(of_language) for code, of_language in lists.items()}
-    summary = {"languages": sizes, "rows": rows}
+    summary = {"languages": sizes, "rows": rows, "unread": unread}
     manifest.write(folder, Manifest(kind="matches", files=(), config=config, summary=summary))
     storage.remove(progress)
     metadata.remove_counts(folder)
-    return Matched(folder=folder, entries=entries, languages=sizes, counts=totals, rows=rows)
+    return Matched(folder=folder, entries=entries, languages=sizes, counts=totals, rows=rows, unread=unread)
 
 
-def _match(pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules, folder: str, progress: str) -> int:
-    """Match every unit; returns how many rows the pool has."""
+def _match(
+    pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules, folder: str, progress: str
+) -> tuple[int, dict[str, int]]:
+    """Match every unit; returns how many rows the pool has, and what its files hold that is not read."""
     import ray
 
     columns = {schema.CAPTIONS} | {c.column for c in text_rules.where} | ({schema.KINDS} & set(pool.extras.names))
@@ -106,4 +112,6 @@ def _match(pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules
     }
     stage = Stage(name="match", markers=progress, noun=pool.noun)
     sizes = [unit.size for unit in pool.units]
-    return sum(result["rows"] for result in run(stage, pool.units, matching.match_unit, sizes=sizes, shared=shared))
+    results = run(stage, pool.units, matching.match_unit, sizes=sizes, shared=shared)
+    unread = sum((Counter(result["unread"]) for result in results), Counter[str]())
+    return sum(result["rows"] for result in results), dict(unread)

@@ -1,5 +1,6 @@
 """The pass that matches every caption of a pool and keeps the result, so that another t or seed needs no matching."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +58,13 @@ def match_unit(
 ) -> dict[str, Any]:
     """Match the captions of a unit and write `folder/matches-….arrows`. `columns`: captions, and those of the pool that
     the rules look at."""
-    tables = read.tables(pool_format, unit, columns)
-    found = pa.concat_tables(_matched(table, text_rules, matcher) for table in tables)
+    unread = Counter[str]()
+    tables = read.tables(pool_format, unit, (*columns, schema.REASON), unread)
+    found = pa.concat_tables(
+        [SCHEMA.empty_table(), *(_matched(table, text_rules, matcher) for table in tables if table.num_rows)]
+    )
     interim.write(folder, matches_name(unit), found)
-    return {"rows": found.num_rows}
+    return {"rows": found.num_rows, "unread": unread}
 
 
 def matches_name(unit: Unit) -> str:
@@ -159,6 +163,11 @@ def _row_reasons(table: pa.Table, captions: pa.ListArray, text_rules: TextRules)
         kinds = pc.fill_null(pc.list_value_length(table[schema.KINDS]), 0).to_numpy()
         reasons[kinds != captions.value_lengths().to_numpy()] = rules.ROW["kinds are not parallel to captions"]
     reasons[captions.value_lengths().to_numpy() == 0] = rules.ROW["no captions"]
+    said = table[schema.REASON]
+    if said.null_count < len(said):
+        for row, reason in enumerate(said.to_pylist()):
+            if reason is not None:
+                reasons[row] = rules.ROW[reason]
     if text_rules.shares:
         drawn = uniform(hash64(whole(table[schema.ID]), 0, MIX))
         pool = dict(text_rules.shares)[table[schema.POOL][0].as_py()]  # a unit's rows are of one pool

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llip import storage
+from llip.data import text_files
 from pipelines import schema
 from pipelines.stages import read
 from pipelines.stages.columns import whole
@@ -74,7 +75,7 @@ def _parse(uri: str, content: bytes) -> list[Any]:
         if not isinstance(values, list):
             raise ValueError(f"it holds a {type(values).__name__}; a list of strings is needed")
         return values
-    return [line.removesuffix("\r") for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")]
+    return list(text_files.lines(content, uri))
 
 
 def open_corpus(uri: str, unit_rows: int) -> Pool:
@@ -103,7 +104,7 @@ def count_unit(unit: Unit, *, pool_format: str, folder: str) -> dict[str, Any]:
 def _texts(pool_format: str, unit: Unit) -> Iterator[pa.StringArray]:
     if pool_format == TEXT:
         with storage.opened(unit.file) as handle:
-            lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace")
+            lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace", newline="\n")
             while block := list(islice(lines, TEXT_LINES)):
                 yield pa.array(block, pa.string())
         return

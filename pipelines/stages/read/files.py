@@ -1,14 +1,16 @@
 """The files of a pool or a list, and what identifies them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llip import storage
 from llip.data import manifest
 from pipelines.stages.work import concurrently
 
-TAIL_BYTES = 1 << 16
+BLOCK_BYTES, BLOCKS = 1 << 16, 16
+TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,9 @@ class Found:
     """What an object store names its content by; empty on a disk."""
 
 
-def find(uri: str) -> list[Found]:
-    """Every file of a pool, sorted by path; a manifest and hidden files are none of the pool's."""
+def find(uri: str, unread: Counter[str] | None = None) -> list[Found]:
+    """Every file of a pool, sorted by path. A manifest is none of the pool's, nor are hidden files (a part of their
+    path begins with a dot or an underscore), which are added to `unread`."""
     try:
         found = storage.entries(uri)
     except Exception as error:  # whatever the library raises: credentials, name resolution, a refused connection
@@ -34,9 +37,12 @@ def find(uri: str) -> list[Found]:
     if not found:
         raise ValueError(f"{uri} does not exist or is empty; a folder, a file or an s3:// prefix is needed")
     files = []
+    unread = Counter() if unread is None else unread
     for file, info in found.items():
         inside = storage.inside(uri, file)
-        if inside != manifest.NAME and not any(part.startswith((".", "_")) for part in inside.split("/")):
+        if any(part.startswith((".", "_")) for part in inside.split("/")):
+            unread["hidden files"] += 1
+        elif inside != manifest.NAME and not file.endswith("/"):
             files.append(Found(uri=file, name=inside, size=int(info["size"]), etag=info.get("ETag", "")))
     return files
 
@@ -56,16 +62,31 @@ def format_of(uri: str, names: Sequence[str], suffixes: dict[str, str]) -> str |
     return kinds[0] if kinds else None
 
 
+def ending(name: str, suffixes: Iterable[str]) -> str | None:
+    """The one of some suffixes that a name has, compressed or not."""
+    lower = name.lower().removesuffix(".gz")
+    lower = lower.removesuffix(".tgz") + ".tar" if lower.endswith(".tgz") else lower
+    return next((suffix for suffix in suffixes if lower.endswith(suffix)), None)
+
+
 def identity(files: Sequence[Found]) -> str:
-    """A digest of files: their names, sizes and ETags or, on a disk, what their last 64 KiB hold (the footer of a
-    Parquet file). It stays when the files are moved."""
+    """A digest of files: their names, sizes and ETags or, on a disk, what they hold: all of texts and small files, of
+    others as much in BLOCKS places, the last one at the end, where Parquet has its footer. It stays when the files are
+    moved."""
     lines = [f"{f.name}\t{f.size}\t{mark}" for f, mark in zip(files, concurrently(_mark, files), strict=True)]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _mark(file: Found) -> str:
     if file.etag:
         return file.etag
+    digest = hashlib.sha256()
     with storage.opened(file.uri) as handle:
-        handle.seek(max(0, file.size - TAIL_BYTES))
-        return hashlib.sha256(handle.read()).hexdigest()
+        if ending(file.name, TEXTS) or file.size <= BLOCK_BYTES * BLOCKS:
+            while block := handle.read(BLOCK_BYTES):
+                digest.update(block)
+        else:
+            for place in range(BLOCKS):
+                handle.seek((file.size - BLOCK_BYTES) * place // (BLOCKS - 1))
+                digest.update(handle.read(BLOCK_BYTES))
+    return digest.hexdigest()

@@ -1,114 +1,200 @@
-"""Pools of image files: named by a CSV or JSONL file, or lying in a folder beside text files."""
+"""Pools of image files: named by a list (`records`), or lying in a folder beside text files.
 
-import csv
-import io
+Several lines of one picture are one row with several captions. Files that nothing names are counted.
+"""
+
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from llip import storage
+from llip.data import text_files
 from pipelines import schema
-from pipelines.stages.read import normalise
+from pipelines.stages.read import fields, normalise, records
+from pipelines.stages.read.records import IMAGES
 from pipelines.stages.work import THREADS, Listed, Unit
 
 NOUN = "rows"
 UNIT_ROWS = 10_000
 """Most rows of a unit: how many bytes its files have is not known."""
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-PATHS = ("image", "path", "file", "filepath", "file_name")
-"""Columns that may name the image file, relative to the list."""
+SIDECARS = (".txt", ".json")
+"""Files beside a picture, of its name, that may hold its captions."""
 
 
-def plan(files: Sequence[tuple[str, str]], unit_rows: int) -> tuple[list[Unit], pa.Schema]:
-    """Units of `unit_rows` listed images, at most UNIT_ROWS; the lists themselves are read here."""
-    images = [(file, name) for file, name in files if name.lower().endswith(IMAGES)]
-    if images:
-        lists = [(images[0][0].removesuffix(images[0][1]), "", _beside(images, {file for file, _ in files}))]
+def plan(
+    files: Sequence[tuple[str, str]], unit_rows: int, caption_column: str | None, unread: Counter[str]
+) -> tuple[list[Unit], pa.Schema]:
+    """Units of `unit_rows` listed images, at most UNIT_ROWS; the lists themselves are read here.
+
+    files: lists, or images with the text files beside them; those that are named by a list are given too.
+    """
+    known = {name: file for file, name in files}
+    lists = [(file, name) for file, name in files if is_list(name)]
+    if not lists or has_sidecars(known):
+        root = files[0][0].removesuffix(files[0][1])
+        rows = [(root, "", _beside(known, unread))]
+        columns = schema.with_extras([])
     else:
-        lists = [(file, name, _listed(file)) for file, name in files]
+        found = [(file, name, list(_listed(file, name, known, caption_column, unread))) for file, name in lists]
+        pictures = {bool(row.image) for _, _, of in found for row in of if not row.problem}
+        if len(pictures) > 1:
+            raise ValueError(f"{lists[0][0]} and others name files and addresses; a pool has one of them")
+        rows, columns = found, _columns(found, pictures=pictures != {False})
+        used = {row.image for _, _, of in rows for row in of}
+        for file, name in files:
+            if file not in used and not is_list(name):
+                unread[f"files {fields.ending(name)}"] += 1
     units: list[Unit] = []
     most = min(unit_rows, UNIT_ROWS)
-    for file, name, rows in lists:
-        for start in range(0, len(rows), most):
-            part = tuple(rows[start : start + most])
+    for file, name, of_list in rows:
+        for start in range(0, len(of_list), most):
+            part = tuple(of_list[start : start + most])
             units.append(Unit(index=len(units), file=file, name=name, size=len(part), first_row=start, listed=part))
-    return units, schema.with_extras([])
+    return units, columns
 
 
-def tables(unit: Unit, columns: Sequence[str]) -> Iterator[pa.Table]:
+def is_list(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".jsonl", ".json", ".txt"))
+
+
+def has_sidecars(names: Iterable[str]) -> bool:
+    """Whether some picture has a text file of its name beside it."""
+    found = set(names)
+    return any(
+        name.lower().endswith(IMAGES) and any(name.rpartition(".")[0] + suffix in found for suffix in SIDECARS)
+        for name in found
+    )
+
+
+def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
     """Rows in the order of the list (a folder: of the names). A picture that cannot be read is null."""
-    return normalise.batched(_rows(unit, schema.IMAGE in columns))
-
-
-def _rows(unit: Unit, images: bool) -> Iterator[dict[str, Any]]:
-    remaining = iter(enumerate(unit.listed, unit.first_row))
+    numbers = iter(enumerate(unit.listed, unit.first_row))
     with ThreadPoolExecutor(THREADS) as pool:  # many small requests: they wait together
-        while batch := list(islice(remaining, normalise.BATCH_ROWS)):
-            yield from pool.map(lambda item: _row(unit, item[0], item[1], images), batch)
+        while batch := list(islice(numbers, normalise.BATCH_ROWS)):
+            rows = pool.map(lambda item: _row(unit, item[0], item[1], columns), batch)
+            yield normalise.table(list(rows), [listed.extras for _, listed in batch], unit.columns, columns, unread)
 
 
-def _row(unit: Unit, number: int, listed: Listed, images: bool) -> dict[str, Any]:
-    captions = list(listed.captions)
-    if listed.caption_file:
-        captions = storage.read_bytes(listed.caption_file).decode("utf-8", "replace").splitlines()
+def _row(unit: Unit, number: int, listed: Listed, columns: Sequence[str]) -> dict[str, Any]:
+    captions: list[str | None] = list(listed.captions)
+    reason, unread = listed.problem, Counter[str]()
+    if listed.caption_file and not reason:
+        captions, reason = _sidecar(listed.caption_file, unread)
+    image = None
+    if schema.IMAGE in columns and listed.image:
+        image, too_large = normalise.picture_file(listed.image)
+        reason = reason or too_large
     name = listed.image.removeprefix(unit.file) if not unit.name else f"{number:09d}"
     return {
         schema.ID: f"{normalise.prefix(unit.name)}-{name}",
-        schema.IMAGE: _content(listed.image) if images else None,
+        schema.IMAGE: image,
         schema.CAPTIONS: captions,
+        schema.REASON: reason or None,
+        normalise.UNREAD: unread,
     }
 
 
-def _content(uri: str) -> bytes | None:
+def _sidecar(uri: str, unread: Counter[str]) -> tuple[list[str | None], str]:
+    """Captions of a text file, a line each, or of a JSON object; and why there are none."""
     try:
-        return storage.read_bytes(uri)
+        content = storage.read_bytes(uri, most=normalise.TEXT_BYTES)
+        if uri.endswith(".json"):
+            record = json.loads(text_files.decoded(content, uri))
+            return normalise.captions_of(record, None) if isinstance(record, dict) else [], ""
+        found = text_files.all_lines(text_files.decoded(content, uri))
+    except storage.TooLargeError:
+        return [], normalise.TOO_LARGE
     except OSError:
-        return None
+        return [], records.UNREADABLE
+    except (ValueError, RecursionError) as error:
+        return [], records.UNREADABLE if isinstance(error, json.JSONDecodeError) else records.NOT_UNICODE
+    kept: list[str | None] = [line for line in found if line.strip()]
+    if len(kept) < len(found):
+        unread[records.BLANK] += len(found) - len(kept)
+    return kept, ""
 
 
-def _beside(images: Sequence[tuple[str, str]], files: set[str]) -> list[Listed]:
+def _beside(known: dict[str, str], unread: Counter[str]) -> list[Listed]:
     """Images with the text file of the same name, which may be missing."""
-    rows = []
-    for file, _ in images:
-        text = file.rpartition(".")[0] + ".txt"
-        rows.append(Listed(image=file, caption_file=text if text in files else ""))
+    rows, used = [], set()
+    for name, file in known.items():
+        if name.lower().endswith(IMAGES):
+            stem = name.rpartition(".")[0]
+            text = next((stem + suffix for suffix in SIDECARS if stem + suffix in known), "")
+            rows.append(Listed(image=file, caption_file=known.get(text, "")))
+            used |= {name, *(stem + suffix for suffix in SIDECARS)} if text else {name}
+    for name in known.keys() - used:
+        unread[f"files {fields.ending(name)}"] += 1
     return rows
 
 
-def _listed(file: str) -> list[Listed]:
-    records = _records(file)
-    if not records:
-        return []
-    names = list(records[0])
-    path = next((c for c in PATHS if c in names), None)
-    if path is None:
-        raise ValueError(
-            f"{file} has no column of image paths: one of {', '.join(PATHS)} is needed; it has {', '.join(names)}"
-        )
-    normalise.caption_column(names, file)
-    folder = file.rpartition("/")[0]
-    rows = []
-    for number, record in enumerate(records, 1):
-        if not isinstance(image := record.get(path), str) or not image:
-            raise ValueError(f"{file}: row {number} has no {path!r}; it has to be the path of an image file")
-        uri = image if image.startswith("/") or "://" in image else storage.join(folder, image)
-        rows.append(Listed(image=uri, captions=tuple(normalise.captions_of(record))))
-    return rows
+def _listed(
+    file: str, name: str, known: dict[str, str], caption_column: str | None, unread: Counter[str]
+) -> Iterator[Listed]:
+    """Rows of a list, those of one picture together, where it stands first."""
+    given = [caption_column] if caption_column else []
+    found = list(records.records(file, known=given, unread=unread))
+    good = [record for record in found if not record.problem]
+    if found and not good:
+        raise ValueError(f"{file} cannot be read: line {found[0].line}: {found[0].detail}")
+    names = list(dict.fromkeys(name for record in good for name in record.values))
+    path = next((c for c in records.PATHS if c in names), None)
+    url = next((c for c in records.ADDRESSES if c in names), None)
+    if good and path is None and url is None:
+        wanted = f"{', '.join(records.PATHS)}, or of addresses, {', '.join(records.ADDRESSES)},"
+        raise ValueError(f"{file} has no column of image paths: one of {wanted} is needed; it has {', '.join(names)}")
+    source = normalise.caption_column(names, file, caption_column, records.TEXTS) if good else ""
+    by_place = _basenames(known)
+    place = path or url or ""
+    rows: dict[str, Listed] = {}
+    for record in found:
+        value = record.values.get(place)
+        if record.problem or not isinstance(value, str) or not value or not text_files.is_unicode(value):
+            rows[f"\n{record.line}"] = Listed(image="", problem=record.problem or records.UNREADABLE)
+            continue
+        captions = tuple(normalise.captions_of(record.values, source))
+        if value in rows:
+            rows[value] = replace(rows[value], captions=rows[value].captions + captions)
+            continue
+        image = _place(value, file, name, known, by_place) if path else ""
+        extras = {k: v for k, v in record.values.items() if k not in (path, source, url if path is None else None)}
+        if path is None:
+            extras[schema.URL] = value
+        problem = records.NOT_UNICODE if captions and not any(map(normalise.is_text, captions)) else ""
+        rows[value] = Listed(image=image, captions=captions, extras=extras, problem=problem)
+    if good and all(row.problem for row in rows.values()):
+        raise ValueError(f"{file}: row 1 has no {place!r}; it has to be the path of an image file")
+    yield from rows.values()
 
 
-def _records(file: str) -> list[dict[str, Any]]:
-    content = storage.read_bytes(file)
-    try:
-        text = content.decode("utf-8-sig")
-        if file.lower().endswith(".csv"):
-            return list(csv.DictReader(io.StringIO(text, newline="")))
-        records = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if bad := [r for r in records if not isinstance(r, dict)]:
-        raise ValueError(f"{file}: a line holds {str(bad[0])[:40]!r}; every line has to be an object")
-    return records
+def _basenames(known: dict[str, str]) -> dict[str, str]:
+    """Files by the last part of their names, where it is of one alone."""
+    times = Counter(name.rpartition("/")[2] for name in known)
+    return {last: file for name, file in known.items() if times[last := name.rpartition("/")[2]] == 1}
+
+
+def _place(image: str, file: str, name: str, known: dict[str, str], by_place: dict[str, str]) -> str:
+    """URI of a picture that a list names: beside the list, or, as COCO's, the one of its name in the pool."""
+    if image.startswith("/") or "://" in image:
+        return image
+    folder = name.rpartition("/")[0]
+    inside = f"{folder}/{image}" if folder else image
+    found = known.get(inside) or known.get(image) or by_place.get(image.rpartition("/")[2])
+    return found or storage.join(file.rpartition("/")[0], image)
+
+
+def _columns(found: Sequence[tuple[str, str, list[Listed]]], *, pictures: bool) -> pa.Schema:
+    """The columns of a pool: further fields as `fields` types them."""
+    every = [row.extras for _, _, of in found for row in of]
+    names = dict.fromkeys(name for values in every for name in values if name not in schema.REQUIRED)
+    kinds = {name: fields.of_all([values.get(name) for values in every]) for name in names}
+    if not pictures:
+        kinds = {schema.URL: pa.string()} | {name: kind for name, kind in kinds.items() if name != schema.URL}
+    extras = [pa.field(name, kind) for name, kind in kinds.items() if kind is not None]
+    return schema.with_extras(extras, pictures=pictures)

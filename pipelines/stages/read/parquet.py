@@ -1,5 +1,6 @@
 """Pools of Parquet files."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from pipelines.stages.read import normalise
 from pipelines.stages.work import Unit, concurrently
 
 NOUN = "rows"
+IMAGES = (schema.IMAGE, "jpg", "jpeg", "png", "webp")
+"""Columns that may hold the pictures; the first there is does."""
 UNIT_BYTES = 128 << 20
 """Of a unit, about: what is done again after an interruption, and what a later task holds in memory."""
 BATCH_BYTES = 32 << 20
@@ -20,18 +23,25 @@ BATCH_ROWS = 1 << 17
 """And its most rows: bytes in a file may be fewer than in memory."""
 
 
-def plan(files: Sequence[tuple[str, str]], unit_rows: int) -> tuple[list[Unit], pa.Schema]:
-    """Units (`units`) and the columns of their rows. Reads the footers only."""
+def plan(
+    files: Sequence[tuple[str, str]], unit_rows: int, caption_column: str | None, unread: Counter[str]
+) -> tuple[list[Unit], pa.Schema]:
+    """Units (`units`) and the columns of their rows. Reads the footers only.
+
+    Columns are matched by name, and their types made one where no value changes: null with any, integers and floats of
+    any width, texts however they are stored. A file without rows does not count; a column that is not in all files is
+    null where it misses, which is printed.
+    """
     footers = read_footers(files)
-    first, columns = files[0][0], _columns(files[0][0], footers[0].schema.to_arrow_schema())
+    found: dict[str, pa.Schema] = {}
     for (file, _), footer in zip(files, footers, strict=True):
-        if not (found := _columns(file, footer.schema.to_arrow_schema())).equals(columns):
-            raise ValueError(
-                f"{file} has other columns than {first}: {_missing(found, columns)} against {_missing(columns, found)};"
-                " all files of a pool need the same"
-            )
-        _refuse_null_ids(file, footer)
-    return units(files, footers, unit_rows), columns
+        columns = footer.schema.to_arrow_schema()
+        if footer.num_rows:
+            found[file] = _columns(file, columns, caption_column)
+            _refuse_null_ids(file, footer)
+    if not found:
+        return [], schema.with_extras([])
+    return units(files, footers, unit_rows), _unified(found)
 
 
 @contextmanager
@@ -67,37 +77,58 @@ def units(files: Sequence[tuple[str, str]], footers: Sequence[pq.FileMetaData], 
     return found
 
 
-def tables(unit: Unit, columns: Sequence[str]) -> Iterator[pa.Table]:
+def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
     with opened(unit.file) as file:
         names = file.schema_arrow.names
-        source = normalise.caption_column(names, unit.file)
-        stored = [source if name == schema.CAPTIONS else name for name in columns if name != schema.ID or name in names]
+        sources = {name: name for name in columns if name in names}
+        sources[schema.CAPTIONS] = normalise.caption_column(names, unit.file, unit.caption_column)
+        if schema.IMAGE in columns:
+            sources[schema.IMAGE] = image_column(names)
+        stored = [sources[name] for name in columns if name in sources]
         row, groups = unit.first_row, list(range(unit.start, unit.stop))
-        for batch in file.iter_batches(_batch_rows(file.metadata, groups, stored), row_groups=groups, columns=stored):
-            yield pa.table({name: _column(name, batch, unit, row, source) for name in columns})
+        for batch in file.iter_batches(_batch_rows(file, groups, stored), row_groups=groups, columns=stored):
+            reasons: dict[int, str] = {}
+            found = {
+                name: _column(name, sources, batch, unit, row, reasons) for name in columns if name != schema.REASON
+            }
+            if schema.REASON in columns:
+                said = [reasons.get(i) for i in range(batch.num_rows)] if reasons else None
+                found[schema.REASON] = pa.array(said, pa.string()) if said else pa.nulls(batch.num_rows, pa.string())
+            yield pa.table(found)
             row += batch.num_rows
 
 
-def _batch_rows(footer: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> int:
-    """Rows that take about BATCH_BYTES."""
-    row_groups = [footer.row_group(group) for group in groups]
+def _batch_rows(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> int:
+    """Rows that take about BATCH_BYTES; few where the pictures may lie in files of their own."""
+    row_groups = [file.metadata.row_group(group) for group in groups]
     chunks = [group.column(i) for group in row_groups for i in range(group.num_columns)]
     size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns)
     rows = sum(group.num_rows for group in row_groups)
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
+    paths = any(pa.types.is_struct(file.schema_arrow.field(name).type) for name in columns if name in IMAGES)
+    most = normalise.BATCH_ROWS if paths else BATCH_ROWS
+    return max(1, min(most, BATCH_BYTES * rows // max(1, size)))
 
 
-def _column(name: str, batch: pa.RecordBatch, unit: Unit, row: int, source: str) -> pa.Array:
-    """A column as the stages take it. row: number of the batch's first row in the file; source: column of captions."""
+def _column(
+    name: str, sources: dict[str, str], batch: pa.RecordBatch, unit: Unit, row: int, reasons: dict[int, str]
+) -> pa.Array:
+    """A column as the stages take it. row: number of the batch's first row in the file; sources: names in the file;
+    reasons: why rows cannot be used, by their number in the batch, is added."""
     if name == schema.CAPTIONS:
-        return normalise.captions(batch[source])
+        return normalise.captions(batch[sources[name]])
     if name == schema.IMAGE:
-        return normalise.image_bytes(batch[schema.IMAGE])
+        images, found = normalise.image_bytes(batch[sources[name]], unit.file.rpartition("/")[0])
+        reasons |= found
+        return images
     if name != schema.ID:
-        return batch[name]
-    if schema.ID not in batch.schema.names:
+        kind = unit.columns.field(name).type
+        if name not in sources:
+            return pa.nulls(batch.num_rows, kind)
+        values = normalise.plain(batch[name])
+        return normalise.unicode(values, replace=True) if pa.types.is_string(values.type) else values.cast(kind)
+    if name not in sources:
         return normalise.derived_ids(unit.name, range(row, row + batch.num_rows))
-    ids = batch[schema.ID].cast(pa.string())
+    ids = normalise.unicode(normalise.plain(batch[schema.ID]).cast(pa.string()), replace=True)
     if ids.null_count:
         raise ValueError(_null_id(unit.file, f"in row {row + ids.is_null().index(True).as_py()}"))
     return ids
@@ -123,37 +154,62 @@ def _footer(file: str) -> pq.FileMetaData:
         raise ValueError(f"{file} cannot be read as Parquet ({error})") from error
 
 
-def _columns(file: str, columns: pa.Schema) -> pa.Schema:
-    """Check the columns that curation needs; returns those of the rows that it gets."""
-    pictures = schema.IMAGE in columns.names
-    if not pictures and schema.URL not in columns.names:
+def image_column(names: Sequence[str]) -> str:
+    """The column of pictures: `image`, or one named by their format, as img2dataset's."""
+    return next((name for name in IMAGES if name in names), schema.IMAGE)
+
+
+def _columns(file: str, columns: pa.Schema, caption_column: str | None) -> pa.Schema:
+    """Check the columns that curation needs; returns those of the rows that it gets, of plain types."""
+    names = columns.names
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{file} has two columns named {repeated[0]!r}; rename one")
+    columns = pa.schema([pa.field(f.name, normalise.plain_type(f.type)) for f in columns])
+    pictures = (image := image_column(names)) in names
+    if not pictures and schema.URL not in names:
         raise ValueError(
             f"{file} has no column {schema.IMAGE!r} (binary: encoded pictures) and no {schema.URL!r} (their addresses);"
-            f" it has {', '.join(columns.names)}"
+            f" it has {', '.join(names)}"
         )
-    source = normalise.caption_column(columns.names, file)
+    source = normalise.caption_column(names, file, caption_column)
     if pictures:
-        kind = columns.field(schema.IMAGE).type
-        _check(file, columns.field(schema.IMAGE), _is_image(kind), "binary: encoded pictures")
+        _check(file, columns.field(image), _is_image(columns.field(image).type), "binary: encoded pictures")
     else:
         _check(file, columns.field(schema.URL), _is_text(columns.field(schema.URL).type), "strings")
     _check(file, columns.field(source), _is_caption(columns.field(source).type), "a string or a list of strings")
-    if schema.ID in columns.names:
-        kind = columns.field(schema.ID).type
-        _check(file, columns.field(schema.ID), pa.types.is_integer(kind) or _is_text(kind), "strings or integers")
-    if schema.KINDS in columns.names:
-        kind = columns.field(schema.KINDS).type
-        _check(
-            file,
-            columns.field(schema.KINDS),
-            kind == schema.REQUIRED[schema.CAPTIONS],
-            "a list of strings, one for each caption",
-        )
-    if schema.SYNTHETIC in columns.names:
-        kind = columns.field(schema.SYNTHETIC).type
-        _check(file, columns.field(schema.SYNTHETIC), kind == schema.REQUIRED[schema.CAPTIONS], "a list of strings")
-    names = (schema.ID, schema.IMAGE, source)
-    return schema.with_extras((f.remove_metadata() for f in columns if f.name not in names), pictures=pictures)
+    wanted = {
+        schema.ID: (lambda kind: pa.types.is_integer(kind) or _is_text(kind), "strings or integers"),
+        schema.KINDS: (_is_texts, "a list of strings, one for each caption"),
+        schema.SYNTHETIC: (_is_texts, "a list of strings"),
+    }
+    for name, (test, expected) in wanted.items():
+        if name in names:
+            _check(file, columns.field(name), test(columns.field(name).type), expected)
+    taken = (schema.ID, image, source, *(schema.REQUIRED if source != schema.CAPTIONS else ()))
+    return schema.with_extras((f for f in columns if f.name not in taken), pictures=pictures)
+
+
+def _unified(found: dict[str, pa.Schema]) -> pa.Schema:
+    """The columns of all files. Raises ValueError naming two whose types are none together, or of which one has
+    pictures and the other links."""
+    first = next(iter(found))
+    fields: dict[str, tuple[pa.Field, str]] = {}
+    for file, columns in found.items():
+        if (schema.IMAGE in columns.names) != (schema.IMAGE in found[first].names):
+            raise ValueError(f"{file} and {first}: one has pictures and the other links; a pool has one of them")
+        for field in columns:
+            other, where = fields.get(field.name, (field, file))
+            try:
+                unified = pa.unify_schemas([pa.schema([other]), pa.schema([field])], promote_options="permissive")
+            except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+                raise ValueError(
+                    f"{file} has the column {field.name!r} as {field.type}, {where} as {other.type}; they have to agree"
+                ) from error
+            fields[field.name] = (unified.field(0), where)
+    for name in fields:
+        if missing := [file for file, columns in found.items() if name not in columns.names]:
+            print(f"{missing[0]} has no column {name!r}, as {len(missing)} of {len(found)} files: null there")
+    return pa.schema([field.with_nullable(True) for field, _ in fields.values()])
 
 
 def _check(file: str, field: pa.Field, condition: bool, expected: str) -> None:
@@ -162,19 +218,19 @@ def _check(file: str, field: pa.Field, condition: bool, expected: str) -> None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_null(kind)
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or (pa.types.is_list(kind) and _is_text(kind.value_type))
 
 
 def _is_caption(kind: pa.DataType) -> bool:
-    return _is_text(kind) or ((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type))
+    return _is_text(kind) or _is_texts(kind)
 
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _missing(columns: pa.Schema, others: pa.Schema) -> str:
-    """The columns that `others` do not have."""
-    return ", ".join(f"{f.name} {f.type}" for f in columns if f not in others) or "none"
+        parts = {field.name: field.type for field in kind}
+        return ("bytes" in parts and _is_image(parts["bytes"])) or ("path" in parts and _is_text(parts["path"]))
+    return pa.types.is_binary(kind) or pa.types.is_null(kind)

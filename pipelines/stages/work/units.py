@@ -1,6 +1,10 @@
 """Units of work: parts of a pool that are read, matched and written one by one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,10 +12,14 @@ class Listed:
     """An image file and where its captions are."""
 
     image: str
-    """URI."""
-    captions: tuple[str, ...] = ()
+    """URI; nothing where a list has addresses, which are fields."""
+    captions: tuple[str | None, ...] = ()
     caption_file: str = ""
-    """URI of a text file with one caption a line, instead of `captions`."""
+    """URI of a text file with one caption a line, or of a JSON object, instead of `captions`."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """Its further fields."""
+    problem: str = ""
+    """Why it cannot be read, see `rules.ROW_REASONS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +46,9 @@ class Unit:
     """Name of the pool, where several are read together."""
     format: str = ""
     """Format of that pool."""
+    columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """Columns of that pool."""
+    caption_column: str | None = None
+    """Column of the captions, where its name says nothing."""
+    folders: tuple[tuple[str, str | None], ...] = ()
+    """Columns that the names of its folders are: `lang=en` gives en to all rows."""

@@ -1,0 +1,228 @@
+"""Lists of pictures or links as records: CSV, TSV, JSON Lines and JSON, also compressed by gzip.
+
+A line that cannot be read is a record too, with the reason in place of its values: it is counted, and named where
+nothing else is left. A list without a header may have two columns, of which one is told by its values: the addresses of
+CC3M and CC12M, the file names of Flickr8k.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import IO, Any
+
+from llip import storage
+from llip.data import text_files
+from pipelines import schema
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+PATHS = ("image", "path", "file", "filepath", "file_name", "filename", "image_path", "image_name")
+"""Columns that may name the image file, relative to the list."""
+ADDRESSES = (schema.URL, "URL", "image_url")
+"""Columns of addresses, where there are no files."""
+TEXTS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "raw_caption", "comment", "texts")
+"""Columns that may hold the captions."""
+UNREADABLE, NOT_UNICODE = "line cannot be read", "text is no Unicode"
+"""Reasons, see `rules.ROW_REASONS`."""
+BLANK = "blank lines"
+"""What `unread` counts them as."""
+FIELD_BYTES = 1 << 26
+DELIMITERS = ",\t;|"
+FILE = re.compile(r".*\.(jpe?g|png|webp)(#\d+)?", re.IGNORECASE)
+NUMBER = re.compile(r"#\d+$")
+ADDRESS = re.compile(r"https?://\S+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A line of a list."""
+
+    line: int
+    """Where it begins, from 1; of a JSON file, the number of the object."""
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    """Why it has no values: a name of `rules.ROW_REASONS`."""
+    detail: str = ""
+    """What exactly is wrong."""
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[IO[bytes]]:
+    """A list to read from, unpacked. Raises ValueError naming it, also for what goes wrong in the `with` block."""
+    try:
+        with storage.opened(uri) as handle:
+            file: Any = gzip.GzipFile(fileobj=handle) if uri.lower().endswith(".gz") else handle
+            text_files.refuse_other_encodings(file.read(text_files.HEAD), uri)
+            file.seek(0)
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{uri} cannot be read ({error})") from error
+
+
+def records(uri: str, *, known: Sequence[str] = (), unread: Counter[str]) -> Iterator[Record]:
+    """The records of a list, in order; blank lines are added to `unread`. known: further names that a header may hold.
+
+    Raises ValueError for a file that is none of the formats, and for two columns of one name.
+    """
+    name = uri.lower().removesuffix(".gz")
+    with opened(uri) as file:
+        if name.endswith(".jsonl"):
+            yield from _json_lines(file, unread)
+        elif name.endswith(".json"):
+            yield from _json(file.read(), uri)
+        else:
+            yield from _delimited(file, uri, (*PATHS, *ADDRESSES, *TEXTS, *known), unread)
+
+
+def _json_lines(file: Iterable[bytes], unread: Counter[str]) -> Iterator[Record]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            unread[BLANK] += 1
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            yield Record(line=number, problem=NOT_UNICODE, detail=str(error))
+            continue
+        yield _of_json(text, number)
+
+
+def _of_json(text: str, number: int) -> Record:
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        return Record(line=number, problem=UNREADABLE, detail=str(error))
+    return _of_value(value, number)
+
+
+def _of_value(value: Any, number: int) -> Record:
+    if isinstance(value, dict):
+        return Record(line=number, values=value)
+    detail = f"it holds {str(value)[:40]!r}; every line has to be an object"
+    return Record(line=number, problem=UNREADABLE, detail=detail)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two fields are named {next(n for n in names if names.count(n) > 1)!r}")
+    return values
+
+
+def _json(content: bytes, uri: str) -> Iterator[Record]:
+    try:
+        value = json.loads(text_files.decoded(content, uri))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{uri} cannot be read as JSON ({error})") from error
+    if isinstance(value, dict):
+        value = _annotations(value, uri)
+    if not isinstance(value, list):
+        raise ValueError(f"{uri} holds a {type(value).__name__}; a list of objects is needed")
+    return (_of_value(item, number) for number, item in enumerate(value, 1))
+
+
+def _annotations(value: dict[str, Any], uri: str) -> list[Any]:
+    """The list inside an object: COCO's annotations with their images, RedCaps' annotations, Karpathy's images."""
+    images, notes = value.get("images"), value.get("annotations")
+    if isinstance(images, list) and isinstance(notes, list):
+        texts: dict[Any, list[str]] = {}
+        for note in notes:
+            texts.setdefault(note.get("image_id"), []).append(note.get("caption"))
+        return [image | {schema.CAPTIONS: texts.get(image.get("id"), [])} for image in images]
+    if isinstance(notes, list):
+        return notes
+    if isinstance(images, list):
+        return [
+            {"file_name": "/".join(filter(None, (image.get("filepath"), image.get("filename"))))}
+            | {schema.CAPTIONS: [s.get("raw") for s in image.get("sentences", ())], "split": image.get("split")}
+            for image in images
+        ]
+    raise ValueError(f"{uri} is an object without annotations or images; a list of objects is needed")
+
+
+def _delimited(file: IO[bytes], uri: str, known: Sequence[str], unread: Counter[str]) -> Iterator[Record]:
+    csv.field_size_limit(FIELD_BYTES)
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    head = list(_to_first(text))
+    first = head[-1] if head else ""
+    delimiter = "\t" if uri.lower().removesuffix(".gz").endswith(".tsv") else _delimiter(first, known)
+    rows = _rows(chain(head, text), uri, delimiter, unread)
+    names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    if any(name in known for name in names):
+        next(rows)
+        if repeated := [name for name in names if name and names.count(name) > 1]:
+            raise ValueError(f"{uri} has two columns named {repeated[0]!r}; rename one")
+        numbered = False
+    else:
+        names = _without_header(names)
+        numbered = PATHS[0] in names
+    for number, values in rows:
+        if numbered:  # Flickr8k's names of captions: a file, and which of its captions it is
+            values = [NUMBER.sub("", v) if n == PATHS[0] else v for n, v in zip(names, values, strict=False)] + values[
+                len(names) :
+            ]
+        if len(values) != len(names):
+            detail = f"it has {len(values)} fields where the others have {len(names)}"
+            yield Record(line=number, problem=UNREADABLE, detail=detail)
+        else:
+            yield Record(line=number, values={name: v for name, v in zip(names, values, strict=True) if name})
+
+
+def _to_first(lines: Iterator[str]) -> Iterator[str]:
+    """Lines up to the first one that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _rows(lines: Iterator[str], uri: str, delimiter: str, unread: Counter[str]) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of rows that are not blank. With tabs quotes are letters, but around a whole field."""
+    tabs = delimiter == "\t"
+    reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=True)
+    while True:
+        begin = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{uri}, line {begin}: a field cannot be read ({error}); a quote in a quoted field has to be doubled"
+            ) from error
+        if values is None:
+            return
+        if any(value.strip() for value in values):
+            yield begin, [_unquoted(value) for value in values] if tabs else values
+        else:
+            unread[BLANK] += 1
+
+
+def _unquoted(value: str) -> str:
+    inner = value[1:-1].replace('""', "")
+    if len(value) > 1 and value[0] == value[-1] == '"' and '"' not in inner:
+        return value[1:-1].replace('""', '"')
+    return value
+
+
+def _delimiter(header: str, known: Sequence[str]) -> str:
+    """The one that parts a header into most names that are known; without any, a tab where there is one."""
+    found = {d: sum(name.strip() in known for name in next(csv.reader([header], delimiter=d), [])) for d in DELIMITERS}
+    best = max(DELIMITERS, key=lambda d: found[d])
+    return best if found[best] else "\t" if "\t" in header else ","
+
+
+def _without_header(first: list[str]) -> list[str]:
+    """Names of two columns by what the first row holds; that row itself where it does not tell."""
+    if len(first) == 2:
+        for name, pattern in ((schema.URL, ADDRESS), (PATHS[0], FILE)):
+            for place, other in ((0, 1), (1, 0)):
+                if pattern.fullmatch(first[place]) and not pattern.fullmatch(first[other]):
+                    return [name, "caption"] if place == 0 else ["caption", name]
+    return first

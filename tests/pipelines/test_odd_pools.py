@@ -1,0 +1,391 @@
+"""What the world sends: everything in a pool is read, refused by file and line, or counted."""
+
+import gzip
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.small_pools import picture
+
+from llip import storage
+from llip.data import text_files
+from pipelines import schema
+from pipelines.curate import Curate, curate
+from pipelines.stages import read
+from pipelines.stages.filter import rules
+from pipelines.stages.read import files, normalise, webdataset
+
+Rows = list[dict[str, Any]]
+
+
+def rows_of(uri: Path | str, **options: Any) -> tuple[Rows, Counter[str]]:
+    """The rows of a pool with the reasons of those that cannot be used, and what is not read."""
+    pool = read.open_pool(str(uri), unit_rows=10, **options)
+    unread = Counter[str](pool.unread)
+    columns = (*pool.columns.names, schema.REASON)
+    rows = [r for u in pool.units for t in read.tables(pool.format, u, columns, unread) for r in t.to_pylist()]
+    assert {r[schema.REASON] for r in rows} - {None} <= set(rules.ROW_REASONS)
+    assert len({r["id"] for r in rows}) == len(rows), "ids are unique"
+    return rows, unread
+
+
+def seen(rows: Rows) -> list[Any]:
+    """Captions, or the reason of a row that cannot be used."""
+    return [r[schema.REASON] or r["captions"] for r in rows]
+
+
+def tar_of(members: list[tuple[str, bytes]]) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+def pair(key: str, text: str) -> list[tuple[str, bytes]]:
+    return [(f"{key}.jpg", b"J" + key.encode()), (f"{key}.txt", text.encode())]
+
+
+ONE, TWO = tar_of(pair("0", "zero") + pair("1", "one")), tar_of(pair("0", "again") + pair("2", "two"))
+
+
+@pytest.mark.parametrize(
+    ("content", "captions", "unread"),
+    [
+        (ONE + TWO, ["zero", "one", "again", "two"], {}),
+        (ONE + b"\0" * 1536 + TWO + ONE, ["zero", "one", "again", "two", "zero", "one"], {}),
+        (gzip.compress(ONE) + gzip.compress(TWO), ["zero", "one", "again", "two"], {}),
+        (tar_of(pair("a", "x") + pair("a.v2", "y") + pair("a.v2.w", "z")), ["x", "y", "z"], {}),
+        (tar_of([("a.b.c.jpg", b"1"), ("a.b.c.txt", b"dots")]), ["dots"], {}),
+        (tar_of([("a.orig.jpg", b"1"), ("a.txt", b"apart")]), ["apart"], {}),
+        (tar_of([("a.jpg", b"1"), ("a.seg.png", b"2"), ("a.txt", b"x")]), ["x"], {"members .png": 1}),
+        (tar_of([("a.png", b"1"), ("a.jpg", b"2"), ("a.txt", b"x"), ("a.cls", b"0")]), ["x"],
+         {"members .png": 1, "members .cls": 1}),
+        (tar_of(pair("a", "x") + pair("a", "y")), ["x", "y"], {}),
+        (tar_of([*pair("a", "x"), ("a.txt", b"y"), *pair("b", "z")]), ["x", "y", "z"], {}),
+        (tar_of([("README", b""), ("._a.jpg", b"x"), *pair("d/a", "\ufeffx\r\n")]), ["x"],
+         {"members without a suffix": 1, "members .jpg": 1}),
+    ],
+)  # fmt: skip
+def test_every_member_of_a_tar_is_read_or_counted(
+    tmp_path: Path, content: bytes, captions: list[str], unread: dict[str, int]
+) -> None:
+    (tmp_path / "0.tar").write_bytes(b"")
+    (tmp_path / "1.tar").write_bytes(content)
+    (tmp_path / "2.tar").write_bytes(tar_of([]))
+    rows, counted = rows_of(tmp_path)
+    assert [c for r in rows for c in r["captions"]] == captions and counted == unread
+    assert all(r["image"] for r in rows) or "y" in captions
+
+
+def test_fields_of_json_in_tars_are_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webdataset, "SAMPLE_ROWS", 3)
+    notes: list[Any] = [
+        {"texts": [["alt", "a"], ["title", "b"]], "width": 3, "key": "0", "boxes": [[0.1, 0.2, 0.3, 0.4]], "ok": True},
+        {"caption": "c", "width": 3.5, "key": "1", "note": {"a": 1}},
+        {"caption": "\ud800 half", "width": 1},
+        {"captions": ["d", 5, "\ud800"], "width": "wide"},
+        {"captions": ["e"], "key": "\ud800"},
+    ]
+    members = [
+        (f"{i}.{s}", c) for i, n in enumerate(notes) for s, c in (("jpg", b"x"), ("json", json.dumps(n).encode()))
+    ]
+    bad = [("7.jpg", b"x"), ("7.json", b'{"a": '), ("8.jpg", b"x"), ("8.txt", b"\xff\xfe"), ("9.jpg", b"x")]
+    (tmp_path / "a.tar").write_bytes(tar_of(members + bad))
+    rows, _ = rows_of(tmp_path)
+    unusable = ["line cannot be read", "text is no Unicode", []]
+    assert seen(rows) == [["a", "b"], ["c"], "text is no Unicode", "field of another type", ["e"], *unusable]
+    assert [r["width"] for r in rows[:3]] == [3.0, 3.5, 1.0] and [r["key"] for r in rows[:2]] == ["0", "1"]
+    assert rows[0]["boxes"] == [[0.1, 0.2, 0.3, 0.4]] and rows[0]["ok"] and rows[1]["note"] == '{"a": 1}'
+    assert rows[4]["key"] == "?"
+    assert seen(rows_of(tmp_path, caption_column="key")[0])[:2] == [["0"], ["1"]]
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hole = tarfile.TarInfo("1.jpg")
+    hole.size = 2 << 30
+    header = bytearray(hole.tobuf())
+    header[156:157] = b"S"  # a sparse member of GNU tar: no byte is stored of its 2 GiB
+    header[386:410], header[483:495] = b"%011o\0%011o\0" % (2 << 30, 0), b"%011o\0" % (2 << 30)
+    header[124:136] = b"%011o\0" % 0
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content = tar_of(pair("0", "zero"))[:2048] + bytes(header) + tar_of([("1.txt", b"hole"), *pair("2", "two")])
+    (tmp_path / "a.tar").write_bytes(content)
+    assert seen(rows_of(tmp_path)[0]) == [["zero"], "file is too large", ["two"]]
+    monkeypatch.setattr(normalise, "TEXT_BYTES", 3)
+    assert seen(rows_of(tmp_path)[0]) == ["file is too large", "file is too large", ["two"]]
+    long = tarfile.TarInfo("x")
+    long.type, long.size = tarfile.XHDTYPE, 2 << 30
+    (tmp_path / "a.tar").write_bytes(long.tobuf() + b"\0" * 1024)
+    with pytest.raises(ValueError, match=r"a.tar cannot be read as a tar \(an extended header of 2,147,483,648 bytes"):
+        rows_of(tmp_path)
+    (tmp_path / "a.tar").unlink()
+    (tmp_path / "a.png").write_bytes(b"1234")
+    (tmp_path / "a.txt").write_text("four bytes")
+    monkeypatch.setattr(normalise, "PICTURE_BYTES", 3)
+    assert seen(rows_of(tmp_path)[0]) == ["file is too large"]
+
+
+def listed(folder: Path, name: str, content: bytes | str) -> Path:
+    for i in range(4):
+        (folder / f"{i}.jpg").write_bytes(b"%d" % i)
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder
+
+
+WRONG = "line cannot be read"
+LISTS: dict[str, tuple[str, str | bytes, list[Any]]] = {
+    "unquoted commas": ("l.csv", "image,caption\n0.jpg,a, b\n1.jpg,c\n2.jpg\n", [WRONG, ["c"], WRONG]),
+    "a large field": ("l.csv", f"image,caption\n0.jpg,{'x' * 180_000}\n", [["x" * 180_000]]),
+    "bytes of another encoding": ("l.csv", b"image,caption\n0.jpg,caf\xe9\n1.jpg,ok\n", ["text is no Unicode", ["ok"]]),
+    "no picture": ("l.csv", "image,caption\n,a\n1.jpg,b\n", [WRONG, ["b"]]),
+    "letters that are no newlines": ("l.csv",
+        "\ufeffimage,caption\n0.jpg,a\u2028b\x85c\x0cd\n", [["a\u2028b\x85c\x0cd"]]),
+    "several lines of one picture": ("l.csv", "image,caption\n0.jpg,a\n1.jpg,b\n0.jpg,c\n", [["a", "c"], ["b"]]),
+    "semicolons": ("l.csv", "image;caption\n0.jpg;a, b\n", [["a, b"]]),
+    "gzip": ("l.csv.gz", "image,caption\n0.jpg,a\n", [["a"]]),
+    "tabs with quotes": ("l.tsv", 'image\tcaption\n0.jpg\t"the" cat\n1.jpg\t5" nail\n2.jpg\t"a ""b"" c"\n',
+                         [['"the" cat'], ['5" nail'], ['a "b" c']]),
+    "Flickr8k's tokens": ("Flickr8k.token.txt", "0.jpg#0\tA dog .\n0.jpg#1\tTwo , dogs .\n1.jpg#0\tA cat\n",
+                          [["A dog .", "Two , dogs ."], ["A cat"]]),
+    "Flickr8k's captions": ("captions.txt", 'image,caption\n0.jpg,A dog .\n0.jpg,"A, b"\n', [["A dog .", "A, b"]]),
+    "Flickr30k": ("results.csv", "image_name| comment_number| comment\n0.jpg| 0| A man\n", [[" A man"]]),
+    "JSON Lines": ("l.jsonl", '{"image": "0.jpg", "caption": "a"}\n\n{"image": \n[1]\n{"image": 7, "caption": "b"}\n',
+                   [["a"], WRONG, WRONG, WRONG]),
+    "halves of characters": ("l.jsonl",
+        '{"image": "0.jpg", "caption": "\\ud800"}\n{"image": "1.jpg", "caption": "a\\u2028b"}\n',
+                             ["text is no Unicode", ["a\u2028b"]]),
+    "a number among captions": ("l.jsonl", '{"image": "0.jpg", "captions": ["a", 5, null]}\n', [["a", None, None]]),
+    "two fields of one name": ("l.jsonl.gz",
+        '{"image": "0.jpg", "caption": "a", "caption": "b"}\n{"image": "1.jpg", "caption": "c"}\n',
+                               [WRONG, ["c"]]),
+    "a JSON list": ("l.json", '[{"file_name": "0.jpg", "captions": ["a", "b"]}, 3]', [["a", "b"], WRONG]),
+    "COCO": ("captions_train.json", json.dumps({
+        "images": [{"id": 9, "file_name": "0.jpg", "height": 2}, {"id": 8, "file_name": "1.jpg", "height": 3}],
+        "annotations": [{"image_id": 9, "id": 1, "caption": "a"}, {"image_id": 9, "id": 2, "caption": "b"}]}),
+             [["a", "b"], []]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_line_of_a_list_is_read_or_counted(tmp_path: Path, name: str) -> None:
+    file, content, expected = LISTS[name]
+    rows, unread = rows_of(listed(tmp_path, file, content))
+    assert seen(rows) == expected
+    used = [r["image"] for r in rows if r["image"]]
+    assert len(used) + unread["files .jpg"] == 4 and used == [b"%d" % i for i in range(4) if b"%d" % i in used]
+    assert unread["blank lines"] == (name == "JSON Lines")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", 'image,caption\n0.jpg,"never closed\n1.jpg,b\n', "l.csv, line 2: a field cannot be read"),
+        ("l.csv", 'image,caption\n0.jpg,x\n1.jpg,"a\n2.jpg,"b"\n', "l.csv, line 3: a field cannot be read"),
+        ("l.csv", "image,caption,caption\n0.jpg,a,b\n", "l.csv has two columns named 'caption'"),
+        ("l.csv", "image,caption,text\n0.jpg,a,b\n", "caption and text; leave one.*--caption-column"),
+        ("l.csv", "image,caption,keep_probability\n0.jpg,a,b\n", "column 'keep_probability', a name that curation"),
+        ("l.tsv", "image\tcaption\n".encode("utf-16"), "l.tsv is UTF-16; it has to be UTF-8"),
+        ("l.jsonl", '{"image": "0.jpg"}'.encode("utf-16-le"), "l.jsonl is UTF-16 or no text"),
+        ("l.json", '{"a": 1}', "l.json is an object without annotations or images"),
+        ("l.csv.gz", b"", "holds no rows"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused_by_line(
+    tmp_path: Path, name: str, content: bytes | str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rows_of(listed(tmp_path, name, content))
+
+
+def test_columns_of_lists_and_folders_have_types(tmp_path: Path) -> None:
+    folder = tmp_path / "lang=en/year=2020"
+    folder.mkdir(parents=True)
+    text = "image,headline,width,score,zip,nothing\n0.jpg,a,3,0.5,007,\n1.jpg,b,,1,12,\n"
+    listed(folder, "l.csv", text)
+    rows, _ = rows_of(tmp_path, caption_column="headline")
+    values = [{k: v for k, v in r.items() if k not in ("id", "image", schema.REASON)} for r in rows]
+    shared = {"lang": "en", "year": 2020, "nothing": ""}
+    assert values == [
+        {"captions": ["a"], "width": 3, "score": 0.5, "zip": "007"} | shared,
+        {"captions": ["b"], "width": None, "score": 1.0, "zip": "12"} | shared,
+    ]
+
+
+@pytest.mark.parametrize("text", ["http://x/1.jpg\ta cat\nhttp://x/2\tb\n", "a cat\thttp://x/1.jpg\nb\thttp://x/2\n"])
+def test_links_of_conceptual_captions_are_curated_without_pictures(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cc.tsv").write_text(text)
+    pool = read.open_pool(str(tmp_path), unit_rows=10)
+    rows, _ = rows_of(tmp_path)
+    assert not pool.pictures and [(r["url"], r["captions"]) for r in rows] == [
+        ("http://x/1.jpg", ["a cat"]), ("http://x/2", ["b"])
+    ]  # fmt: skip
+
+
+def test_pictures_of_coco_may_lie_beside_the_folder_of_the_list(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    listed(tmp_path / "train", "notes.md", "")
+    content = {"images": [{"id": 1, "file_name": "3.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    (tmp_path / "annotations/captions_train.json").write_text(json.dumps(content))
+    rows, unread = rows_of(tmp_path)
+    assert [(r["image"], r["captions"]) for r in rows] == [(b"3", ["a"])]
+    assert unread == {"files .jpg": 3, "files .md": 1}
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    listed(tmp_path, "0.txt", "\ufeffa cat\r\n\n \nb\u2028c\n")
+    for name in ("readme.md", "5.txt", ".DS_Store", "_x/6.jpg", "LICENSE", "photo.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "1.json").write_text('{"caption": "from JSON"}')
+    (tmp_path / "2.txt").write_bytes(b"\xff\xfea\0")
+    rows, unread = rows_of(tmp_path)
+    assert seen(rows) == [["a cat", "b\u2028c"], ["from JSON"], "text is no Unicode", []]
+    assert unread == {
+        "files .md": 1, "files .txt": 1, "hidden files": 2, "files without a suffix": 1, "files .heic": 1, "blank lines": 2
+    }  # fmt: skip
+
+
+def write(file: Path, **columns: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), file)
+
+
+def test_parquet_files_are_matched_by_name_and_their_types_made_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "0.parquet", image=pa.array([], pa.string()), nothing=pa.array([], pa.int8()))
+    write(tmp_path / "a.parquet", id=[1], image=[b"a"], caption=["one"], n=pa.array([1], pa.int32()),
+          s=pa.array([None], pa.null()), extra=[1.5])  # fmt: skip
+    write(tmp_path / "b.parquet", s=pa.array(["x"], pa.large_string()), n=pa.array([2], pa.int64()),
+          caption=pa.array(["two"]).dictionary_encode(), image=pa.array([b"b"], pa.large_binary()), id=["2"])  # fmt: skip
+    lists = pa.array([["three", "3"]], pa.large_list(pa.large_string()))
+    table = pa.table({"s": pa.array(["y"], pa.string_view()), "n": pa.array([None], pa.null()),
+                      "captions": lists, "jpg": pa.array([b"c"], pa.binary_view())})  # fmt: skip
+    pq.write_table(table.cast(table.schema.set(2, table.schema.field(2).with_nullable(False))), tmp_path / "c.parquet")
+    rows, _ = rows_of(tmp_path)
+    assert [(r["image"], r["captions"], r["n"], r["s"], r["extra"]) for r in rows] == [
+        (b"a", ["one"], 1, None, 1.5), (b"b", ["two"], 2, "x", None), (b"c", ["three", "3"], None, "y", None)
+    ]  # fmt: skip
+    assert "b.parquet has no column 'extra', as 2 of 3 files: null there" in capsys.readouterr().out
+
+
+def test_hugging_face_pictures_may_be_paths(tmp_path: Path) -> None:
+    listed(tmp_path, "notes.md", "")
+    image = [{"bytes": b"own", "path": "x"}, {"bytes": None, "path": "1.jpg"}, {"bytes": None, "path": "no"}, None]
+    write(tmp_path / "a.parquet", image=image, text=["a", "b", "c", "d"])
+    assert [r["image"] for r in rows_of(tmp_path)[0]] == [b"own", b"1", None, None]
+    write(tmp_path / "a.parquet", image=[{"path": str(tmp_path / "2.jpg")}], text=["a"])
+    assert [r["image"] for r in rows_of(tmp_path)[0]] == [b"2"]
+
+
+def test_text_in_parquet_that_is_no_unicode_ends_nothing(tmp_path: Path) -> None:
+    bad = pa.array([b"ok", b"\xff", b"caf\xe9"], pa.binary())
+    wrong = pa.Array.from_buffers(pa.string(), 3, bad.buffers())
+    captions = pa.ListArray.from_arrays(pa.array([0, 2, 3, 3], pa.int32()), wrong)
+    write(tmp_path / "a.parquet", image=[b"x"] * 3, captions=captions, note=wrong, id=["a", "b", "c"])
+    rows, _ = rows_of(tmp_path)
+    assert [r["captions"] for r in rows] == [["ok", None], [None], []]
+    assert [r["note"] for r in rows] == ["ok", "\ufffd", "caf\ufffd"]
+
+
+@pytest.mark.parametrize("name", ["key", "unit", "row", "rank", "matches", "caption_file", "row_reason"])
+def test_no_column_of_a_user_collides_with_one_of_a_stage(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a.parquet", image=[b"x"], captions=[["a"]], **{name: ["mine"]})
+    assert rows_of(tmp_path)[0][0][name] == "mine"
+
+
+@pytest.mark.parametrize("name", ["keep_probability", schema.REASON, f"{schema.RESERVED}key"])
+def test_names_that_curation_writes_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a.parquet", image=[b"x"], captions=[["a"]], **{name: ["mine"]})
+    with pytest.raises(ValueError, match=f"has a column '{name}', a name that curation writes itself"):
+        rows_of(tmp_path)
+
+
+def test_two_columns_of_one_name_and_a_second_pool_column_are_refused(tmp_path: Path) -> None:
+    table = pa.table([[b"x"], ["a"], ["b"], ["c"]], names=["image", "caption", "n", "n"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has two columns named 'n'"):
+        rows_of(tmp_path)
+    for name in ("one", "two"):
+        write(tmp_path / name / "a.parquet", image=[b"x"], captions=[["a"]], pool=["mine"])
+    with pytest.raises(ValueError, match="has a column 'pool', a name that curation writes"):
+        read.open_pools([str(tmp_path / "one"), str(tmp_path / "two")], unit_rows=10)
+
+
+def test_another_letter_anywhere_is_another_pool(tmp_path: Path) -> None:
+    rng, found = np.random.default_rng(0), set()
+    for name, size in (("l.csv", 1 << 21), ("l.jsonl", 300_000), ("a.tar", 1 << 19)):
+        content = bytearray(rng.integers(97, 122, size, np.uint8).tobytes())
+        for place in (0, size // 3, size - 1):
+            content[place] = ord("_")
+            (tmp_path / name).write_bytes(content)
+            found.add(files.identity(files.find(str(tmp_path))))
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbfa\r\nb\n", ["a", "b"]),
+        ("a\u2028b\x85c\x0cd\x1ee\rf\n\n  \ng".encode(), ["a\u2028b\x85c\x0cd\x1ee\rf", "g"]),
+        (b"", []),
+        (b"\n\n", []),
+    ],
+)
+def test_lines_end_at_newlines_alone(content: bytes, expected: list[str]) -> None:
+    assert text_files.lines(content, "x") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ab".encode("utf-16"), "names.txt is UTF-16"),
+        ("ab".encode("utf-16-le"), "names.txt is UTF-16 or no text"),
+        (b"a\nb\ncaf\xe9\n", r"names.txt, line 3 is no UTF-8 \(byte 0xe9\)"),
+    ],
+)
+def test_files_of_other_encodings_are_named(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        text_files.lines(content, "names.txt")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_sums_close_over_a_pool_of_all_that_is_odd(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "lists").mkdir()
+    good = [(f"g{i}.{s}", c) for i in range(3) for s, c in (("png", picture(i)), ("txt", b"a cat"))]
+    odd = [("x.png", picture(9)), ("x.json", b"{"), ("y.txt", b"no picture"), ("y.cls", b"1"), ("y.v.png", picture(7))]
+    (tmp_path / "tars/0.tar").write_bytes(b"")
+    (tmp_path / "tars/1.tar").write_bytes(tar_of(good) + tar_of(good + odd))
+    (tmp_path / "tars/notes.md").write_text("x")
+    for i in range(4):
+        (tmp_path / f"lists/{i}.png").write_bytes(picture(20 + i))
+    lines = "image,caption\n0.png,a cat\n1.png,a, cat\n\n0.png,the cat\n,a cat\n2.png,caf\xe9\n3.png,\nno.png,a cat\n"
+    (tmp_path / "lists/l.csv").write_bytes(lines.encode("latin-1"))
+    (tmp_path / "entries.txt").write_text("a\ncat\n")
+    settings = Curate(
+        pool=(str(tmp_path / "tars"), str(tmp_path / "lists")),
+        output=str(tmp_path / "curated"), metadata=str(tmp_path / "entries.txt"), t=10**6,
+    )  # fmt: skip
+    curate(settings)
+    card = storage.read_json(f"{settings.output}/data_card.json")
+    for name in ("rows", "captions"):
+        assert card[name]["in"] == card[name]["kept"] + sum(card[name]["dropped"].values())
+    assert card["rows"]["in"] == 6 + 2 + 6 and card["rows"]["kept"] == 6 + 1 + 1
+    assert card["rows"]["dropped"] == {
+        "line cannot be read": 3, "text is no Unicode": 1, "no caption kept": 1, "unreadable image": 1
+    }  # fmt: skip
+    assert card["not_read"] == {"blank lines": 1, "files .md": 1, "files .png": 1, "members .cls": 1}

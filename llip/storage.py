@@ -18,6 +18,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -31,6 +32,10 @@ _THREADS = 16
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that only writing has."""
+
+
+FAILURES = (OSError, BotoCoreError)
+"""What reading and writing raise where the system or a service fails: no file, no rights, no space, no answer."""
 
 
 class PlaceError(OSError, ValueError):
@@ -209,16 +214,33 @@ def _writes(uri: Uri, codes: Sequence[int] = ()) -> Iterator[None]:
     is read."""
     try:
         yield
-    except OSError as error:
-        if (codes and error.errno not in codes) or isinstance(error, PlaceError):
+    except FAILURES as error:
+        code = getattr(error, "errno", None)
+        if (codes and code not in codes) or isinstance(error, PlaceError):
             raise
-        reason = error.strerror or str(error)
-        raise PlaceError(error.errno or errno.EIO, f"{uri} cannot be written ({reason})") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlaceError(code or errno.EIO, f"{uri} cannot be written ({reason})") from error
 
 
 def write_bytes(uri: Uri, content: bytes) -> None:
     with atomic_writer(uri) as file:
         file.write(content)
+
+
+def create(uri: Uri, content: bytes) -> bool:
+    """Write a file that is not there yet; whether it was not. Of several that try at once, one succeeds."""
+    with _writes(uri):
+        fs, path = filesystem(uri)
+        try:
+            if is_local(uri):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with Path(path).open("xb") as file:
+                    file.write(content)
+            else:
+                fs.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+    return True
 
 
 def read_json(uri: Uri) -> Any:

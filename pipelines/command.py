@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from llip import recipes
+from llip import recipes, storage
 from llip.config import TrainingConfig
 from llip.fields import Leaf, field_docs, leaves, override, to_toml, value_of
 from llip.training.stopping import StoppedError
@@ -76,7 +76,7 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
     """
     try:
         main(parse(settings, sys.argv[1:], description))
-    except ValueError as error:
+    except (ValueError, *storage.FAILURES) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except StoppedError as error:

@@ -30,47 +30,25 @@ from pipelines.stages.match.matched import Matched, matches_of
 from pipelines.stages.match.matching import TextRules
 from pipelines.stages.read import Pool
 from pipelines.stages.select import Draw
-from pipelines.stages.work import Stage, digest, run, tallies
+from pipelines.stages.work import Stage, digest, only_writer, run, tallies
 
 Preset = Literal["none", "datacomp_basic"]
 TAIL_SHARE = 0.06
 """Share of the matches in the tail that the authors of the method tune t for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curate:
-    """What a curated pool is made from."""
+Curation = Literal["metaclip", "none"]
 
-    pool: str | tuple[str, ...]
-    """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV, TSV, JSONL or JSON of paths,
-    or images beside .txt files; links, with `url` and no `image`, are curated by their captions alone. Several are
-    curated as one: a column `pool` keeps the last part of each URI, or NAME in NAME=URI, and ids begin with it."""
+
+@dataclass(frozen=True, kw_only=True)
+class PoolRules:
+    """How a pool is read, and what drops rows and captions of it before anything is balanced."""
+
     caption_column: str | None = None
     """Column, or field of JSON, that holds the captions, where it is not called captions, caption or text."""
     weights: tuple[float, ...] = ()
     """How often rows of each pool are used, relative to each other: with 2 1 all rows of the first pool and half of
     the second are matched (all pools weigh the same)."""
-    output: str = "output/curated"
-    """Folder of the curated pool."""
-    metadata: str | None = None
-    """Entries: a JSON list, a text file with one a line, or a one-column Parquet file. Built from the pool's
-    captions where not given. A folder of such files, named en.json, ja.txt, …, has entries for each language: a
-    caption meets those of its own, and t is chosen for each."""
-    language_column: str | None = None
-    """Column of the language of a row's captions, where entries are by language; identified from each caption where
-    not given."""
-    metadata_min_count: int | None = None
-    """Texts that a word or pair of words has to occur in to become an entry of built metadata (2)."""
-    semantics: Semantics = "v1"
-    """v1: an entry matches between spaces · v2: also inside running text of scripts without spaces."""
-    t: int | None = None
-    """Texts of an entry that are kept on average: more common entries are thinned out to it."""
-    tail_share: float | None = None
-    """Choose t so that at most this share of all matches falls on entries rarer than t (0.06)."""
-    seed: int = 0
-    """Of the draw that thins out."""
-    online: bool = False
-    """Keep every caption that matches, with its probability: the loader thins out, anew in each epoch."""
     preset: Preset = "none"
     """What the five rules below are where they are not given. datacomp_basic, DataComp's basic filter: 3 words, 6
     characters, English, 200 pixels, an aspect ratio up to 3."""
@@ -90,44 +68,90 @@ class Curate:
     """Copies of pictures."""
     where: tuple[str, ...] = ()
     """Keep rows whose columns satisfy these, for instance 'nsfw < 0.5'."""
-    matches: str | None = None
-    """Folder where matches are kept; `matches` beside the output where not given."""
     unit_rows: int = 100_000
     """Rows that are read, matched and written together; fewer where their pictures are large."""
 
     def __post_init__(self) -> None:
-        if self.weights and len(self.weights) != len(self.pools):
-            raise ValueError(f"--weights has {len(self.weights)} numbers for {len(self.pools)} pools; give each one")
         if any(weight <= 0 for weight in self.weights):
             raise ValueError(f"--weights are {self.weights}; each has to be above 0")
-        if self.t is not None and self.tail_share is not None:
-            raise ValueError("--t and --tail-share exclude each other: the tail share chooses t")
-        if self.metadata is not None and self.metadata_min_count is not None:
-            raise ValueError("--metadata-min-count is about built metadata; leave it out where --metadata is given")
-        for name in ("t", "metadata_min_count", "max_pixels", "unit_rows"):
-            if (value := getattr(self, name)) is not None and value < 1:
+        for name in ("max_pixels", "unit_rows"):
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
         if self.max_aspect is not None and self.max_aspect < 1:
             raise ValueError(f"--max-aspect is {self.max_aspect}; it has to be at least 1")
         if bad := [code for code in self.languages or () if not re.fullmatch("[a-z]{2,3}", code)]:
             raise ValueError(f"--languages has {bad[0]!r}; a language is its code of two or three letters, such as en")
-        if self.tail_share is not None and not 0 <= self.tail_share < 1:
-            raise ValueError(f"--tail-share is {self.tail_share}; it has to be in [0, 1)")
-
-    @property
-    def pools(self) -> tuple[str, ...]:
-        return (self.pool,) if isinstance(self.pool, str) else self.pool
 
     def thresholds(self) -> Thresholds:
         """The preset's, with what is given in their place."""
         given = {rule.name: getattr(self, rule.name) for rule in fields(Thresholds)}
         return replace(PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None})
 
+
+@dataclass(frozen=True, kw_only=True)
+class Curate(PoolRules):
+    """What a curated pool is made from."""
+
+    pool: str | tuple[str, ...]
+    """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV, TSV, JSONL or JSON of paths,
+    or images beside .txt files; links, with `url` and no `image`, are curated by their captions alone. Several are
+    curated as one: a column `pool` keeps the last part of each URI, or NAME in NAME=URI, and ids begin with it."""
+    output: str = "output/curated"
+    """Folder of the curated pool."""
+    curation: Curation = "metaclip"
+    """metaclip: captions are matched with entries and balanced · none: the rules alone drop rows and captions."""
+    metadata: str | None = None
+    """Entries: a JSON list (or an object whose keys they are), a text file with one a line, or a one-column Parquet
+    file. Built from the pool's captions where not given. A folder of such files, named en.json, ja.txt, …, has entries
+    for each language, and other.json those for all others: a caption meets its own, and t is chosen for each."""
+    language_column: str | None = None
+    """Column of the language of a row's captions, where entries are by language; identified from each caption where
+    not given."""
+    metadata_min_count: int | None = None
+    """Texts that a word or pair of words has to occur in to become an entry of built metadata (2)."""
+    semantics: Semantics = "v1"
+    """v1: an entry matches between spaces · v2: also inside running text of scripts without spaces."""
+    t: int | None = None
+    """Texts of an entry that are kept on average: more common entries are thinned out to it."""
+    tail_share: float | None = None
+    """Choose t so that at most this share of all matches falls on entries rarer than t (0.06)."""
+    seed: int = 0
+    """Of the draw that thins out."""
+    online: bool = False
+    """Keep every caption that matches, with its probability: the loader thins out, anew in each epoch."""
+    matches: str | None = None
+    """Folder where matches are kept; `matches` beside the output where not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights and len(self.weights) != len(self.pools):
+            raise ValueError(f"--weights has {len(self.weights)} numbers for {len(self.pools)} pools; give each one")
+        if self.t is not None and self.tail_share is not None:
+            raise ValueError("--t and --tail-share exclude each other: the tail share chooses t")
+        if self.metadata is not None and self.metadata_min_count is not None:
+            raise ValueError("--metadata-min-count is about built metadata; leave it out where --metadata is given")
+        for name in ("t", "metadata_min_count"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
+        if self.tail_share is not None and not 0 <= self.tail_share < 1:
+            raise ValueError(f"--tail-share is {self.tail_share}; it has to be in [0, 1)")
+        given = [f.name for f in fields(Curate) if f.name in BALANCING and getattr(self, f.name) != f.default]
+        if self.curation == "none" and given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is about balancing; --curation none balances nothing")
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return (self.pool,) if isinstance(self.pool, str) else self.pool
+
     def shares(self) -> tuple[tuple[str, float], ...]:
         """Share of the rows of each pool that is used; nothing where all are."""
         if len(set(self.weights)) < 2:
             return ()
         return tuple((read.pool_name(p), w / max(self.weights)) for p, w in zip(self.pools, self.weights, strict=True))
+
+
+BALANCING = ("metadata", "language_column", "metadata_min_count", "semantics", "t", "tail_share", "seed", "online")
+"""Settings of the matching and the balancing."""
 
 
 def curate(settings: Curate) -> Manifest:
@@ -160,9 +184,24 @@ def curate(settings: Curate) -> Manifest:
     if not pool.pictures:
         _refuse_rules_of_pictures(settings, pool, thresholds)
     command.start_ray()
+    with only_writer(output):
+        return _curate(settings, pool, lists, config, text_rules, image_rules)
+
+
+def _curate(
+    settings: Curate,
+    pool: Pool,
+    lists: Lists | None,
+    config: dict[str, Any],
+    text_rules: TextRules,
+    image_rules: ImageRules,
+) -> Manifest:
+    output = storage.absolute(settings.output)
+    balanced = settings.curation == "metaclip"
     matched = matches_of(
         pool,
         lists,
+        balanced=balanced,
         min_count=settings.metadata_min_count or metadata.MIN_COUNT,
         semantics=settings.semantics,
         text_rules=text_rules,
@@ -172,11 +211,13 @@ def curate(settings: Curate) -> Manifest:
     if settings.dedup.active:
         matched = deduplicating.without_copies(pool, matched, settings.dedup, image_rules)
     share = TAIL_SHARE if settings.tail_share is None else settings.tail_share
-    if settings.t is None:
+    if not balanced:
+        t = {"": 1}
+    elif settings.t is None:
         t = balance.thresholds(matched.counts, matched.languages, share)
     else:
         t = dict.fromkeys(matched.languages, settings.t)
-    draw = Draw(seed=settings.seed, image_rules=image_rules, online=settings.online)
+    draw = Draw(seed=settings.seed, image_rules=image_rules, online=settings.online, everything=not balanced)
     result = _select(pool, config, matched, draw, t, output)
     _say(result)
     return result
@@ -206,6 +247,13 @@ def _languages(settings: Curate, pool: Pool, lists: Lists | None) -> tuple[str, 
         if column not in pool.extras.names:
             raise ValueError(f"--language-column: the pool has no column {column!r}; it carries {pool.extras.names}")
     return codes
+
+
+def config_of(settings: Curate) -> dict[str, Any]:
+    """What a curated pool depends on: its settings, and the identity of what it is made from. Raises ValueError as
+    `curate` does."""
+    pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
+    return _config(settings, pool, by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None)
 
 
 def _config(settings: Curate, pool: Pool, lists: Lists | None) -> dict[str, Any]:
@@ -283,10 +331,12 @@ def curate_and_track(settings: Curate) -> None:
 
 def _say(result: Manifest) -> None:
     rows, captions = result.summary["rows"], result.summary["captions"]
-    print(
-        f"kept {rows['kept']:,} of {rows['in']:,} images and {captions['kept']:,} of {captions['in']:,} captions"
-        f" (t = {result.summary['t']:,}, {result.summary['tail_share']:.1%} of the matches in the tail)"
-    )
+    balancing = ""
+    if "t" in result.summary:
+        share = result.summary["tail_share"]
+        balancing = f" (t = {result.summary['t']:,}, {share:.1%} of the matches in the tail)"
+    kept = f"kept {rows['kept']:,} of {rows['in']:,} images and {captions['kept']:,} of {captions['in']:,} captions"
+    print(kept + balancing)
 
 
 if __name__ == "__main__":

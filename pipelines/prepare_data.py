@@ -1,11 +1,12 @@
 """What comes before training: a pool becomes shards. Each stage leaves what it finds done."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from llip import storage
 from llip.data import manifest
 
+Curation = Literal["metaclip", "none"]
 Folders = str | tuple[str, ...]
 """Shards of one folder, or of several that a run mixes."""
 
@@ -27,9 +28,20 @@ class Prepared:
 
 
 def prepare(
-    output: str, *, pool: str | None, shards: Folders | None, evaluation: str | None, corpus_images: int | None
+    output: str,
+    *,
+    pool: str | None,
+    shards: Folders | None,
+    evaluation: str | None,
+    corpus_images: int | None,
+    curation: Curation = "metaclip",
 ) -> Prepared:
-    """The user's shards, or shards of the user's pool, or shards of the built-in corpus, which has evaluation sets."""
+    """The user's shards, or shards of the user's pool, or shards of the built-in corpus, which has evaluation sets.
+
+    curation: `none` shards the user's pool as it is. Raises ValueError for `none` without a pool.
+    """
+    if curation == "none" and pool is None:
+        raise ValueError("curation none is about a pool of your own: name it with --pool")
     if shards is not None:
         for folder in (shards,) if isinstance(shards, str) else shards:
             manifest.read(folder, "shards")
@@ -43,6 +55,10 @@ def prepare(
     from pipelines.shard import Shard, shard
     from pipelines.stages import card_page
 
+    shards = storage.join(output, "shards")
+    if curation == "none":
+        shard(Shard(pool=pool, output=shards))
+        return Prepared(shards=shards, evaluation=evaluation, documents=card_page.documents(shards))
     curated, shards = storage.join(output, "curated"), storage.join(output, "shards")
     curate(Curate(pool=pool, output=curated, metadata=metadata, tail_share=tail_share))
     shard(Shard(curated=curated, output=shards))

@@ -1,14 +1,15 @@
-"""Turn a curated pool into training shards: check and re-encode every image, shuffle all rows once, write files of
+"""Turn a pool into training shards: check and re-encode every image, shuffle all rows once, write files of
 equal row groups.
 
     uv run pipelines/shard.py --curated s3://bucket/curated --output s3://bucket/shards
+    uv run pipelines/shard.py --pool s3://bucket/pool --output s3://bucket/shards      # without curation
 
 The order is a pure function of (seed, ids). A run that was interrupted goes on where it stopped when it is started
 again.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -18,10 +19,11 @@ from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from pipelines import command, schema
-from pipelines.stages import shuffle
+from pipelines.curate import Curate, PoolRules, config_of, curate
+from pipelines.stages import card, card_page, shuffle
 from pipelines.stages.encode import Encoding, Format
 from pipelines.stages.shuffle import Curated
-from pipelines.stages.work import Stage, digest, run
+from pipelines.stages.work import Stage, digest, only_writer, run
 
 GROUP_ROWS = 128
 """Rows of a row group, where a pool is large enough to have many."""
@@ -35,11 +37,14 @@ BINS_PER_FILE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class Shard(PoolRules):
     """What shards are made from, and how."""
 
-    curated: str = "output/curated"
-    """Folder that curation left; where it curated links, the folder that their pictures were fetched to."""
+    curated: str | None = None
+    """Folder that curation left; where it curated links, the folder that their pictures were fetched to
+    (output/curated)."""
+    pool: str | tuple[str, ...] | None = None
+    """Pictures with captions that are sharded as they are, less what the rules drop: a pool as curate.py takes it."""
     output: str = "output/shards"
     """Folder of the shards."""
     max_side: int = 512
@@ -48,8 +53,6 @@ class Shard:
     """Stored as JPEG, WebP or PNG; keep: as it came."""
     quality: int = 90
     """Of JPEG and WebP where an image is encoded anew."""
-    max_pixels: int = 100_000_000
-    """Images with more are dropped without decoding them."""
     blur: str | None = None
     """Column with boxes that are blurred, such as DataComp's face_bboxes: lists of left, top, right, bottom as shares
     of width and height."""
@@ -61,6 +64,12 @@ class Shard:
     """Of the shuffle."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool is not None and self.curated is not None:
+            raise ValueError("--pool and --curated exclude each other: a curated pool is one that curate.py has left")
+        given = [f.name for f in RULES if getattr(self, f.name) != getattr(PoolRules(), f.name)]
+        if self.pool is None and given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is about --pool; curate.py has it for a curated one")
         for name in ("max_side", "max_pixels", "rows_per_group", "rows_per_file"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
@@ -72,22 +81,52 @@ class Shard:
                 f" which is {self.rows_per_group or 'not given'}"
             )
 
+    def as_curated(self, output: str) -> Curate:
+        """How the pool is made one that can be sharded, in a folder that stays until the shards are done."""
+        assert self.pool is not None
+        folder = storage.join(output, "progress")
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(PoolRules)}
+        places: dict[str, Any] = {"output": storage.join(folder, "pool"), "matches": storage.join(folder, "matches")}
+        return Curate(pool=self.pool, curation="none", **places, **given)
+
+
+RULES = [f for f in fields(PoolRules) if f.name != "max_pixels"]
+"""What is about a pool alone; the limit of pixels is one of curated pools too."""
+
 
 def shard(settings: Shard) -> Manifest:
     """Make shards; returns the manifest of the output. Does nothing where that is done already.
 
-    Raises ValueError where `curated` is no finished curated pool, where ids repeat, and for an output made with other
-    settings.
+    Raises ValueError where `curated` is no finished curated pool or `pool` cannot be read, where ids repeat, and for an
+    output made with other settings.
     """
-    output, folder = storage.absolute(settings.output), storage.absolute(settings.curated)
-    curated = manifest.read(folder, "curated")
-    config = {k: v for k, v in asdict(settings).items() if k not in ("output", "curated")} | {
-        "curated_digest": digest([asdict(f) for f in curated.files])
-    }
+    output = storage.absolute(settings.output)
+    rules = [f.name for f in RULES]
+    config = {k: v for k, v in asdict(settings).items() if k not in ("output", "curated", "pool", *rules)}
+    if settings.pool is None:
+        folder = storage.absolute(settings.curated or "output/curated")
+        source = {"curated": folder}
+        curated = manifest.read(folder, "curated")
+        config["curated_digest"] = digest([asdict(f) for f in curated.files])
+    else:
+        made = settings.as_curated(output)
+        folder, source = made.output, {"pool": ", ".join(made.pools)}
+        config["pool"] = config_of(made)
     if manifest.is_done(output, "shards", config):
         print(f"{output} holds the shards already")
         _clean(output)
         return manifest.read(output, "shards")
+    with only_writer(output):
+        if settings.pool is not None:
+            curated = curate(made)
+        result = _shard(settings, config, curated, folder, output, source)
+    _clean(output)
+    return result
+
+
+def _shard(
+    settings: Shard, config: dict[str, Any], curated: Manifest, folder: str, output: str, source: dict[str, Any]
+) -> Manifest:
     files = [
         Curated(index=i, file=storage.join(folder, f.name), rows=f.rows)
         for i, f in enumerate(f for f in curated.files if f.rows)
@@ -124,6 +163,8 @@ def shard(settings: Shard) -> Manifest:
         shared={"folder": output, "columns": columns, "row_group_size": group},
     )
     summary: dict[str, Any] = {"rows": {"in": curated.rows, "kept": kept, "dropped": dropped}}
+    if settings.pool is not None:
+        summary = _summary_of_pool(folder, output, kept, dropped)
     if schema.KEEP_PROBABILITY in columns.names:
         summary["online"] = True
     entries = tuple(FileEntry(**entry) for entry in written)
@@ -131,17 +172,31 @@ def shard(settings: Shard) -> Manifest:
         kind="shards",
         files=entries,
         config=config,
-        source={"curated": folder},
+        source=source,
         row_group_size=group,
         summary=summary,
     )
     manifest.write(output, result)
-    _clean(output)
     print(
-        f"{kept:,} of {curated.rows:,} images in {len(entries)} shards of {result.bytes / 1e6 / len(entries):.1f} MB,"
-        f" {group} rows a row group"
+        f"{kept:,} of {summary['rows']['in']:,} images in {len(entries)} shards of"
+        f" {result.bytes / 1e6 / len(entries):.1f} MB, {group} rows a row group"
     )
     return result
+
+
+def _summary_of_pool(folder: str, output: str, kept: int, dropped: dict[str, int]) -> dict[str, Any]:
+    """Rows and captions of a pool, each with a reason where it is not kept; what says so is left with the shards."""
+    for name in (card.NAME, card_page.NAME):
+        storage.write_bytes(storage.join(output, name), storage.read_bytes(storage.join(folder, name)))
+    made = storage.read_json(storage.join(folder, card.NAME))
+    rows = made["rows"]
+    everything = dict(Counter(rows["dropped"]) + Counter(dropped))
+    assert rows["in"] == kept + sum(everything.values()), f"{rows['in']} rows, but {kept} kept and {everything} dropped"
+    return {
+        "rows": {"in": rows["in"], "kept": kept, "dropped": everything},
+        "captions": made["captions"],
+        "not_read": made["not_read"],
+    }
 
 
 def _encoding(settings: Shard) -> Encoding:
@@ -193,4 +248,4 @@ def _clean(output: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(Shard, shard, "Turn a curated pool into training shards.")
+    command.run(Shard, shard, "Turn a curated pool, or any pool as it is, into training shards.")

@@ -57,21 +57,31 @@ def read(folder: str, kind: str) -> Manifest:
     uri = storage.join(folder, NAME)
     if not storage.exists(uri):
         raise ValueError(f"{uri} does not exist: {folder} is not a finished {kind} folder")
-    values = storage.read_json(uri)
+    values = _values(uri)
     if values.get("kind") != kind:
         raise ValueError(f"{uri} describes a {values.get('kind')!r} folder; a {kind!r} folder is needed here")
     if values.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{uri} has schema version {values.get('schema_version')!r}; this program reads version {SCHEMA_VERSION}"
         )
-    files = tuple(FileEntry(**f) for f in values.pop("files"))
-    return Manifest(files=files, **{k: v for k, v in values.items() if k not in ("rows", "bytes")})
+    try:
+        files = tuple(FileEntry(**f) for f in values.pop("files"))
+        return Manifest(files=files, **{k: v for k, v in values.items() if k not in ("rows", "bytes")})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{uri} is no manifest that this program wrote ({error}); write the folder again") from error
+
+
+def _values(uri: str) -> dict[str, Any]:
+    values = storage.read_json(uri)
+    if not isinstance(values, dict):
+        raise ValueError(f"{uri} holds a {type(values).__name__}; a manifest is an object: write the folder again")
+    return values
 
 
 def kind_of(folder: str) -> str | None:
     """What a finished folder holds; None where it has no manifest."""
     uri = storage.join(folder, NAME)
-    return storage.read_json(uri).get("kind") if storage.exists(uri) else None
+    return _values(uri).get("kind") if storage.exists(uri) else None
 
 
 def is_done(folder: str, kind: str, config: dict[str, Any]) -> bool:

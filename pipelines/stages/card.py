@@ -28,7 +28,7 @@ def make(
 
     results: a dictionary a unit; rows: rows of the pool; counts, kept_counts: int64 [E], texts that match an entry
     before and after balancing; thresholds, languages: t and number of entries of each language; unread: what was found
-    in the pool and not read, by kind. An image or a caption
+    in the pool and not read, by kind. Without entries nothing is said of matching. An image or a caption
     that is neither kept nor dropped for a named reason is a bug, and stops the run.
     """
     row_tally, caption_tally = (_sum(results, name) for name in ("rows", "captions"))
@@ -42,7 +42,11 @@ def make(
     assert kept_captions == sum(n * times for n, times in histograms["captions"].items()), (
         "as many captions are written as kept"
     )
-    return {
+    matching = {}
+    if entries:
+        numbers = _matching(entries, counts, kept_counts, balance.by_entry(thresholds, languages))
+        matching = {"matching": numbers | _languages(counts, thresholds, languages)}
+    return matching | {
         "rows": {"in": rows, "kept": kept_rows, "kept_share": _share(kept_rows, rows), "dropped": dict(row_tally)},
         "not_read": dict(sorted(unread.items())),
         "captions": {
@@ -51,8 +55,6 @@ def make(
             "kept_share": _share(kept_captions, captions),
             "dropped": dict(caption_tally),
         },
-        "matching": _matching(entries, counts, kept_counts, balance.by_entry(thresholds, languages))
-        | _languages(counts, thresholds, languages),
         "shorter_side_pixels": _quantiles(histograms["side"]),
         "image_bytes_below": _quantiles(histograms["bytes"]),
         "captions_per_image": _quantiles(histograms["captions"]),
@@ -62,13 +64,8 @@ def make(
 
 def summary(card: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a card that its manifest repeats."""
-    matching = card["matching"]
-    return {
-        "rows": card["rows"],
-        "captions": card["captions"],
-        "t": matching["t"],
-        "tail_share": matching["tail_share"],
-    }
+    balancing = {name: card["matching"][name] for name in ("t", "tail_share")} if "matching" in card else {}
+    return {"rows": card["rows"], "captions": card["captions"]} | balancing
 
 
 def _languages(counts: np.ndarray, thresholds: dict[str, int], languages: dict[str, int]) -> dict[str, Any]:

@@ -62,29 +62,40 @@ def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:
 
 def make(pool: str, card: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> str:
     """The page of a card (see `card.make`) with sample rows (`image` or `url`, `captions`)."""
-    matching = card["matching"]
+    matching = card.get("matching")
     facts = {
         "pool": pool,
         "images": f"{card['rows']['kept']:,} of {card['rows']['in']:,}",
         "captions": f"{card['captions']['kept']:,} of {card['captions']['in']:,}",
-        "t": f"{matching['t']:,}",
-        "entries that match": f"{matching['entries_matched']:,} of {matching['entries']:,}",
-        "matches in the tail": f"{matching['tail_share']:.1%}",
     }
+    if matching:
+        facts |= {
+            "t": f"{matching['t']:,}",
+            "entries that match": f"{matching['entries_matched']:,} of {matching['entries']:,}",
+            "matches in the tail": f"{matching['tail_share']:.1%}",
+        }
+    if card["not_read"]:
+        facts["found and not read"] = ", ".join(f"{n:,} {kind}" for kind, n in card["not_read"].items())
     sections = [
         heading("Data card", facts),
         "<h2>What stayed</h2><p>Rows, and then captions, that are left after each rule.</p>",
         _funnel("rows", card["rows"], rules.ROW_REASONS),
         _funnel("captions", card["captions"], rules.CAPTION_REASONS),
-        "<h2>Balancing</h2><p>Texts an entry, from the most common entry to the rarest, as means over ranges of ranks.",
-        f" Entries above t = {matching['t']:,} are thinned out to about t; rarer ones keep all of their texts.</p>",
-        svg(_curves(matching["curve"], matching["t"])),
-        f'<div class="ends">{_entries("Most common", matching["head"])}{_entries("Rarest", matching["tail"])}</div>',
+        *(_balancing(matching) if matching else ()),
         "<h2>Sizes of what stayed</h2>",
         svg(_histograms({label: card[name] for name, label in SIZES.items() if card[name]})),
         f"<h2>Samples</h2><p>Drawn by seed, not chosen.</p>{_samples(shown)}",
     ]
     return page("Data card", sections, STYLE)
+
+
+def _balancing(matching: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        "<h2>Balancing</h2><p>Texts an entry, from the most common entry to the rarest, as means over ranges of ranks.",
+        f" Entries above t = {matching['t']:,} are thinned out to about t; rarer ones keep all of their texts.</p>",
+        svg(_curves(matching["curve"], matching["t"])),
+        f'<div class="ends">{_entries("Most common", matching["head"])}{_entries("Rarest", matching["tail"])}</div>',
+    )
 
 
 def _funnel(name: str, counts: Mapping[str, Any], reasons: Sequence[str]) -> str:

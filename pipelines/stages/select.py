@@ -27,6 +27,9 @@ class Draw:
     online: bool = False
     """Keep all captions that match, with their probabilities: the loader draws."""
 
+    everything: bool = False
+    """Keep all captions that the rules keep: nothing is balanced."""
+
 
 SAMPLES = 24
 """Kept rows that the data card shows."""
@@ -67,7 +70,8 @@ def select_unit(
             probability = balance.keep_probability_of(matched, log_misses)
             states = hashing.states(whole(table[schema.ID]), draw.seed)
             numbers = 0.0 if draw.online else balance.draws(states, whole(part["caption_reasons"]).offsets.to_numpy())
-            row_reasons, caption_reasons = _decide(table, part, numbers < probability, draw.image_rules, sizes["side"])
+            drawn = np.full(len(matched), True) if draw.everything else numbers < probability
+            row_reasons, caption_reasons = _decide(table, part, drawn, draw.image_rules, sizes["side"])
             tally["rows"].update(_named(row_reasons, rules.ROW_REASONS))
             tally["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
             if draw.online:

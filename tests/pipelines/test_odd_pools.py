@@ -12,13 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.small_pools import picture
+from helpers.in_process import without_ray
+from helpers.small_pools import picture, read_all
 
 from llip import storage
 from llip.data import text_files
 from pipelines import schema
 from pipelines.curate import Curate, curate
+from pipelines.prepare_data import prepare
+from pipelines.shard import Shard, shard
 from pipelines.stages import read
+from pipelines.stages.dedup.deduplicating import Dedup
 from pipelines.stages.filter import rules
 from pipelines.stages.read import files, normalise, webdataset
 
@@ -253,9 +257,8 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
     (tmp_path / "2.txt").write_bytes(b"\xff\xfea\0")
     rows, unread = rows_of(tmp_path)
     assert seen(rows) == [["a cat", "b\u2028c"], ["from JSON"], "text is no Unicode", []]
-    assert unread == {
-        "files .md": 1, "files .txt": 1, "hidden files": 2, "files without a suffix": 1, "files .heic": 1, "blank lines": 2
-    }  # fmt: skip
+    counted = {f"files {name}": 1 for name in (".md", ".txt", "without a suffix", ".heic")}
+    assert unread == counted | {"hidden files": 2, "blank lines": 2}
 
 
 def write(file: Path, **columns: Any) -> None:
@@ -270,7 +273,8 @@ def test_parquet_files_are_matched_by_name_and_their_types_made_one(
     write(tmp_path / "a.parquet", id=[1], image=[b"a"], caption=["one"], n=pa.array([1], pa.int32()),
           s=pa.array([None], pa.null()), extra=[1.5])  # fmt: skip
     write(tmp_path / "b.parquet", s=pa.array(["x"], pa.large_string()), n=pa.array([2], pa.int64()),
-          caption=pa.array(["two"]).dictionary_encode(), image=pa.array([b"b"], pa.large_binary()), id=["2"])  # fmt: skip
+          caption=pa.array(["two"]).dictionary_encode(), image=pa.array([b"b"], pa.large_binary()),
+          id=["2"])  # fmt: skip
     lists = pa.array([["three", "3"]], pa.large_list(pa.large_string()))
     table = pa.table({"s": pa.array(["y"], pa.string_view()), "n": pa.array([None], pa.null()),
                       "captions": lists, "jpg": pa.array([b"c"], pa.binary_view())})  # fmt: skip
@@ -362,12 +366,12 @@ def test_files_of_other_encodings_are_named(content: bytes, message: str) -> Non
         text_files.lines(content, "names.txt")
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_the_sums_close_over_a_pool_of_all_that_is_odd(tmp_path: Path) -> None:
+def test_the_sums_close_over_a_pool_of_all_that_is_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_ray(monkeypatch)
     (tmp_path / "tars").mkdir()
     (tmp_path / "lists").mkdir()
     good = [(f"g{i}.{s}", c) for i in range(3) for s, c in (("png", picture(i)), ("txt", b"a cat"))]
-    odd = [("x.png", picture(9)), ("x.json", b"{"), ("y.txt", b"no picture"), ("y.cls", b"1"), ("y.v.png", picture(7))]
+    odd = [("x.png", picture(9)), ("x.json", b"{"), ("y.txt", b"a cat"), ("y.cls", b"1"), ("y.v.png", picture(7))]
     (tmp_path / "tars/0.tar").write_bytes(b"")
     (tmp_path / "tars/1.tar").write_bytes(tar_of(good) + tar_of(good + odd))
     (tmp_path / "tars/notes.md").write_text("x")
@@ -389,3 +393,43 @@ def test_the_sums_close_over_a_pool_of_all_that_is_odd(tmp_path: Path) -> None:
         "line cannot be read": 3, "text is no Unicode": 1, "no caption kept": 1, "unreadable image": 1
     }  # fmt: skip
     assert card["not_read"] == {"blank lines": 1, "files .md": 1, "files .png": 1, "members .cls": 1}
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "hugging face"])
+def test_a_pool_is_sharded_as_it_is(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    pictures = [*map(picture, range(12)), picture(0), b"broken"]
+    texts = [f"picture {i} of many" if i != 3 else "" for i in range(14)]
+    if kind == "webdataset":
+        members = [(f"{i}.{s}", c) for i, p in enumerate(pictures) for s, c in (("png", p), ("txt", texts[i].encode()))]
+        (tmp_path / "pool").mkdir()
+        (tmp_path / "pool/0.tar").write_bytes(tar_of(members))
+    else:
+        image = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)]
+        write(tmp_path / "pool/train-00000.parquet", image=image, text=texts, key=["k"] * 14)
+    options: dict[str, Any] = {"pool": str(tmp_path / "pool"), "output": str(tmp_path / "shards"), "min_words": 2}
+    result = shard(Shard(dedup=Dedup(copies=True), **options))
+    assert result.summary["rows"]["in"] == 14 and result.summary["rows"]["kept"] == result.rows == 11
+    assert result.summary["rows"]["dropped"] == {"no caption kept": 1, "unreadable image": 1, "duplicate": 1}
+    rows = read_all(options["output"])
+    assert {(r["image"], *r["captions"]) for r in rows} <= {(p, t) for p, t in zip(pictures, texts, strict=True)}
+    assert {"data_card.json", "data_card.html", "manifest.json"} < {p.name for p in (tmp_path / "shards").iterdir()}
+    assert not (tmp_path / "shards/progress").exists()
+    capsys.readouterr()
+    assert shard(Shard(dedup=Dedup(copies=True), **options)) == result
+    assert "holds the shards already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="min_words"):
+        shard(Shard(dedup=Dedup(copies=True), **(options | {"min_words": 3})))
+
+
+def test_settings_that_would_be_ignored_are_refused() -> None:
+    with pytest.raises(ValueError, match="--pool and --curated exclude each other"):
+        Shard(pool="a", curated="b")
+    with pytest.raises(ValueError, match="--min-words is about --pool"):
+        Shard(min_words=3)
+    with pytest.raises(ValueError, match="--t is about balancing"):
+        Curate(pool="a", curation="none", t=3)
+    with pytest.raises(ValueError, match="curation none is about a pool of your own"):
+        prepare("out", pool=None, shards=None, evaluation=None, corpus_images=None, curation="none")

@@ -42,6 +42,7 @@ def matches_of(
     pool: Pool,
     lists: Lists | None,
     *,
+    balanced: bool,
     min_count: int,
     semantics: Semantics,
     text_rules: TextRules,
@@ -49,14 +50,14 @@ def matches_of(
     folder: str,
 ) -> Matched:
     """Matches of a pool with the entries of `lists` (None: built from its captions), kept in a folder of their own in
-    `folder`.
+    `folder`. Not `balanced`: no captions are matched, only judged by the rules.
 
     The name of that folder is a digest of everything that matches depend on. Balancing is no part of it: another t or
     seed finds the matches done.
     """
     config = {
         "pool_digest": pool.digest,
-        "metadata": digest(lists) if lists else f"built from words seen {min_count} times",
+        "metadata": digest(lists) if lists else f"built from words seen {min_count} times" if balanced else "none",
         "semantics": semantics,
         "text_rules": repr(text_rules),
         "unit_rows": unit_rows,
@@ -77,7 +78,9 @@ def matches_of(
         )
 
     progress = storage.join(folder, "progress")
-    if lists is None:
+    if not balanced:
+        lists = {"": []}
+    elif lists is None:
         lists = {"": metadata.of_corpus(pool, folder=folder, markers=progress, min_count=min_count)}
     entries = by_language.labels(lists)
     storage.write_json(storage.join(folder, metadata.NAME), entries)
@@ -108,7 +111,9 @@ def _match(
         "pool_format": pool.format,
         "columns": sorted(columns),
         "text_rules": text_rules,
-        "matcher": ray.put(LanguageMatcher(lists, semantics)),  # one copy a node, whose tasks map its arrays
+        "matcher": ray.put(
+            LanguageMatcher(lists, semantics) if any(lists.values()) else None
+        ),  # one copy a node, whose tasks map its arrays
     }
     stage = Stage(name="match", markers=progress, noun=pool.noun)
     sizes = [unit.size for unit in pool.units]

@@ -16,7 +16,7 @@ from pipelines.stages.columns import set_in_lists, whole
 from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import Condition
 from pipelines.stages.hashing import MIX, hash64, uniform
-from pipelines.stages.match.by_language import LanguageMatcher
+from pipelines.stages.match.by_language import OTHER, LanguageMatcher
 from pipelines.stages.work import Unit, interim, tallies
 
 SCHEMA = pa.schema(
@@ -54,10 +54,10 @@ def match_unit(
     pool_format: str,
     columns: Sequence[str],
     text_rules: TextRules,
-    matcher: LanguageMatcher,
+    matcher: LanguageMatcher | None,
 ) -> dict[str, Any]:
     """Match the captions of a unit and write `folder/matches-….arrows`. `columns`: captions, and those of the pool that
-    the rules look at."""
+    the rules look at; matcher: None where captions need no match."""
     unread = Counter[str]()
     tables = read.tables(pool_format, unit, (*columns, schema.REASON), unread)
     found = pa.concat_tables(
@@ -116,7 +116,7 @@ def kept_name(unit: Unit) -> str:
     return f"kept-{unit.index:06d}.arrows"
 
 
-def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -> pa.Table:
+def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher | None) -> pa.Table:
     captions = whole(table[schema.CAPTIONS])
     row_reason = _row_reasons(table, captions, text_rules)
     texts = captions.flatten()
@@ -129,13 +129,17 @@ def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher) -
     is_asked = reasons == rules.KEPT
     asked = texts if is_asked.all() else pc.if_else(pa.array(is_asked), texts, pa.scalar(None, pa.string()))
     codes = _languages(table, asked, lengths, text_rules) if text_rules.with_entries else None
-    if codes is not None:
+    if codes is not None and OTHER not in text_rules.with_entries:
         known = pc.is_in(codes, pa.array(text_rules.with_entries)).to_numpy(zero_copy_only=False)
         reasons[(reasons == rules.KEPT) & ~known] = rules.CAPTION["no entries for its language"]
-    matches = matcher.match(asked, codes)
-    reasons[(reasons == rules.KEPT) & (matches.value_lengths().fill_null(0).to_numpy() == 0)] = rules.CAPTION[
-        "matches no entry"
-    ]
+    if matcher is None:
+        none = np.zeros(len(texts) + 1, np.int32)
+        matches = pa.ListArray.from_arrays(pa.array(none), pa.array([], pa.int32()))
+    else:
+        matches = matcher.match(asked, codes)
+        reasons[(reasons == rules.KEPT) & (matches.value_lengths().fill_null(0).to_numpy() == 0)] = rules.CAPTION[
+            "matches no entry"
+        ]
     return pa.table(
         [
             pa.array(row_reason),

@@ -186,7 +186,10 @@ def _columns(file: str, columns: pa.Schema, caption_column: str | None) -> pa.Sc
         if name in names:
             _check(file, columns.field(name), test(columns.field(name).type), expected)
     taken = (schema.ID, image, source, *(schema.REQUIRED if source != schema.CAPTIONS else ()))
-    return schema.with_extras((f for f in columns if f.name not in taken), pictures=pictures)
+    known = {schema.KINDS: schema.REQUIRED[schema.CAPTIONS], schema.SYNTHETIC: schema.REQUIRED[schema.CAPTIONS]}
+    known |= {} if pictures else {schema.URL: pa.string()}
+    extras = [pa.field(f.name, known.get(f.name, f.type)) for f in columns if f.name not in taken]
+    return schema.with_extras(extras, pictures=pictures)
 
 
 def _unified(found: dict[str, pa.Schema]) -> pa.Schema:

@@ -80,7 +80,7 @@ def run(
     """Results (JSON values) of `function(unit, **shared)` for every unit, in order, computed by Ray Data tasks.
 
     `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value. A
-    ValueError in a task ends the run with its message.
+    ValueError in a task, or an error of the system, ends the run with its message.
     """
     results = _finished(stage, len(units))
     todo = [i for i in range(len(units)) if i not in results]
@@ -154,7 +154,8 @@ def perform(
         if result is None:
             try:
                 result = function(pickle.loads(unit.as_py()), **values)
-            except ValueError as error:  # handed over as a value: a user's mistake needs no traceback of a remote task
+            except (ValueError, *storage.FAILURES) as error:
+                # handed over as a value: what a user can mend needs no traceback of a remote task
                 yield _handed_over([], str(error))
                 return
             stage.finish(index, result)

@@ -99,3 +99,48 @@ def test_unusable_settings_are_refused(tmp_path: Path, lists: Path) -> None:
     (tmp_path / "empty/readme.md").write_text("x")
     with pytest.raises(ValueError, match="holds no lists of entries"):
         by_language.load(str(tmp_path / "empty"))
+
+
+def test_lists_of_others_are_read_and_never_replace_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An object's keys as Meta CLIP 2 has them, names with versions, folders, a list for all other languages."""
+    for name, content in {
+        "en.v1.json": '\ufeff{"cat": 3, " dog ": 1, "dog": 2}',
+        "zh-min-nan/metadata.json": '["\u72ac"]',
+        "other.txt": "\ufeffchien\r\n\nle\u2028chat\n",
+        "manifest.json": "{}",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found = by_language.load(str(tmp_path))
+    assert found == {"en": ["cat", "dog"], "other": ["chien", "le\u2028chat"], "zh-min-nan": ["\u72ac"]}
+    assert "1 entries have space around them" in capsys.readouterr().out
+    texts, codes = pa.array(["a cat", "le chien", None, "cat"]), pa.array(["en", "fr", None, "fr"])
+    names = by_language.labels(found)
+    got = LanguageMatcher(found, "v2").match(texts, codes).to_pylist()
+    assert [ids and [names[i] for i in ids] for ids in got] == [["en:cat"], ["other:chien"], None, []]
+    for other in ("en.v2.json", "en/metadata.json", "en.txt"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_text('["x"]')
+        with pytest.raises(ValueError, match="are both lists of 'en'"):
+            by_language.load(str(tmp_path))
+        (tmp_path / other).unlink()
+    (tmp_path / "readme.txt").write_text("x")
+    with pytest.raises(ValueError, match="'readme' is no code of a language"):
+        by_language.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("3", "holds a int; a list of strings or an object"),
+        ('{"a": 1, "a": 2}', "entry 1 repeats entry 0: 'a'"),
+        ('["a", "\\ud800"]', "entry 1 is"),
+        ('["a", ""]', "entry 1 is ''"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "metadata.json").write_text(content)
+    with pytest.raises(ValueError, match=f"metadata.json.*{message}"):
+        by_language.load(str(tmp_path))

@@ -41,7 +41,9 @@ WORD = r"^[\p{L}\p{N}].*[\p{L}\p{N}]$|^[\p{L}\p{N}]$"
 
 
 def load(uri: str) -> list[str]:
-    """Entries of a JSON list, of a text file with one entry a line, or of a Parquet file with one column of strings.
+    """Entries of a JSON list or an object whose keys they are, of a text file with one entry a line, or of a Parquet
+    file with one column of strings. Space around an entry, with which it would match nothing, is left out; that is
+    printed.
 
     Raises ValueError naming the file, and the row, where it is none of these or an entry is no string, empty or a
     repetition.
@@ -58,10 +60,13 @@ def load(uri: str) -> list[str]:
     if not entries:
         raise ValueError(f"{uri} holds no entries")
     for i, entry in enumerate(entries):
-        if not isinstance(entry, str) or not entry.strip():
+        if not isinstance(entry, str) or not entry.strip() or not text_files.is_unicode(entry):
             raise ValueError(f"{uri}: entry {i} is {entry!r}; an entry is a string that is not empty")
     refuse_repetition(entries, uri)
-    return entries
+    trimmed = [entry.strip() for entry in entries]
+    if padded := [entry for entry, bare in zip(entries, trimmed, strict=True) if entry != bare]:
+        print(f"{uri}: {len(padded):,} entries have space around them, which is left out, as in {padded[0]!r}")
+    return list(dict.fromkeys(trimmed))
 
 
 def _parse(uri: str, content: bytes) -> list[Any]:
@@ -71,11 +76,12 @@ def _parse(uri: str, content: bytes) -> list[Any]:
             raise ValueError(f"it has the columns {', '.join(table.column_names)}; one column of strings is needed")
         return table.column(0).to_pylist()
     if uri.endswith(".json"):
-        values = json.loads(content)
+        text = text_files.decoded(content, uri)
+        values = json.loads(text, object_pairs_hook=list)
         if not isinstance(values, list):
-            raise ValueError(f"it holds a {type(values).__name__}; a list of strings is needed")
-        return values
-    return list(text_files.lines(content, uri))
+            raise ValueError(f"it holds a {type(values).__name__}; a list of strings or an object of them is needed")
+        return [key for key, _ in values] if text.lstrip().startswith("{") else values
+    return [*text_files.lines(content, uri)]
 
 
 def open_corpus(uri: str, unit_rows: int) -> Pool:

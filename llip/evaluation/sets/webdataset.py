@@ -21,6 +21,8 @@ from llip.evaluation.sets.evaluation_set import EvaluationSet
 SHARDS, TYPE = "nshards.txt", "dataset_type.txt"
 SPLITS = ("test", "val", "validation")
 """Of a set's splits the first of these is taken, and otherwise the first by name."""
+TEXT_BYTES = 1 << 24
+"""Most bytes of a text that is read: a sparse member may claim to be of any size."""
 IMAGES = ("webp", "png", "jpg", "jpeg")
 
 
@@ -86,6 +88,8 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]
                 if member and suffix in IMAGES:
                     image = {"uri": file, "offset": member.offset_data, "size": member.size}
                 elif member and suffix in ("cls", "txt"):
+                    if member.size > TEXT_BYTES:
+                        raise ValueError(f"{file}: {member.name} has {member.size:,} bytes; a text has few")
                     content = tar.extractfile(member)
                     assert content is not None, "a regular file has content"
                     members[suffix] = content.read()

@@ -337,6 +337,8 @@ def _say(result: Manifest) -> None:
         balancing = f" (t = {result.summary['t']:,}, {share:.1%} of the matches in the tail)"
     kept = f"kept {rows['kept']:,} of {rows['in']:,} images and {captions['kept']:,} of {captions['in']:,} captions"
     print(kept + balancing)
+    if unread := result.summary["not_read"]:
+        print(f"found and not read: {', '.join(f'{n:,} {kind}' for kind, n in unread.items())}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def make(
 def summary(card: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a card that its manifest repeats."""
     balancing = {name: card["matching"][name] for name in ("t", "tail_share")} if "matching" in card else {}
-    return {"rows": card["rows"], "captions": card["captions"]} | balancing
+    return {name: card[name] for name in ("rows", "captions", "not_read")} | balancing
 
 
 def _languages(counts: np.ndarray, thresholds: dict[str, int], languages: dict[str, int]) -> dict[str, Any]:

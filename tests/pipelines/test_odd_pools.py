@@ -237,6 +237,13 @@ def test_links_of_conceptual_captions_are_curated_without_pictures(tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_links_of_redcaps_are_read_from_its_annotations(tmp_path: Path) -> None:
+    notes = [{"image_id": "a", "url": "http://x/a", "raw_caption": "Raw", "caption": "clean", "score": 3}]
+    (tmp_path / "cats_2020.json").write_text(json.dumps({"info": {"url": "x"}, "annotations": notes}))
+    row = rows_of(tmp_path)[0][0]
+    assert (row["url"], row["captions"], row["raw_caption"], row["score"]) == ("http://x/a", ["clean"], "Raw", 3)
+
+
 def test_pictures_of_coco_may_lie_beside_the_folder_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train").mkdir()

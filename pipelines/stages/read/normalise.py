@@ -113,7 +113,7 @@ def caption_column(
         return given
     if schema.CAPTIONS in names:
         return schema.CAPTIONS
-    found = [name for name in known if name in names]
+    found = [name for name in schema.SINGLE_CAPTION if name in names] or [n for n in known if n in names][:1]
     if len(found) == 1:
         return found[0]
     if found:

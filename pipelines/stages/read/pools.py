@@ -144,7 +144,7 @@ def _chosen(uri: str, found: Sequence[Found]) -> tuple[str, list[Found]]:
     if images and (listing.has_sidecars(names) or not kinds):
         return "folder", [*found]
     if kinds:
-        lists = [f for f in found if f.name in kinds and _is_list(f, alone=len(found) == 1)]
+        lists = [f for f in found if f.name in kinds and _is_list(f)]
         if lists:
             return "list", [f for f in found if f in lists or f.name.lower().endswith(listing.IMAGES)]
     if images:
@@ -154,7 +154,7 @@ def _chosen(uri: str, found: Sequence[Found]) -> tuple[str, list[Found]]:
     )
 
 
-def _is_list(file: Found, *, alone: bool) -> bool:
+def _is_list(file: Found) -> bool:
     """Whether a text file among pictures lists them: its first line has several fields, one of them named or a file."""
     if not files.ending(file.name, (".txt",)):
         return True

@@ -9,7 +9,8 @@ import pytest
 
 from llip.config import Head, TrainingConfig
 from llip.fields import differences, override, to_dict, to_toml
-from llip.recipes import DEFAULT, RECIPES, listing, load, recipe
+from llip.recipes import DEFAULT, RECIPES, load, recipe
+from llip.recipes.__main__ import listing
 from llip.training import run_folder
 
 SIZES = {

@@ -234,5 +234,10 @@ def main(settings: Plan) -> Capacity:
     return capacity
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Plan, main, "What a recipe needs on a cluster: steps, FLOPs, time, memory a GPU, storage.")
+
+
+if __name__ == "__main__":
+    cli()

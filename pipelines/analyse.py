@@ -102,5 +102,10 @@ def _page(results: dict[str, dict[str, Any]]) -> str:
     return page("Analysis", ["<h1>Image features</h1>", f"<table>{head}{rows}</table>", plot])
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Analyse, analyse, "Linear probe and spectrum of checkpoints.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -55,5 +55,10 @@ def _folder(run: str, tracking: str | None) -> str:
     return tags["run_folder"]
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Compare, compare, "Compare runs side by side.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -34,5 +34,10 @@ def write_corpus(settings: Corpus) -> None:
     print(f"{pool.rows:,} images, {pool.bytes / 1e6:.0f} MB in {settings.output}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Corpus, write_corpus, "Write the built-in corpus.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -341,7 +341,12 @@ def _say(result: Manifest) -> None:
         print(f"found and not read: {', '.join(f'{n:,} {kind}' for kind, n in unread.items())}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(
         Curate, curate_and_track, "Curate a pool of images with captions: filter, match with metadata, balance."
     )
+
+
+if __name__ == "__main__":
+    cli()

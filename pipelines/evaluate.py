@@ -194,5 +194,10 @@ def _track(weights: Weights, metrics: dict[str, Metric]) -> None:
         tracker.log(weights.step or 0, {name: metric.value for name, metric in metrics.items()})
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Evaluate, evaluate, "Evaluate a checkpoint on evaluation sets.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -85,5 +85,10 @@ def _text(found: Explanation) -> str:
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Explain, explain_image, "Show what captions change in a trained Llip's view of an image.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -58,5 +58,10 @@ def export(settings: Export) -> Manifest:
     return result
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Export, export, "Export shards as WebDataset tars.")
+
+
+if __name__ == "__main__":
+    cli()

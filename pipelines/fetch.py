@@ -179,5 +179,10 @@ def _say(result: Manifest) -> None:
         print(f"{count:12,} {reason}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Fetch, fetch, "Fetch the pictures that a list links to.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -97,5 +97,10 @@ def _listed(settings: Metadata) -> dict[str, str]:
     return {name: uri for name, uri in given.items() if uri}
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Metadata, build, "Build the list of entries that curation matches captions with.")
+
+
+if __name__ == "__main__":
+    cli()

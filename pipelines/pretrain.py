@@ -174,5 +174,10 @@ def _evaluate(folder: str, sets: str | None) -> "dict[str, Metric]":
     return evaluate(Evaluate(checkpoint=folder, evaluation=sets))
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Pretrain, pretrain, "Pretrain a contrastive image-text model, from a pool to its numbers.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -247,5 +247,10 @@ def _clean(output: str) -> None:
         storage.remove(storage.join(output, name))
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Shard, shard, "Turn a curated pool, or any pool as it is, into training shards.")
+
+
+if __name__ == "__main__":
+    cli()

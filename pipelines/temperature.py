@@ -47,5 +47,10 @@ def sweep_temperature(settings: Temperature) -> Sweep:
     return found
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Temperature, sweep_temperature, "Evaluate a trained Llip under other temperatures.")
+
+
+if __name__ == "__main__":
+    cli()

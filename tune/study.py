@@ -207,5 +207,10 @@ def _choice(choices: Mapping[Objective, Choice], point: Point) -> Choice:
     return choices.get(point.objective, choices["llip"])
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Study, study, "Compare objectives, ablations, K and heads at small scale, over seeds.")
+
+
+if __name__ == "__main__":
+    cli()

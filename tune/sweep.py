@@ -140,5 +140,10 @@ def _command(settings: Sweep, point: Point) -> str:
     return "uv run pipelines/pretrain.py " + " ".join(given)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command line."""
     command.run(Sweep, sweep, "Compare K and head counts of Llip, and other objectives, at equal cost.")
+
+
+if __name__ == "__main__":
+    cli()

@@ -87,7 +87,7 @@ def measure() -> dict[float, list[float]]:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_large_photographs_are_not_decoded_at_full_size() -> None:
     assert all(holds((1 / ratio for ratio in ratios), at_most=1 / BAR) for ratios in measure().values())
 

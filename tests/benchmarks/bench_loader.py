@@ -187,7 +187,7 @@ def main() -> float:
     return median
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_resumed_loader_is_quick_and_its_memory_flat(tmp_path: Path) -> None:
     pictures = [encode(picture(i, 64, 64), "JPEG") for i in range(PHOTOS)]
     shards = write_shards(tmp_path / "shards", rows(pictures, 4), files=2, row_group_size=64)
@@ -195,7 +195,7 @@ def test_a_resumed_loader_is_quick_and_its_memory_flat(tmp_path: Path) -> None:
     assert memory_growth(shards) <= 50
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_loading_is_twice_as_fast_as_open_clip() -> None:
     assert main() >= BAR
 

@@ -132,7 +132,7 @@ def report(rates: dict[str, list[float]]) -> float:
     return statistics.median(a / b for a, b in zip(rates["EntryMatcher"], rates["pyahocorasick"], strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_the_matcher_is_several_times_as_fast_as_an_automaton_in_a_python_loop() -> None:
     assert report(measure()) >= BAR
 

@@ -167,7 +167,7 @@ def measure(bar: Bar, rounds: int = ROUNDS) -> Outcome:
     return Outcome(faster, smaller)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.parametrize("bar", BARS, ids=lambda bar: str(bar.shape))
 def test_pair_stage(bar: Bar) -> None:
     torch.set_num_threads(1)

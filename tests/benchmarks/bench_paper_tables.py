@@ -124,7 +124,7 @@ def main(settings: Settings) -> None:
         print(f"{number}. {title}\n\n{table(settings)}\n", flush=True)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_the_ablation_trains_and_tabulates_every_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
     settings = Settings(output=str(tmp_path), ablation_tokens=(1, 2), steps=2, corpus_images=192)
     table = tokens_and_patches(settings).splitlines()

@@ -95,7 +95,7 @@ def main(epochs: int = ROUNDS) -> float:
     return statistics.median(ratios)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_loading_is_twice_as_fast_as_ray_data() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # Ray may run in this one
         assert process.submit(main, epochs=2).result() >= BAR

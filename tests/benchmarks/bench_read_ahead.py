@@ -93,7 +93,7 @@ def measure(settings: Settings) -> dict[float, float]:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_step_does_not_wait_for_a_service_that_answers_late() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_environment("").items():

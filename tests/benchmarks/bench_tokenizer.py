@@ -67,7 +67,7 @@ def main() -> dict[float, float]:
     return {odd_share: report(odd_share) for odd_share in BARS}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_tokenizing_is_many_times_as_fast_as_open_clip() -> None:
     assert all(ratio >= BARS[odd_share] for odd_share, ratio in main().items())
 

@@ -160,13 +160,13 @@ def main(settings: Settings) -> None:
     report("captions cut at the longest / packed", against_packing(settings))
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_clip_is_faster_than_open_clip() -> None:
     ratios = report("open_clip / here", against_open_clip("B-32", Settings(batch_size=16, rounds=3)))
     assert statistics.median(ratios) >= 1.3
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_llip_costs_little_more_than_its_tokens() -> None:
     ratios = report("Llip / registers", against_registers("b32", 32, Settings(batch_size=8, rounds=7)))
     assert holds(ratios, at_most=1.06)

@@ -58,7 +58,7 @@ def main(settings: Settings) -> None:
     print(f"\nLlip, 10,000 prompts / 10: {spread(found.growth(LLIP)[-1])}")
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_prompts_cost_next_to_nothing() -> None:
     torch.set_num_threads(1)
     found = latency(Settings(rounds=7), (LLIP, EQUAL_TOKENS))

@@ -6,6 +6,7 @@ every leaf of `TrainingConfig` as an option too, by its dotted path and with the
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import signal
@@ -111,7 +112,7 @@ def _own(settings: type[Any], parsed: Any) -> dict[str, Any]:
 
 def _given_recipe(arguments: Sequence[str]) -> str | None:
     """The recipe has to be known first: its values are the defaults of the other options."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         name, _, value = argument.partition("=")
         if name == "--recipe":
             return value or following

@@ -20,7 +20,7 @@ from llip.model.features import Features, concatenate
 from llip.pairs.losses import LossOutput, loss_of_features, score_parameters
 
 LEARNED = ("out_proj_DD", "logit_scale", "logit_bias")
-"""What takes part in the loss without passing through `forward`."""
+"""Parameters that take part in the loss without passing through `forward`."""
 
 Forward = Callable[[Tensor, Tensor], tuple[Any, Any]]
 
@@ -32,12 +32,14 @@ def backward(
     config: ObjectiveConfig,
     captions_per_image: int,
     group: dist.ProcessGroup | None = None,
+    images_by_rank: Sequence[int] | None = None,
     forward: Forward | None = None,
 ) -> LossOutput:
     """Forward and backward of one step; the gradients are added to `.grad`, the loss comes back detached.
 
-    A part is `(pixels, token_ids)`, its captions caption-major among themselves. `forward` is what is called in place
-    of `model`: the same model wrapped for several ranks, compiled or under autocast.
+    A part is `(pixels, token_ids)`, its captions caption-major among themselves. Parts and the batches of ranks may
+    differ in size (`images_by_rank`; without it, all ranks have as many images). `forward` is called in place of
+    `model`: the same model wrapped for several ranks, compiled or under autocast.
 
     W_O, the scale and the bias take part in the loss, not in `forward`. DistributedDataParallel averages them with the
     rest because it waits for the gradient of every parameter, wherever it was used (`find_unused_parameters` has to be
@@ -46,7 +48,13 @@ def backward(
     """
     forward = model if forward is None else forward
     parameters = score_parameters(model)
-    loss = partial(loss_of_features, config=config, captions_per_image=captions_per_image, group=group)
+    loss = partial(
+        loss_of_features,
+        config=config,
+        captions_per_image=captions_per_image,
+        group=group,
+        images_by_rank=images_by_rank,
+    )
     if len(parts) == 1:
         images, texts = forward(*parts[0])
         with record_function("loss"):
@@ -90,7 +98,7 @@ def _leaves(features: Features) -> Features:
 
 
 def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
-    """From the outputs that depend on something learned: a locked tower's do not."""
+    """Backward pass from the outputs that depend on something learned: those of a locked tower do not."""
     pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if output.requires_grad]
     torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 

@@ -1,31 +1,89 @@
 """The contrastive losses over the global batch: sigmoid (SigLIP, Llip) and softmax (CLIP).
 
+A loss is one function of a tile of logits, which returns its value there and its slope, d loss / d logit.
+`loss_of_features` shows it the pairs of the global batch tile by tile and takes every slope backwards at once, so
+gradients are made in the forward pass and nothing of the number of pairs is kept. `README.md` says how to add a loss.
+
 Captions are caption-major: row `c * B + i` is caption c of local image i, the positive of that image and a negative of
 every other one. The loss is the mean over c of the losses of the images with their captions c.
 
-Axes: I rows of a tile · J columns of a tile · B images of a rank · C captions of an image · N columns of a block.
+Axes: I rows of a tile · J columns of a tile · B images of a rank · C captions of an image · R rows of a rank ·
+T columns of a rank · N columns of a block, by caption · W width of a message.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from llip.config import ObjectiveConfig
 from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.pairs import scoring
-from llip.pairs.exchange import Block
-from llip.pairs.pair_scores import Layout, Loss, Outcome, Pairs, Tile, loss_over_pairs
+from llip.pairs.exchange import Block, Exchange
+from llip.pairs.tiles import Tiles
+
+
+class Tile(NamedTuple):
+    """Logits of some rows with some columns, images with captions or the other way round. A loss may overwrite them."""
+
+    logit_IJ: Tensor
+    diagonal: int
+    """Diagonal on which rows meet their own columns, the positives; it may lie outside of the tile."""
+    row_logsumexp_I: Tensor | None = None
+    """Log-sum-exp of each row's logits with all columns, over all ranks; for losses that are `normalised`."""
+    column_logsumexp_J: Tensor | None = None
+    """Log-sum-exp of each column's logits with all rows, over all ranks; for losses that are `normalised`."""
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A view of the positives in a tensor of the tile's shape, or of one that broadcasts to it."""
+        return tensor.expand(self.logit_IJ.shape).diagonal(self.diagonal)
+
+
+TileLoss = Callable[[Tile], tuple[Tensor, Tensor]]
+"""Value on a tile, a sum in fp64, and slope [I, J] of a loss that is a sum over the images of the batch."""
+
+
+class Loss(NamedTuple):
+    """A loss over all pairs, divided by the images of the global batch."""
+
+    tile: TileLoss
+    normalised: bool = False
+    """Whether tiles bring log-sum-exps along, which take a pass over the pairs of their own."""
+
+
+def sigmoid(tile: Tile) -> tuple[Tensor, Tensor]:
+    """`-Σ_ij log σ(y_ij x_ij)`, y = +1 for a row's own column, else -1 (Zhai et al. 2023; Llip, section 3.1)."""
+    flipped_IJ = tile.logit_IJ  # -y x
+    tile.own(flipped_IJ).neg_()
+    value = -F.logsigmoid(-flipped_IJ).sum(dtype=torch.float64)
+    slope_IJ = flipped_IJ.sigmoid_()  # -y σ(-y x)
+    tile.own(slope_IJ).neg_()
+    return value, slope_IJ
+
+
+def softmax(tile: Tile) -> tuple[Tensor, Tensor]:
+    """`Σ_i ½ (log Σ_j exp x_ij - x_ii) + ½ (log Σ_j exp x_ji - x_ii)`: symmetric InfoNCE (CLIP)."""
+    assert tile.row_logsumexp_I is not None and tile.column_logsumexp_J is not None
+    logit_IJ, row_I1, column_J = tile.logit_IJ, tile.row_logsumexp_I[:, None], tile.column_logsumexp_J
+    own = tile.own(logit_IJ)
+    value = ((tile.own(row_I1) - own) + (tile.own(column_J) - own)).sum(dtype=torch.float64) / 2
+    slope_IJ = torch.lerp((logit_IJ - row_I1).exp_(), (logit_IJ - column_J).exp_(), 0.5)  # the mean of both softmaxes
+    tile.own(slope_IJ).sub_(1)
+    return value, slope_IJ
+
+
+LOSSES = {"sigmoid": Loss(sigmoid), "softmax": Loss(softmax, normalised=True)}
 
 
 class LossOutput(NamedTuple):
-    """`loss` is a scalar; `clamped_pairs` counts the pairs of this rank whose cosine rounding took beyond ±1.
+    """The loss, a scalar, and the number of pairs of this rank whose cosine was beyond ±1 by rounding.
 
-    They are held at ±1 and get no gradient. More than a few of them say that the precision does not suffice.
+    These pairs are clamped at ±1 and get no gradient. More than a few of them say that the precision does not suffice.
     """
 
     loss: Tensor
@@ -33,7 +91,7 @@ class LossOutput(NamedTuple):
 
 
 class ScoreParameters(NamedTuple):
-    """What makes logits of features: W_O and temperature of the mixture, log scale and bias of the cosines."""
+    """Parameters between features and logits: W_O and temperature of the mixture, log scale and bias of the cosines."""
 
     out_proj_DD: Tensor | None
     temperature: float
@@ -42,33 +100,13 @@ class ScoreParameters(NamedTuple):
 
 
 def score_parameters(model: Any) -> ScoreParameters:
-    """Of a `ContrastiveModel`. W_O is left out where the towers have applied it already."""
+    """The parameters of a `ContrastiveModel`. W_O is left out where the towers have applied it already."""
     mixed = model.config.head.kind in ("text_query", "image_query")
     return ScoreParameters(
         out_proj_DD=model.head.out_proj if mixed else None,
         temperature=model.config.head.temperature,
         logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
-    )
-
-
-def contrastive_loss(
-    model: Any,
-    images: ImageFeatures,
-    texts: TextFeatures,
-    *,
-    config: ObjectiveConfig,
-    captions_per_image: int = 1,
-    group: dist.ProcessGroup | None = None,
-) -> LossOutput:
-    """The loss of B images and their C·B captions; with `group`, of the batches of all its ranks, of one size.
-
-    Differentiable in the features, W_O, the scale and the bias. The mean over ranks of `loss`, and of its gradients, is
-    that of the whole batch on one process: what DistributedDataParallel takes. The gradients are made with the loss, so
-    this is not cheaper under `no_grad`. Raises ValueError where the captions are not C for each image.
-    """
-    return loss_of_features(
-        images, texts, score_parameters(model), config=config, captions_per_image=captions_per_image, group=group
     )
 
 
@@ -80,114 +118,170 @@ def loss_of_features(
     config: ObjectiveConfig,
     captions_per_image: int = 1,
     group: dist.ProcessGroup | None = None,
+    images_by_rank: Sequence[int] | None = None,
 ) -> LossOutput:
-    """`contrastive_loss` with the parameters of the model given one by one."""
+    """The loss of B images and their C·B captions; with `group`, of the batches of all its ranks.
+
+    `images_by_rank` says how many images each rank has; without it, all have as many. Differentiable in the features,
+    W_O, the scale and the bias. The mean over ranks of `loss`, and of its gradients, is that of the whole batch on one
+    process: what DistributedDataParallel takes. The gradients are made with the loss, so this is not cheaper under
+    `no_grad`. Raises ValueError where the captions are not C for each image.
+    """
     if len(texts[0]) != captions_per_image * len(images[0]):
         raise ValueError(
             f"{len(texts[0])} captions came with {len(images[0])} images; "
             f"{captions_per_image} captions an image make {captions_per_image * len(images[0])}"
         )
+    ranks = 1 if group is None else dist.get_world_size(group)
+    images_by_rank = images_by_rank or [len(images[0])] * ranks
     # Rows stay on their rank and columns travel: queries, smaller than mixtures, or the fewer of pooled features.
     swapped = isinstance(images, Query) or (isinstance(images, Pooled) and captions_per_image > 1)
     rows, columns = (texts, images) if swapped else (images, texts)
+    captions = (captions_per_image, 1) if swapped else (1, captions_per_image)
     prepared = scoring.prepare(
         rows,
         columns,
         out_proj_DD=parameters.out_proj_DD,
         temperature=parameters.temperature,
-        total=len(columns[0]) * (1 if group is None else dist.get_world_size(group)),
+        total=captions[1] * sum(images_by_rank),
         gradients=True,
         split_gram=config.split_gram,
     )
-    captions = (captions_per_image, 1) if swapped else (1, captions_per_image)
-    layout = Layout(captions, config.exchange, group, config.chunk)
     scale, bias = parameters.logit_scale.exp(), parameters.logit_bias
     bias = torch.zeros_like(scale) if bias is None else bias
-    return LossOutput(*loss_over_pairs(LOSSES[config.loss], prepared, layout, scale, bias))
+    return loss_over_pairs(prepared, Layout(config, captions, group, images_by_rank), scale, bias)
 
 
-class _Gradients:
-    """What the pairs add up to: gradients tile by tile, and sums in fp64, as there are billions of terms."""
+class Layout(NamedTuple):
+    """The loss, and how its pairs are laid out over rows, columns and ranks."""
 
-    def __init__(self, pairs: Pairs, scale: Tensor) -> None:
-        self._pairs, self._scale = pairs, scale
-        self._tiles = pairs.tiles(gradients=True)
-        self.loss, self._scale_gradient, self._bias_gradient = scale.new_zeros(3, dtype=torch.float64).unbind()
-
-    def of_block(self, block: Block, slope: Callable[[Tile], Tensor]) -> Tensor:
-        """Add a block's pairs, given the gradient of the logits of a tile; returns that of the columns."""
-        gradient_CNW = torch.zeros_like(block.message_CNW, dtype=self._pairs.dtype)
-        for tile in self._pairs.scored(self._tiles, block):
-            slope_IJ = slope(tile)
-            self._scale_gradient += (slope_IJ * tile.score_IJ).sum(dtype=torch.float64)
-            self._bias_gradient += slope_IJ.sum(dtype=torch.float64)
-            self._tiles.backward(slope_IJ * self._scale, gradient_CNW[tile.column_caption, tile.columns])
-        return gradient_CNW
-
-    def outcome(self, weight: float, message_CBW: Tensor) -> Outcome:
-        sums = (self.loss * weight, self._scale_gradient, self._bias_gradient)
-        loss, scale, bias = (total.to(self._scale.dtype) for total in sums)
-        return Outcome(loss, scale, bias, message_CBW, self._tiles.gradients, self._tiles.clamped)
+    config: ObjectiveConfig
+    captions: tuple[int, int]
+    """Captions of an image among the rows and among the columns; one of the two is 1."""
+    group: dist.ProcessGroup | None
+    images_by_rank: Sequence[int]
 
 
-def sigmoid(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
-    """`-(1/B) Σ_ij log σ(y_ij x_ij)`, y = +1 for a row's own column, else -1 (Zhai et al. 2023; Llip, section 3.1)."""
-    weight = 1 / (pairs.batch * math.prod(pairs.captions))
-    sums = _Gradients(pairs, scale)
-
-    def slope(tile: Tile) -> Tensor:
-        flipped_IJ = tile.score_IJ * scale + bias  # -y x: the loss is softplus of it
-        flipped_IJ.diagonal(tile.diagonal).neg_()
-        sums.loss -= F.logsigmoid(-flipped_IJ).sum(dtype=torch.float64)
-        slope_IJ = flipped_IJ.sigmoid_().mul_(weight)
-        slope_IJ.diagonal(tile.diagonal).neg_()
-        return slope_IJ
-
-    return sums.outcome(weight, pairs.exchange.visit(lambda block: sums.of_block(block, slope), combine="sum"))
+def loss_over_pairs(prepared: scoring.Prepared, layout: Layout, scale: Tensor, bias: Tensor) -> LossOutput:
+    """The loss of logits `scale · cosine + bias`, differentiable in these two, in the rows and in the messages."""
+    return LossOutput(*_LossOverPairs.apply(prepared, layout, scale, bias, prepared.message_TW, *prepared.rows))
 
 
-def softmax(pairs: Pairs, scale: Tensor, bias: Tensor) -> Outcome:
-    """Symmetric InfoNCE: the mean of the cross-entropies of images over captions and of captions over images (CLIP).
+class _LossOverPairs(torch.autograd.Function):
+    """Makes the gradients in the forward pass and hands them out in the backward pass."""
 
-    In two passes over the pairs: the first one takes the log-sum-exp of every row and of every column over all ranks.
-    """
-    row_captions, column_captions = pairs.captions
-    weight = 1 / (2 * pairs.batch * row_captions * column_captions)
-    sums = _Gradients(pairs, scale)
-    row_CR = torch.full((column_captions, pairs.rows), -math.inf, dtype=pairs.dtype, device=scale.device)
-    tiles = pairs.tiles(gradients=False)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        prepared: scoring.Prepared,
+        layout: Layout,
+        scale: Tensor,
+        bias: Tensor,
+        message_TW: Tensor,
+        *operands: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        pairs = _Pairs(prepared, layout, scale, bias, message_TW, operands)
+        loss = LOSSES[layout.config.loss]
+        value, clamped, *gradients = pairs.add_up(loss.tile, pairs.logsumexps() if loss.normalised else None)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(clamped)
+        return value, clamped
 
-    def normalisers(block: Block) -> Tensor:
-        column_CNC = torch.full(
-            (*block.message_CNW.shape[:2], row_captions), -math.inf, dtype=pairs.dtype, device=scale.device
-        )
-        for tile in pairs.scored(tiles, block):
-            logit_IJ = tile.score_IJ * scale + bias
-            sums.loss -= 2 * logit_IJ.diagonal(tile.diagonal).sum(dtype=torch.float64)
-            row_I = row_CR[tile.column_caption, tile.rows]
-            column_J = column_CNC[tile.column_caption, tile.columns, tile.row_caption]
-            row_I.copy_(torch.logaddexp(row_I, logit_IJ.logsumexp(dim=1)))
-            column_J.copy_(torch.logaddexp(column_J, logit_IJ.logsumexp(dim=0)))
-        return column_CNC
-
-    column_CBC = pairs.exchange.visit(normalisers, combine="logsumexp")
-    sums.loss += row_CR.sum(dtype=torch.float64) + column_CBC.sum(dtype=torch.float64)
-
-    def gradients(block: Block) -> Tensor:
-        assert block.attached_CNA is not None
-        normaliser_CNC = block.attached_CNA
-
-        def slope(tile: Tile) -> Tensor:
-            logit_IJ = tile.score_IJ * scale + bias
-            row_I = row_CR[tile.column_caption, tile.rows]
-            column_J = normaliser_CNC[tile.column_caption, tile.columns, tile.row_caption]
-            slope_IJ = (logit_IJ - row_I[:, None]).exp_() + (logit_IJ - column_J).exp_()
-            slope_IJ.diagonal(tile.diagonal).sub_(2)
-            return slope_IJ.mul_(weight)
-
-        return sums.of_block(block, slope)
-
-    return sums.outcome(weight, pairs.exchange.visit(gradients, combine="sum", attached_CBA=column_CBC))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+        return None, None, *(saved * gradient for saved in ctx.saved_tensors)
 
 
-LOSSES: dict[str, Loss] = {"sigmoid": sigmoid, "softmax": softmax}
+class _Place(NamedTuple):
+    """Place of a tile in a block."""
+
+    rows: slice
+    """Rows among all of this rank."""
+    row_caption: int
+    columns: slice
+    """Columns among those of `column_caption`."""
+    column_caption: int
+    diagonal: int
+
+
+class _Pairs:
+    """The pairs of the rows of this rank with the columns of every rank, and sums over them."""
+
+    def __init__(
+        self,
+        prepared: scoring.Prepared,
+        layout: Layout,
+        scale: Tensor,
+        bias: Tensor,
+        message_TW: Tensor,
+        operands: tuple[Tensor, ...],
+    ) -> None:
+        self._layout, self._scale, self._bias = layout, scale, bias
+        self._make_tiles, self._operands = prepared.tiles, operands
+        self._rows = len(operands[0])
+        self._dtype = operands[0].dtype  # of scores and sums; messages may be of lower precision
+        message_CBW = message_TW.to(prepared.precision).unflatten(0, (layout.captions[1], -1))
+        self._exchange = Exchange(message_CBW, layout.config.exchange, layout.group, layout.images_by_rank)
+
+    def _scored(self, tiles: Tiles, block: Block) -> Iterator[tuple[_Place, Tensor]]:
+        """Places and cosines of the tiles of a block. No tile crosses from one caption of the images to the next."""
+        chunk, captions = self._layout.config.chunk, self._layout.captions
+        images, columns = self._rows // captions[0], block.message_CNW.shape[1]
+        message_NW = block.message_CNW.flatten(0, 1)
+        for span in scoring.iterate_tiles(tiles, self._rows, len(message_NW), chunk, captions):
+            row_caption, row = divmod(span.rows.start, images)
+            column_caption, column = divmod(span.columns.start, columns)
+            place = _Place(
+                span.rows,
+                row_caption,
+                slice(column, column + span.columns.stop - span.columns.start),
+                column_caption,
+                block.offset + row - column,
+            )
+            yield place, tiles.scores(message_NW[span.columns])
+
+    def logsumexps(self) -> tuple[Tensor, Tensor]:
+        """Log-sum-exp of the logits of each row, by caption of the columns, [C, R], and of each column, [C, B, C]."""
+        row_captions, column_captions = self._layout.captions
+        row_CR = self._scale.new_full((column_captions, self._rows), -math.inf, dtype=self._dtype)
+        tiles = self._make_tiles(self._operands, gradients=False)
+        trip = self._exchange.round_trip(row_captions, combine="logsumexp", dtype=self._dtype)
+        for block in trip:
+            for place, score_IJ in self._scored(tiles, block):
+                logit_IJ = score_IJ * self._scale + self._bias
+                row_I = row_CR[place.column_caption, place.rows]
+                column_J = block.found_CNF[place.column_caption, place.columns, place.row_caption]
+                row_I.copy_(torch.logaddexp(row_I, logit_IJ.logsumexp(dim=1)))
+                column_J.copy_(torch.logaddexp(column_J, logit_IJ.logsumexp(dim=0)))
+        return row_CR, trip.home_CBF
+
+    def add_up(self, loss: TileLoss, logsumexps: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """The loss, the number of clamped pairs, and gradients of scale, bias, message and operands.
+
+        Scalars are summed in fp64, as there are billions of terms.
+        """
+        row_CR, column_CBC = logsumexps or (None, None)
+        # The mean over ranks is the mean over images and captions of the global batch.
+        weight = self._exchange.size / (sum(self._layout.images_by_rank) * math.prod(self._layout.captions))
+        value, scale_gradient, bias_gradient = self._scale.new_zeros(3, dtype=torch.float64).unbind()
+        tiles = self._make_tiles(self._operands, gradients=True)
+        width = self._exchange.message_CBW.shape[2]
+        trip = self._exchange.round_trip(width, combine="sum", dtype=self._dtype, attached_CBA=column_CBC)
+        for block in trip:
+            for place, score_IJ in self._scored(tiles, block):
+                tile = Tile(score_IJ * self._scale + self._bias, place.diagonal)
+                if row_CR is not None and block.attached_CNA is not None:
+                    row_I = row_CR[place.column_caption, place.rows]
+                    column_J = block.attached_CNA[place.column_caption, place.columns, place.row_caption]
+                    tile = tile._replace(row_logsumexp_I=row_I, column_logsumexp_J=column_J)
+                tile_value, slope_IJ = loss(tile)
+                slope_IJ *= weight
+                value += tile_value
+                scale_gradient += (slope_IJ * score_IJ).sum(dtype=torch.float64)
+                bias_gradient += slope_IJ.sum(dtype=torch.float64)
+                tiles.backward(slope_IJ * self._scale, block.found_CNF[place.column_caption, place.columns])
+        scalars = (total.to(self._scale.dtype) for total in (value * weight, scale_gradient, bias_gradient))
+        loss_value, *of_scale_and_bias = scalars
+        message_TW = trip.home_CBF.flatten(0, 1)
+        return loss_value, tiles.clamped, *of_scale_and_bias, message_TW, *tiles.gradients

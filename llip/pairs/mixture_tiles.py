@@ -26,7 +26,7 @@ class OutputGramRows(NamedTuple):
 
 
 class _MixtureTiles:
-    """What both have in common: keys and values in the layout of products, mixing weights and their gradient.
+    """The part that both forms share: keys and values in the layout of products, mixing weights and their gradient.
 
     A column's message is `(q, u)`: its query and `u = W_O t̂`, the target as the values see it.
     """

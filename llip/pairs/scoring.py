@@ -59,11 +59,11 @@ class Prepared(NamedTuple):
 
     rows: CosineRows | GramRows | OutputGramRows
     message_TW: Tensor
-    """What a column has to bring along (`Message`), in at least fp32."""
+    """The columns as they travel (`Message`), in at least fp32."""
     tiles: MakeTiles
     """Takes row operands and `gradients=True | False`."""
     precision: torch.dtype
-    """Of the operands of products, and enough for a message that travels."""
+    """Precision of the operands of products; it is enough for a message that travels."""
 
 
 def prepare(
@@ -76,7 +76,7 @@ def prepare(
     gradients: bool,
     split_gram: bool = True,
 ) -> Prepared:
-    """What is done once for a row or a column. `total` columns will meet each row, wherever they are.
+    """Rows and columns with everything done that no pair changes. Each row will meet `total` columns over all ranks.
 
     `gradients` tells whether scores will be taken backwards: which form is cheaper depends on it.
     """
@@ -126,7 +126,7 @@ def _message(columns: ImageFeatures | TextFeatures | Message, out_proj_DD: Tenso
 
 
 def _precision(*features: Tensor) -> torch.dtype:
-    """Of the operands of products: bf16 where the towers gave any (their norms give fp32), else at least fp32."""
+    """Precision of the operands of products: bf16 where the towers gave any (norms give fp32), else at least fp32."""
     return torch.bfloat16 if any(f.dtype == torch.bfloat16 for f in features) else _wide(features[0]).dtype
 
 
@@ -208,7 +208,9 @@ def _gram(value_BMKE: Tensor, out_gram_DD: Tensor) -> Tensor:
 
 
 def _gram_backward(value_BMKE: Tensor, out_gram_DD: Tensor, gradient_BXX: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the values and of the symmetric matrix between them: with `G = A Q Aᵀ`, `S A Q` and `Aᵀ S A / 2`, S = g + gᵀ.
+    """Gradients of the values and of the symmetric matrix Q between them.
+
+    With `G = A Q Aᵀ` and S = g + gᵀ they are `S A Q` and `Aᵀ S A / 2`.
 
     A row of A has a centred value in the columns of its head, the last row the mean.
     """
@@ -240,14 +242,16 @@ CPU_TILE, GPU_TILE = 1 << 19, 1 << 25
 """Numbers in one buffer of a tile: a few buffers stay in the cache of a core, or fill a GPU."""
 
 
-class Tile(NamedTuple):
+class Span(NamedTuple):
+    """Rows and columns of a tile."""
+
     rows: slice
     columns: slice
 
 
 def iterate_tiles(
     tiles: Tiles, rows: int, columns: int, chunk: int, groups: tuple[int, int] = (1, 1)
-) -> Iterator[Tile]:
+) -> Iterator[Span]:
     """The tiles of a matrix, row by row of tiles; rows are opened before and closed after their tiles.
 
     No tile crosses the border of a group, where rows and columns fall into so many of equal size.
@@ -259,7 +263,7 @@ def iterate_tiles(
     for row_span in _spans(rows, row_size, high):
         tiles.open(row_span)
         for column_span in _spans(columns, column_size, wide):
-            yield Tile(row_span, column_span)
+            yield Span(row_span, column_span)
         tiles.close()
 
 

@@ -33,7 +33,7 @@ class Tiles(Protocol):
     elements: int
     """Numbers that a pair takes in a buffer."""
     gradients: tuple[Tensor, ...]
-    """Of the row operands, in their order; complete for the rows that are closed. Empty without gradients."""
+    """Gradients of the row operands, in order; complete for the rows that are closed. Empty without gradients."""
     clamped: Tensor
     """Pairs so far whose cosine came out beyond ±1 and was held there; they get no gradient."""
 

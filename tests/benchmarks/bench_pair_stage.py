@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+from llip.config import ObjectiveConfig
 from llip.model.features import Mixture, Query
 from llip.pairs import scoring
-from llip.pairs.losses import sigmoid
-from llip.pairs.pair_scores import Layout, loss_over_pairs
+from llip.pairs.losses import Layout, loss_over_pairs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import literal
@@ -83,7 +83,7 @@ def literal_form(
     score = literal.scores(Mixture(key, value), Query(query, target), out_proj_DD=out_proj, temperature=TEMPERATURE)
     sign = -torch.ones_like(score)
     sign.diagonal().fill_(1)
-    return -F.logsigmoid(sign * (scale * score + bias)).sum() / len(score)
+    return -F.logsigmoid(sign * (scale * score + bias)).sum() / len(query)
 
 
 def library(key: Tensor, value: Tensor, query: Tensor, target: Tensor, out_proj: Tensor, scale: Tensor, bias: Tensor):
@@ -95,7 +95,8 @@ def library(key: Tensor, value: Tensor, query: Tensor, target: Tensor, out_proj:
         total=len(query),
         gradients=True,
     )
-    return loss_over_pairs(sigmoid, prepared, Layout((1, 1), "gather", None, 1024), scale, bias)[0]
+    layout = Layout(ObjectiveConfig(chunk=1024), (1, 1), None, [len(query)])
+    return loss_over_pairs(prepared, layout, scale, bias).loss
 
 
 FORMS: dict[str, Callable[..., Tensor]] = {"literal": literal_form, "library": library}

@@ -9,7 +9,7 @@ from helpers import literal
 from llip.config import HeadConfig, ModelConfig, ObjectiveConfig, TextConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.pairs import accumulation
-from llip.pairs.losses import contrastive_loss
+from llip.pairs.losses import loss_of_features, score_parameters
 
 IMAGES, CAPTIONS = 12, 2
 
@@ -71,7 +71,8 @@ def test_the_second_pass_drops_the_same_patches():
     outputs = [model(*part) for part in parts(*batch(), 3)]
     images = accumulation.concatenate([images for images, _ in outputs])
     texts = accumulation.concatenate_captions([texts for _, texts in outputs], CAPTIONS)
-    loss = contrastive_loss(model, images, texts, config=config, captions_per_image=CAPTIONS).loss
+    parameters = score_parameters(model)
+    loss = loss_of_features(images, texts, parameters, config=config, captions_per_image=CAPTIONS).loss
     expected = [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
     after = torch.rand(3)
 

@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from llip.config import ObjectiveConfig
 from llip.model.features import Pooled, batch_slice
 from llip.pairs import accumulation
-from llip.pairs.losses import ScoreParameters, loss_of_features
+from llip.pairs.losses import LOSSES, ScoreParameters, loss_of_features
 
 WORLD = 4
 RANKS = (1, 2, 3, 4)
 KINDS = ("text_query/2", "image_query/2", "class_token/1", "class_token/2")
 """Heads and captions an image: of pooled features the captions travel, or the images where captions are more."""
-CASES = ["/".join(case) for case in product(KINDS, ("sigmoid", "softmax"), ("gather", "ring"))]
+CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"))]
 LOCAL = 3
 """Images of a rank: no multiple of the chunk."""
 

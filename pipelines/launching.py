@@ -5,11 +5,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from llip import storage
@@ -22,7 +21,7 @@ from llip.evaluation.sets import find_sets
 from llip.fields import to_dict
 from llip.training import run_folder, stopping
 from llip.training.loop import NonFiniteError, Progress, train
-from llip.training.parallel import World, current_world
+from llip.training.parallel import current_world
 from llip.training.stopping import Stop, StoppedError
 from llip.training.tracking import Tracker, Tracking, open_run
 from pipelines import command
@@ -57,14 +56,12 @@ def train_and_evaluate(
 ) -> dict[str, Metric]:
     """Train to the end, from wherever the run's folder has got to, and return the metrics of the last evaluation.
 
-    Uses the ranks of an initialised process group, as many as share the lanes equally, else this process alone.
+    Uses the ranks of an initialised process group, at most as many as there are lanes, else this process alone.
     `on_evaluation(step, metrics)` is called on every rank after each evaluation; ranks other than 0 have no metrics.
     Raises ValueError where the folder holds a run of another configuration, StoppedError where the run was asked to
     stop, or `preempted()` said so on any rank.
     """
-    world = _dividing(current_world(), run.config.data.lane_count)
-    if world is None:
-        return {}
+    world = current_world()
     metrics: dict[str, Metric] = {}
     first = world.rank == 0
     if first:
@@ -117,11 +114,8 @@ def fit(
     A worker that dies is started again, at most `max_failures` times (-1: any number), and goes on from the last
     checkpoint; a node that is preempted does not count. With `min_workers` the run goes on with the workers that are
     left, and with more once there are. Evaluations are reported to Ray Train, so that `callbacks` (Ray Tune's) see
-    them, unless the number of workers may change: ValueError where both are asked for.
-    Raises what training raised: ValueError, NonFiniteError, StoppedError.
+    them. Raises what training raised: ValueError, NonFiniteError, StoppedError.
     """
-    if callbacks and min_workers is not None:
-        raise ValueError("min_workers: a run whose workers may become fewer reports nothing to Ray Train's callbacks")
     from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import ScalingConfig  # what `ray.train` has of this name, as type checkers see it too
@@ -131,16 +125,15 @@ def fit(
             open_run(run.tracking, run.folder)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # its notes would break into the progress bar
     work: Any = _train_on_worker if workers else _train_here
-    elastic = min_workers is not None
     trainer = TorchTrainer(
         work,
-        train_loop_config={"run": run, "elastic": elastic},
+        train_loop_config={"run": run},
         scaling_config=ScalingConfig(
             num_workers=(min_workers, workers) if min_workers is not None else workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=workers > 0 and _cluster_gpus() > 0,
             # Whole cores would leave none to others on a small machine; Ray counts whole ones to see who fits where.
-            resources_per_worker={"CPU": 1 if elastic else 0.5},
+            resources_per_worker={"CPU": 0.5 if min_workers is None else 1},
         ),
         run_config=RunConfig(
             name="ray",
@@ -201,7 +194,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
     try:
         return train_and_evaluate(
             run,
-            on_evaluation=None if config["elastic"] else report,  # Ray would wait for the report of spare workers
+            on_evaluation=report,
             preempted=_preemption(),
             progress=_cluster_bar if context.get_world_rank() == 0 else _no_bar,
         )
@@ -216,8 +209,8 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
 def _preemption() -> Stop:
     """Whether a node of the run is about to be taken away; always no, with a warning, from a Ray that does not tell.
 
-    The public `ray.train.get_preemption_info` waits for all workers whenever it is called, those too that `_dividing`
-    leaves without work; here the ranks agree anyway. So this reads what that call reads before it waits.
+    The public `ray.train.get_preemption_info` waits for all workers whenever it is called; the ranks tell each other in
+    the message that ends a step anyway. So this reads what that call reads before it waits.
     """
     try:
         from ray.train.v2._internal.execution.context import get_train_context
@@ -230,15 +223,6 @@ def _preemption() -> Stop:
         )
         return lambda: False
     return lambda: told.preemption_info is not None
-
-
-def _dividing(world: World, lanes: int) -> World | None:
-    """The first ranks, as many as share the lanes equally; None for the others, which wait for the end."""
-    size = next(size for size in range(world.size, 0, -1) if lanes % size == 0)
-    if size == world.size:
-        return world
-    group: Any = dist.new_group(list(range(size)))
-    return replace(world, size=size, group=group) if world.rank < size else None
 
 
 def local_bar(**settings: Any) -> Any:

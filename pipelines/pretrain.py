@@ -151,17 +151,14 @@ def _absolute(uri: Any) -> Any:
 
 
 def _workers(settings: Pretrain, config: TrainingConfig) -> int:
-    """Processes to train with. Raises ValueError where they cannot share the lanes equally."""
+    """Processes to train with. Raises ValueError where they are more than the lanes that they share."""
     workers, lanes = settings.workers, config.data.lane_count
     if workers is None:
         from pipelines import launching
 
-        workers = launching.default_workers()
-    if workers and lanes % workers:
-        fitting = [str(2**i) for i in range(lanes.bit_length()) if 2**i <= workers * 2]
-        raise ValueError(
-            f"--workers {workers} does not divide the {lanes} lanes of the data; take {', '.join(fitting)}"
-        )
+        workers = min(launching.default_workers(), lanes)
+    if workers > lanes:
+        raise ValueError(f"--workers {workers} cannot share the {lanes} lanes of the data; take at most {lanes}")
     return workers
 
 

@@ -59,14 +59,12 @@ class Experiment:
 def prepare(settings: Experiment, folder: str, kind: str, *, asha: bool) -> tuple[trials.Plan, Parent | None]:
     """Claim `<output>/<folder>/<name>`, make the data and open the parent run: a plan that has no trials yet.
 
-    Raises ValueError, before any work, for a folder of other settings and for workers that cannot share the data
-    equally, and before training for an unknown metric.
+    Raises ValueError, before any work, for a folder of other settings and for more workers than lanes of the
+    data, and before training for an unknown metric.
     """
     lanes = recipe(settings.recipe).data.lane_count
-    if settings.workers and lanes % settings.workers:  # Ray would wait for the report of those that are left over
-        raise ValueError(
-            f"--workers {settings.workers} does not divide the {lanes} lanes of the data of {settings.recipe}"
-        )
+    if settings.workers > lanes:
+        raise ValueError(f"--workers {settings.workers} cannot share the {lanes} lanes of {settings.recipe}")
     output = storage.absolute(settings.output)
     own = storage.join(output, folder, settings.name)
     claim(own, settings, kind)

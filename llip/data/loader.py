@@ -21,7 +21,7 @@ from llip.config import DataConfig
 from llip.data import draws
 from llip.data.decode import DecodeError
 from llip.data.mixed_order import MixedOrder
-from llip.data.order import SampleOrder, Samples
+from llip.data.order import SampleOrder, Samples, lanes_of
 from llip.data.read_ahead import ReadAhead
 from llip.data.shards import RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
@@ -72,9 +72,9 @@ class LaneLoader:
     """Endless batches of one rank from a shards folder, or from several mixed by `config.weights`.
 
     `seed` decides order, crops and captions; rank `rank` of `world_size` reads the lanes rank, rank + world_size, …,
-    each of which fills `batch_size / lanes` consecutive places of its batch. Raises ValueError where `world_size` does
-    not divide `config.lane_count`, where there are fewer samples than `config.batch_size`, and for a damaged folder
-    (see `Shards`).
+    each of which fills `batch_size / lanes` consecutive places of its batch. Raises ValueError for more ranks than
+    `config.lane_count`, where there are fewer samples than `config.batch_size`, and for a damaged folder (see
+    `Shards`).
     """
 
     def __init__(
@@ -88,11 +88,6 @@ class LaneLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if config.lane_count % world_size:
-            raise ValueError(
-                f"data.lanes {config.lane_count} cannot be shared equally by {world_size} ranks; "
-                "the number of ranks has to be a power of two up to it"
-            )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it has to be in 0 … {world_size - 1}")
         folders = (shards,) if isinstance(shards, str) else tuple(shards)
@@ -102,7 +97,7 @@ class LaneLoader:
         self._image_size = image_size
         self._context_length = context_length
         self._seed = seed
-        self._lanes = np.arange(rank, config.lane_count, world_size)
+        self._lanes = lanes_of(rank, world_size, config.lane_count)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
         self._named: set[tuple[str, int]] = set()
         self.stats = LoaderStats()

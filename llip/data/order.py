@@ -5,8 +5,9 @@ into `lanes` equal parts. A step takes the next `batch_size / lanes` samples of 
 batch_size` steps, so a batch never holds a sample twice; the fewer than `batch_size` samples at the end of the stream
 are left out, others in each epoch.
 
-Rank r of R reads the lanes r, r + R, …: the local batches of any R that divides `lanes` make up the same global batch.
-A lane border may lie inside a row group, which two lanes then read; so lanes may outnumber the row groups.
+Rank r of R reads the lanes r, r + R, …, so ranks share the lanes as evenly as they divide: the local batches of any R
+up to `lanes`, of two sizes at most, make up the same global batch. A lane border may lie inside a row group, which two
+lanes then read; so lanes may outnumber the row groups.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from llip.config import DataConfig
 from llip.data import draws
+
+
+def lanes_of(rank: int, world_size: int, lanes: int) -> NDArray[np.int64]:
+    """Lanes that a rank reads. Raises ValueError for more ranks than lanes, since every rank has to have one."""
+    if world_size > lanes:
+        raise ValueError(f"there are {world_size} ranks; data.lanes {lanes} has to be at least that")
+    return np.arange(rank, lanes, world_size)
+
+
+def images_by_rank(config: DataConfig, world_size: int) -> list[int]:
+    """Images of a step that each rank reads."""
+    of_lane = config.batch_size // config.lane_count
+    return [of_lane * len(lanes_of(rank, world_size, config.lane_count)) for rank in range(world_size)]
 
 
 @dataclass(frozen=True)

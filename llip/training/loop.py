@@ -18,6 +18,7 @@ import llip
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.data.loader import Batch, LaneLoader
+from llip.data.order import images_by_rank
 from llip.data.transforms import normalize
 from llip.interop.warm_start import init_from
 from llip.pairs import accumulation
@@ -64,10 +65,19 @@ def train(
     `evaluate(step, model)` runs on every rank, every `config.evaluate_every` steps and at the end, also where nothing
     was left to train; its model is the average of the weights where `config.ema_decay` asks for one. `profile` leaves
     a trace of a few steps of rank 0 and a page about them: see `profiling`.
-    Raises, on every rank, NonFiniteError before an update where the loss or the gradient is not finite, unless such
-    batches are left out (`config.nonfinite`), and StoppedError, with a checkpoint written, once `stop()` on any rank.
+    Any number of ranks up to `config.data.lane_count` makes the same updates.
+    Raises ValueError where a rank has fewer images than micro-batches and, on every rank, NonFiniteError before an
+    update where the loss or the gradient is not finite, unless such batches are left out (`config.nonfinite`), and
+    StoppedError, with a checkpoint written, once `stop()` on any rank.
     """
     config = run_folder.for_shards(config, shards)
+    shares = images_by_rank(config.data, world.size)
+    pieces = config.objective.micro_batches(max(shares))
+    if pieces > min(shares):
+        raise ValueError(
+            f"objective.accumulation is {pieces}; it has to be at most {min(shares)}, the images of a batch that the "
+            f"smallest of {world.size} ranks has"
+        )
     torch.manual_seed(config.seed)
     newest = checkpoint.latest(folder, world)
     config, source = origin(config, newest)
@@ -90,8 +100,13 @@ def train(
     tracker.rewind(start)
     skipped, stopping, steps = 0, False, config.total_steps
     spikes = SpikeDetector()
-    rates = Rates(start * config.data.batch_size, ranks=world.size, utilisation=utilisation(config, world))
-    trace = trace_steps(folder, tracker, images=config.data.batch_size // world.size, device=world.device)
+    rates = Rates(
+        start * config.data.batch_size,
+        ranks=world.size,
+        share=shares[world.rank] / config.data.batch_size,
+        utilisation=utilisation(config, world),
+    )
+    trace = trace_steps(folder, tracker, images=shares[world.rank], device=world.device)
 
     with (
         AsyncCheckpointer(folder, state, config, world) as checkpointer,
@@ -118,13 +133,14 @@ def train(
             seed_step(config.seed, step, world.rank)
             set_learning_rate(optimizer, learning_rate(step, config))
             with record_function("load"):
-                batch = parts(next(batches), config, world.device)
+                batch = parts(next(batches), pieces, config, world.device)
             output = accumulation.backward(
                 model,
                 batch,
                 config=config.objective,
                 captions_per_image=config.data.captions_per_image,
                 group=world.group,
+                images_by_rank=shares,
                 forward=watched,
             )
             with record_function("reduce"):
@@ -170,20 +186,16 @@ def train(
     return model
 
 
-def parts(batch: Batch, config: TrainingConfig, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """A batch in `accumulation` parts: pixels [b, 3, H, W] on the device and caption-major token ids [C·b, L].
+def parts(batch: Batch, pieces: int, config: TrainingConfig, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """A batch in pieces of nearly one size: pixels [b, 3, H, W] on the device, token ids [C·b, L].
 
     Captions stay in main memory: the text tower packs them there, and would wait for the device to read them back.
     """
     pixels_BCHW = batch.images.to(device, non_blocking=True)
     ids_CBL = batch.token_ids.unflatten(0, (config.data.captions_per_image, -1))
-    images = len(pixels_BCHW)
-    pieces = config.objective.micro_batches(images)
-    if images % pieces:
-        raise ValueError(f"objective.accumulation is {pieces}; it has to divide a rank's {images} images of a batch")
     return [
         (normalize(pixels, torch.float32, config.model.preprocessing), ids.flatten(0, 1))
-        for pixels, ids in zip(pixels_BCHW.chunk(pieces), ids_CBL.chunk(pieces, dim=1), strict=True)
+        for pixels, ids in zip(pixels_BCHW.tensor_split(pieces), ids_CBL.tensor_split(pieces, dim=1), strict=True)
     ]
 
 

@@ -191,9 +191,10 @@ _summary = lru_cache(maxsize=None)(summarise)
 class Rates:
     """Throughput since the last lap; what happens inside `paused` does not count."""
 
-    def __init__(self, samples: int, *, ranks: int, utilisation: Utilisation | None) -> None:
+    def __init__(self, samples: int, *, ranks: int, share: float, utilisation: Utilisation | None) -> None:
+        """`share` is the part of every batch that this rank reads."""
         self.samples = samples
-        self._ranks = ranks
+        self._share = share
         self._utilisation = utilisation
         self._waited, self._tokens = 0.0, 0
         self._own_R: Sequence[float] = [0.0] * ranks
@@ -213,7 +214,7 @@ class Rates:
         """
         now = time.perf_counter()
         seconds, done, waited = now - self._start, samples - self.samples, loader.wait_seconds - self._waited
-        tokens, steps = (loader.tokens - self._tokens) * self._ranks, loader.batches - self._steps
+        tokens, steps = round((loader.tokens - self._tokens) / self._share), loader.batches - self._steps
         step_seconds_R = [(own - before) / steps for own, before in zip(own_R, self._own_R, strict=True)]
         self._start, self.samples, self._waited, self._tokens = now, samples, loader.wait_seconds, loader.tokens
         self._steps, self._own_R = loader.batches, own_R

@@ -1,7 +1,7 @@
-"""Losses and gradients over 1 to 4 ranks against one process with the whole batch, in fp64.
+"""Losses and gradients over 1 to 5 ranks against one process with the whole batch, in fp64.
 
-Four processes start once. Groups of the first 1, 2, 3 and 4 of them run every case; the largest error over the ranks of
-a group comes back and is what the tests look at.
+Five processes start once. Groups of the first 1, 2, 3, 4 and 5 of them run every case; the largest error over the ranks
+of a group comes back and is what the tests look at.
 """
 
 import json
@@ -23,32 +23,39 @@ from llip.model.features import Pooled, batch_slice
 from llip.pairs import accumulation
 from llip.pairs.losses import LOSSES, ScoreParameters, loss_of_features
 
-WORLD = 4
-RANKS = (1, 2, 3, 4)
+BATCHES = {1: (3,), 2: (3, 3), 3: (3, 2, 4), 4: (2, 3, 3, 2), 5: (3, 2, 2, 3, 2)}
+"""Images of each rank, by the number of ranks: no multiples of the chunk, and of unequal size from 3 ranks on."""
+RANKS = tuple(BATCHES)
+WORLD = max(RANKS)
 KINDS = ("text_query/2", "image_query/2", "class_token/1", "class_token/2")
 """Heads and captions an image: of pooled features the captions travel, or the images where captions are more."""
 CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"))]
-LOCAL = 3
-"""Images of a rank: no multiple of the chunk."""
 
 
 def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
     """Of the means of the loss and of the gradients over the ranks."""
     kind, captions, loss, exchange = case.split("/")
     captions = int(captions)
-    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    images, texts, out_proj_DD = literal.features(kind, ranks * LOCAL, captions * ranks * LOCAL)
+    rank, batches = dist.get_rank(group), BATCHES[dist.get_world_size(group)]
+    images, texts, out_proj_DD = literal.features(kind, sum(batches), captions * sum(batches))
     scale, bias = (torch.tensor(x, dtype=torch.float64).requires_grad_() for x in (1.2, -2.0))
     shared = [t for t in (out_proj_DD, scale, bias) if t is not None]
     score_BT = literal.scores(images, texts, out_proj_DD=out_proj_DD, temperature=1.7)
     expected = literal.loss(loss, score_BT, scale, bias, captions)
 
-    mine = slice(rank * LOCAL, (rank + 1) * LOCAL)
+    first = sum(batches[:rank])
+    mine = slice(first, first + batches[rank])
     own_texts = type(texts)(*(t.unflatten(0, (captions, -1))[:, mine].flatten(0, 1) for t in texts))
     config = ObjectiveConfig(loss=loss, exchange=exchange, chunk=2)
     own = ScoreParameters(out_proj_DD, 1.7, scale, bias)
     actual = loss_of_features(
-        batch_slice(images, mine), own_texts, own, config=config, captions_per_image=captions, group=group
+        batch_slice(images, mine),
+        own_texts,
+        own,
+        config=config,
+        captions_per_image=captions,
+        group=group,
+        images_by_rank=batches,
     ).loss
     leaves = [*images, *texts, *shared]
     return literal.errors(
@@ -68,6 +75,7 @@ def mean(tensors: list[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
 def error_of_step(count: int, group: dist.ProcessGroup) -> float:
     """Of a step in `count` parts under DistributedDataParallel."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    batches = [len(pixels) for pixels, _ in parts(*batch(), ranks)]
     config = ObjectiveConfig(chunk=2)
     expected = step(small_model("text_query"), 1, config)
     model = small_model("text_query")
@@ -82,6 +90,7 @@ def error_of_step(count: int, group: dist.ProcessGroup) -> float:
             config=config,
             captions_per_image=CAPTIONS,
             group=group,
+            images_by_rank=batches,
             forward=wrapped,
         )
     return literal.errors([*mean([output.loss], group), *(p.grad for p in model.parameters())], expected)
@@ -90,7 +99,7 @@ def error_of_step(count: int, group: dist.ProcessGroup) -> float:
 def refusal_of_unequal_batches(kind: str) -> str:
     """The message of a rank whose batch has another size than those of the others."""
     group = dist.new_group(list(range(WORLD)))
-    images = LOCAL + dist.get_rank()
+    images = 3 + dist.get_rank()
     features = [Pooled(torch.randn(images, 4)) for _ in range(2)]
     own = ScoreParameters(None, 1.0, torch.tensor(1.0), torch.tensor(-2.0))
     with pytest.raises(ValueError) as refusal:
@@ -108,7 +117,7 @@ def work(rank: int, folder: str) -> None:
             continue
         for case in CASES:
             errors[f"{case}/{ranks}"] = error_of_loss(case, group)
-        for count in (1, 3):
+        for count in (1, 2):
             errors[f"step/{count}/{ranks}"] = error_of_step(count, group)
     refusals = {kind: refusal_of_unequal_batches(kind) for kind in ("gather", "ring")}
     Path(folder, f"{rank}.json").write_text(json.dumps({"errors": errors, "refusals": refusals}))
@@ -147,7 +156,7 @@ def test_ranks_equal_one_process(case, ranks, found):
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2])
 def test_accumulation_under_data_parallelism(count, ranks, found):
     assert found.errors[f"step/{count}/{ranks}"] < 1e-12
 
@@ -155,4 +164,4 @@ def test_accumulation_under_data_parallelism(count, ranks, found):
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 def test_batches_of_unequal_size_are_refused_on_every_rank(exchange, found):
     for rank, refusals in enumerate(found.refusals):
-        assert f"this rank has {LOCAL + rank} columns in its batch, and ranks have from 3 to 6" in refusals[exchange]
+        assert f"this rank has {3 + rank} columns in its batch, and ranks have from 3 to 7" in refusals[exchange]

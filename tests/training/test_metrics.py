@@ -71,7 +71,7 @@ def test_utilisation_is_three_forward_passes_over_the_peak(small: TrainingConfig
 
 
 def test_rates_are_of_all_ranks_since_the_last_lap(small: TrainingConfig) -> None:
-    rates, stats = Rates(0, ranks=2, utilisation=Utilisation(small.model, 2, 1e12)), LoaderStats()
+    rates, stats = Rates(0, ranks=2, share=0.5, utilisation=Utilisation(small.model, 2, 1e12)), LoaderStats()
     for samples, images, tokens, own in ((32, 32, 200, (1.0, 2.0)), (96, 64, 1000, (2.0, 6.0))):
         stats.tokens += tokens
         stats.batches += 2

@@ -33,8 +33,8 @@ from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker, read_metrics
 
 Batch = tuple[Tensor, Tensor]
-SLOW = 0.3
-"""Seconds that the second rank takes longer for a step."""
+RANKS, SLOW = 3, 0.3
+"""Processes, and the seconds that the second of them takes longer for a step."""
 
 
 def _batch(config: TrainingConfig) -> Batch:
@@ -54,9 +54,11 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
     towers = Towers(model, config, world)
     optimizer = build_optimizer(model, config.optimizer)
     pixels, ids = _batch(config)
-    pixels, ids = pixels.chunk(world.size)[world.rank], ids.chunk(world.size, dim=1)[world.rank]
-    pieces = config.objective.accumulation
-    parts = [(p, t.flatten(0, 1)) for p, t in zip(pixels.chunk(pieces), ids.chunk(pieces, dim=1), strict=True)]
+    shares = [len(share) for share in pixels.tensor_split(world.size)]
+    pixels, ids = pixels.tensor_split(world.size)[world.rank], ids.tensor_split(world.size, dim=1)[world.rank]
+    pieces = config.objective.micro_batches(max(shares))
+    of_parts = zip(pixels.tensor_split(pieces), ids.tensor_split(pieces, dim=1), strict=True)
+    parts = [(p, t.flatten(0, 1)) for p, t in of_parts]
     numbers = []
     for _ in range(2):
         optimizer.zero_grad()
@@ -66,6 +68,7 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
             config=config.objective,
             captions_per_image=config.data.captions_per_image,
             group=world.group,
+            images_by_rank=shares,
             forward=towers,
         )
         towers.average_replicated()
@@ -120,7 +123,7 @@ def _evaluate(config: TrainingConfig, runner: Callable[[ContrastiveModel], Runne
 
 @dataclass(frozen=True)
 class Work:
-    """What two processes do, which take seconds to start."""
+    """What three processes do, which take seconds to start; their shares of a batch are of unequal size."""
 
     configs: list[TrainingConfig]
     small: TrainingConfig
@@ -137,7 +140,7 @@ class Work:
         }
         with pytest.MonkeyPatch.context() as slow:
             forward = Towers.__call__
-            slow.setattr(Towers, "__call__", lambda *inputs: (forward(*inputs), time.sleep(SLOW * rank))[0])
+            slow.setattr(Towers, "__call__", lambda *inputs: (forward(*inputs), time.sleep(SLOW * (rank == 1)))[0])
             results["samples"] = [
                 _go_on(replace(self.small, parallel=parallel), self.shards, f"{self.folder}/run", 2, patch)
                 for parallel in ("fsdp", "ddp")
@@ -163,9 +166,9 @@ def alone_first(work: Work) -> dict[int, list[str]]:
 
 @pytest.fixture(scope="module")
 def ranks(work: Work, alone_first: dict[int, list[str]]) -> list[dict[str, Any]]:
-    """What both ranks found."""
-    mp.spawn(work, (2,), nprocs=2)
-    return [torch.load(f"{work.folder}/rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    """What the ranks found."""
+    mp.spawn(work, (RANKS,), nprocs=RANKS)
+    return [torch.load(f"{work.folder}/rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
 def _variants(small: TrainingConfig) -> list[TrainingConfig]:
@@ -180,7 +183,7 @@ def _variants(small: TrainingConfig) -> list[TrainingConfig]:
     return [small, in_parts, recomputing, clip, *(replace(config, parallel="fsdp") for config in sharded)]
 
 
-def test_two_ranks_equal_one_process(work: Work, ranks: list[dict[str, Any]]) -> None:
+def test_ranks_equal_one_process(work: Work, ranks: list[dict[str, Any]]) -> None:
     """Under DistributedDataParallel and under FSDP2, in one piece, in parts, recomputing and compiled."""
     for index, config in enumerate(work.configs):
         expected_numbers, expected = _train(replace(config, compile=False), current_world())
@@ -197,13 +200,14 @@ def test_a_run_goes_on_over_other_ranks_with_the_same_samples(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One process, then two under FSDP2, then two under DistributedDataParallel, then one: averages included."""
+    """One process, then three under FSDP2, then three under DistributedDataParallel, then one: averages included."""
     last = _go_on(work.small, work.shards, f"{work.folder}/run", -1, monkeypatch)
     expected_samples = _go_on(work.small, work.shards, str(tmp_path), -1, monkeypatch)
     samples = {step: sorted(ids) for step, ids in (alone_first | last).items()}
     for phase in range(2):
-        first, second = (rank["samples"][phase] for rank in ranks)
-        samples |= {step: sorted(first[step] + second[step]) for step in first}
+        shares = [rank["samples"][phase] for rank in ranks]
+        assert {len(ids) for ids in shares[0].values()} == {8} and {len(ids) for ids in shares[1].values()} == {4}
+        samples |= {step: sorted(i for share in shares for i in share[step]) for step in shares[0]}
     assert samples == {step: sorted(ids) for step, ids in expected_samples.items()} and len(samples) == work.small.steps
 
     for line in read_metrics(f"{work.folder}/run")[3:5]:  # under FSDP the others wait for it in their forward pass
@@ -221,7 +225,7 @@ def test_ranks_share_an_evaluation(work: Work, ranks: list[dict[str, Any]]) -> N
     for index, broken in enumerate((None, 4)):
         expected = _evaluate(work.small, lambda model: InProcess(model=model, batch_size=3, progress=False), broken)
         assert ranks[0]["metrics"][index] == expected
-        assert ranks[1]["metrics"][index] == {}
+        assert all(rank["metrics"][index] == {} for rank in ranks[1:])
     assert "row 4" in expected
 
 

@@ -24,7 +24,7 @@ def run(small: TrainingConfig, shards: str, tmp_path: Path, monkeypatch: pytest.
     worker = SimpleNamespace(get_local_world_size=lambda: 1, get_world_rank=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: worker)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    return {"run": launching.Run(config=small, shards=shards, folder=str(tmp_path / "run")), "elastic": True}
+    return {"run": launching.Run(config=small, shards=shards, folder=str(tmp_path / "run"))}
 
 
 def _newest(run: dict[str, Any]) -> int:
@@ -61,8 +61,3 @@ def test_training_goes_on_where_ray_does_not_tell_of_preemptions(
         assert launching._train_on_worker(run) == {}
     assert caplog.text.count("this Ray does not tell of preemptions") == 1
     assert _newest(run) == run["run"].config.steps
-
-
-def test_a_run_that_may_shrink_has_no_callbacks(run: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="reports nothing to Ray Train's callbacks"):
-        launching.fit(run["run"], workers=2, min_workers=1, callbacks=[object()])

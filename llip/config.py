@@ -184,7 +184,7 @@ class ModelConfig:
             self.activation in typing.get_args(Activation), "model.activation", self.activation, "quick_gelu or gelu"
         )
         mixed = self.head.kind in MIXTURE_HEADS
-        if mixed:
+        if self.head.kind in QUERIED_HEADS:
             _check(
                 self.embed_dim % self.head.heads == 0,
                 "model.head.heads",

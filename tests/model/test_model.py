@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import plain_model
 
 import llip
-from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, TextConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import Mixture, Pooled, Query
 
@@ -32,7 +32,7 @@ def config(kind: str, **head: object) -> ModelConfig:
         text=TextConfig(
             context_length=8, vocabulary=31, width=8, heads=2, layers=2, tokens=tokens if kind == "image_query" else 1
         ),
-        head=HeadConfig(kind=kind, heads=2, temperature=2.0, **head),
+        head=HeadConfig(kind=kind, **(head | ({"heads": 2, "temperature": 2.0} if kind in QUERIED_HEADS else {}))),
         init_logit_bias=-10.0,
     )
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import literal
 
-from llip.config import HeadConfig, ModelConfig, ObjectiveConfig, TextConfig, VisionConfig
+from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, ObjectiveConfig, TextConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.pairs import accumulation
 from llip.pairs.losses import loss_of_features, score_parameters
@@ -23,7 +23,7 @@ def small_model(kind: str, patch_dropout: float = 0.0) -> ContrastiveModel:
             image_size=16, patch_size=4, width=16, layers=1, head_width=8, tokens=tokens[0], patch_dropout=patch_dropout
         ),
         text=TextConfig(context_length=9, vocabulary=40, width=16, heads=2, layers=1, tokens=tokens[1]),
-        head=HeadConfig(kind=kind, heads=3, temperature=2.0),
+        head=HeadConfig(kind=kind, heads=3, temperature=2.0) if kind in QUERIED_HEADS else HeadConfig(kind=kind),
         init_logit_bias=None if kind == "class_token" else -3.0,
     )
     return create_model(config).double()

@@ -277,6 +277,8 @@ class OptimizerConfig:
     """Warm-up as a share of the run, so that it follows `steps`; the paper's is 2,000 of 390,624."""
     max_logit_scale: float = 100.0
     """The scale is clamped to [1, this] after every step."""
+    max_gradient_norm: float | None = None
+    """Gradients of a larger L2 norm are scaled down to it before the update; None: never, as in the paper."""
 
     def __post_init__(self) -> None:
         _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "positive")
@@ -288,6 +290,8 @@ class OptimizerConfig:
         given = steps is not None or share is not None
         _check(given, "optimizer.warmup_share", share, "given where optimizer.warmup_steps is not")
         _check(self.max_logit_scale >= 1, "optimizer.max_logit_scale", self.max_logit_scale, "at least 1")
+        norm = self.max_gradient_norm
+        _check(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "positive, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

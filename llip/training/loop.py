@@ -26,7 +26,7 @@ from llip.training import checkpoint, run_folder
 from llip.training.checkpoint import AsyncCheckpointer, TrainingState
 from llip.training.metrics import Rates, SpikeDetector, Watched, peak_memory, utilisation
 from llip.training.optimizer import MovingAverage, build_optimizer, learning_rate, set_learning_rate
-from llip.training.parallel import Towers, World, full_model, gradient_norm, local, seed_step
+from llip.training.parallel import Towers, World, clip_gradient, full_model, gradient_norm, local, seed_step
 from llip.training.profiling import trace_steps
 from llip.training.stopping import Stop, StoppedError
 from llip.training.tracking import Tracker
@@ -155,6 +155,8 @@ def train(
                     checkpointer.finish()
             if math.isfinite(loss + norm):
                 with record_function("update"):
+                    if config.optimizer.max_gradient_norm is not None:
+                        clip_gradient(model, norm, config.optimizer.max_gradient_norm)
                     optimizer.step()
                     model.clamp_logit_scale(config.optimizer.max_logit_scale)
                     if average:

@@ -42,7 +42,9 @@ MEASURES: dict[str, Measure] = {
     "learning_rate": Measure(unit="", reduction="last", ranks="first", meaning="learning rate of the update"),
     "logit_scale": Measure(unit="", reduction="last", ranks="first", meaning="factor of the cosines after the update"),
     "logit_bias": Measure(unit="", reduction="last", ranks="first", meaning="bias of the scores after the update"),
-    "gradient_norm": Measure(unit="", reduction="last", ranks="first", meaning="L2 norm of the whole gradient"),
+    "gradient_norm": Measure(
+        unit="", reduction="last", ranks="first", meaning="L2 norm of the gradient, before it is clipped"
+    ),
     "clamped_pairs": Measure(
         unit="pairs",
         reduction="last",

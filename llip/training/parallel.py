@@ -175,6 +175,13 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+@torch.no_grad()
+def clip_gradient(model: nn.Module, norm: float, maximum: float) -> None:
+    """Scale a gradient of L2 norm `norm` down to `maximum`, if it is larger (Pascanu et al., arXiv 1211.5063)."""
+    if norm > maximum:
+        torch._foreach_mul_([local(p.grad) for p in model.parameters() if p.grad is not None], maximum / norm)
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make the randomness of a step a function of (seed, step, rank): no generator state has to be saved."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)

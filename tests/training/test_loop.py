@@ -65,6 +65,27 @@ def _crashing_after(step: int) -> Callable[..., object]:
     return Bar
 
 
+def test_clipped_gradients_have_the_norm_that_is_given(
+    small: TrainingConfig, shards: str, run_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against PyTorch's own clipping; a norm that no gradient reaches changes nothing."""
+
+    def trained(name: str, maximum: float | None) -> list[torch.Tensor]:
+        config = replace(small, steps=3, optimizer=replace(small.optimizer, max_gradient_norm=maximum))
+        return [p.detach() for p in _train(config, shards, run_folder(name)).parameters()]
+
+    plain, loose, tight = (trained(name, norm) for name, norm in (("plain", None), ("loose", 1e9), ("tight", 0.1)))
+    assert all(torch.equal(a, b) for a, b in zip(plain, loose, strict=True))
+
+    def by_torch(model: torch.nn.Module, norm: float, maximum: float) -> None:
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), maximum).item() == pytest.approx(norm)
+
+    monkeypatch.setattr(loop, "clip_gradient", by_torch)
+    for own, expected in zip(tight, trained("torch", 0.1), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+    assert not all(torch.equal(a, b) for a, b in zip(plain, tight, strict=True))
+
+
 def test_every() -> None:
     assert [step for step in range(10) if every(step, 3)] == [3, 6, 9]
     assert not any(every(step, None) for step in range(10))

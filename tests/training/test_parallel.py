@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import llip
-from llip.config import TrainingConfig
+from llip.config import HeadConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.data import loader
 from llip.evaluation.encode import InProcess, Runner
@@ -28,7 +28,7 @@ from llip.evaluation.ranks import OverRanks
 from llip.pairs import accumulation
 from llip.training import checkpoint, loop
 from llip.training.optimizer import build_optimizer
-from llip.training.parallel import Towers, World, current_world, full, gradient_norm, seed_step
+from llip.training.parallel import Towers, World, clip_gradient, current_world, full, gradient_norm, seed_step
 from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker, read_metrics
 
@@ -74,6 +74,9 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
         towers.average_replicated()
         losses, (norm, *_) = world.scalars([output.loss, gradient_norm(model)])
         numbers += [sum(losses) / world.size, norm]
+        if config.optimizer.max_gradient_norm is not None:
+            clip_gradient(model, norm, config.optimizer.max_gradient_norm)
+            assert gradient_norm(model).item() == pytest.approx(min(norm, config.optimizer.max_gradient_norm))
         optimizer.step()
     named = dict(model.named_parameters())
     gradients = {f"gradient of {name}": full(p.grad).clone() for name, p in named.items()}
@@ -174,13 +177,14 @@ def ranks(work: Work, alone_first: dict[int, list[str]]) -> list[dict[str, Any]]
 def _variants(small: TrainingConfig) -> list[TrainingConfig]:
     in_parts = replace(small, objective=replace(small.objective, accumulation=2))
     recomputing = replace(small, activation_checkpointing=True)
-    mean = replace(small, model=replace(small.model, head=replace(small.model.head, kind="mean")))
+    mean = replace(small, model=replace(small.model, head=HeadConfig(kind="mean")))
     clip = replace(
         llip.recipe("clip_tiny"), data=small.data, model=replace(llip.recipe("clip_tiny").model, embed_dim=16)
     )
     shared = replace(mean, model=replace(mean.model, head=replace(mean.model.head, shared_projections=True)))
-    sharded = [small, replace(in_parts, activation_checkpointing=True), replace(shared, compile=True)]
-    return [small, in_parts, recomputing, clip, *(replace(config, parallel="fsdp") for config in sharded)]
+    clipped = replace(small, optimizer=replace(small.optimizer, max_gradient_norm=0.5))
+    sharded = [clipped, replace(in_parts, activation_checkpointing=True), replace(shared, compile=True)]
+    return [clipped, in_parts, recomputing, clip, *(replace(config, parallel="fsdp") for config in sharded)]
 
 
 def test_ranks_equal_one_process(work: Work, ranks: list[dict[str, Any]]) -> None:

@@ -249,10 +249,12 @@ def _languages(settings: Curate, pool: Pool, lists: Lists | None) -> tuple[str, 
     return codes
 
 
-def config_of(settings: Curate) -> dict[str, Any]:
+def config_of(settings: Curate, *, pictures: bool) -> dict[str, Any]:
     """What a curated pool depends on: its settings, and the identity of what it is made from. Raises ValueError as
-    `curate` does."""
+    `curate` does, and for links where `pictures` are needed."""
     pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
+    if pictures and not pool.pictures:
+        raise ValueError(f"{pool.uri} holds links; pipelines/fetch.py fetches their pictures")
     return _config(settings, pool, by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None)
 
 

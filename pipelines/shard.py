@@ -111,7 +111,7 @@ def shard(settings: Shard) -> Manifest:
     else:
         made = settings.as_curated(output)
         folder, source = made.output, {"pool": ", ".join(made.pools)}
-        config["pool"] = config_of(made)
+        config["pool"] = config_of(made, pictures=True)
     if manifest.is_done(output, "shards", config):
         print(f"{output} holds the shards already")
         _clean(output)
@@ -164,7 +164,7 @@ def _shard(
     )
     summary: dict[str, Any] = {"rows": {"in": curated.rows, "kept": kept, "dropped": dropped}}
     if settings.pool is not None:
-        summary = _summary_of_pool(folder, output, kept, dropped)
+        summary = _summary_of_pool(folder, output, kept, dropped, sum(r["captions_dropped"] for r in scattered))
     if schema.KEEP_PROBABILITY in columns.names:
         summary["online"] = True
     entries = tuple(FileEntry(**entry) for entry in written)
@@ -184,17 +184,23 @@ def _shard(
     return result
 
 
-def _summary_of_pool(folder: str, output: str, kept: int, dropped: dict[str, int]) -> dict[str, Any]:
+def _summary_of_pool(
+    folder: str, output: str, kept: int, dropped: dict[str, int], captions_dropped: int
+) -> dict[str, Any]:
     """Rows and captions of a pool, each with a reason where it is not kept; what says so is left with the shards."""
     for name in (card.NAME, card_page.NAME):
         storage.write_bytes(storage.join(output, name), storage.read_bytes(storage.join(folder, name)))
     made = storage.read_json(storage.join(folder, card.NAME))
-    rows = made["rows"]
+    rows, captions = made["rows"], made["captions"]
     everything = dict(Counter(rows["dropped"]) + Counter(dropped))
     assert rows["in"] == kept + sum(everything.values()), f"{rows['in']} rows, but {kept} kept and {everything} dropped"
     return {
         "rows": {"in": rows["in"], "kept": kept, "dropped": everything},
-        "captions": made["captions"],
+        "captions": {
+            "in": captions["in"],
+            "kept": captions["kept"] - captions_dropped,
+            "dropped": dict(Counter(captions["dropped"]) + Counter({"its image was dropped": captions_dropped})),
+        },
         "not_read": made["not_read"],
     }
 

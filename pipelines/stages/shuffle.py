@@ -54,17 +54,29 @@ def scatter_unit(
 ) -> dict[str, Any]:
     """Encode the images of a curated file, blurred where the column `blur` has boxes, and write its rows by bin.
     Returns rows and bytes of each bin and what was dropped."""
-    tables, dropped = [], Counter[str]()
+    tables, dropped, captions = [], Counter[str](), 0
     with parquet.opened(unit.file) as file:
         for batch in file.iter_batches(normalise.BATCH_ROWS):
-            tables.append(_encoded(pa.Table.from_batches([batch]), encoding, blur, dropped))
+            given = pa.Table.from_batches([batch])
+            tables.append(_encoded(given, encoding, blur, dropped))
+            captions += _captions(given) - _captions(tables[-1])
     table = pa.concat_tables(tables)
     keys = hash64(whole(table[schema.ID]), seed)
     order = np.argsort(keys, kind="stable")
     rows = np.bincount(bin_of(keys, bits), minlength=1 << bits)
     uri = storage.join(folder, spill_name(unit.index))
     sizes = spill.write(uri, table.append_column(KEY, pa.array(keys)), order, rows)
-    return {"rows": rows.tolist(), "bytes": sizes, "dropped": dropped, "image_bytes": int(table.nbytes)}
+    return {
+        "rows": rows.tolist(),
+        "bytes": sizes,
+        "dropped": dropped,
+        "captions_dropped": captions,
+        "image_bytes": int(table.nbytes),
+    }
+
+
+def _captions(table: pa.Table) -> int:
+    return int(pa.compute.sum(pa.compute.list_value_length(table[schema.CAPTIONS])).as_py() or 0)
 
 
 def bin_of(keys: np.ndarray, bits: int) -> np.ndarray:

@@ -407,20 +407,27 @@ def test_a_pool_is_sharded_as_it_is(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_ray(monkeypatch)
-    pictures = [*map(picture, range(12)), picture(0), b"broken"]
-    texts = [f"picture {i} of many" if i != 3 else "" for i in range(14)]
+    half = picture(40, size=(300, 200))
+    pictures = [*map(picture, range(12)), picture(0), b"broken", half[: len(half) // 2]]
+    texts = [f"picture {i} of many" if i != 3 else "" for i in range(15)]
     if kind == "webdataset":
         members = [(f"{i}.{s}", c) for i, p in enumerate(pictures) for s, c in (("png", p), ("txt", texts[i].encode()))]
         (tmp_path / "pool").mkdir()
         (tmp_path / "pool/0.tar").write_bytes(tar_of(members))
     else:
         image = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)]
-        write(tmp_path / "pool/train-00000.parquet", image=image, text=texts, key=["k"] * 14)
+        write(tmp_path / "pool/train-00000.parquet", image=image, text=texts, key=["k"] * 15)
+    (tmp_path / "links.tsv").write_text("a cat\thttp://x/1.jpg\n")
+    with pytest.raises(ValueError, match=r"links.tsv holds links; pipelines/fetch.py"):
+        shard(Shard(pool=str(tmp_path / "links.tsv"), output=str(tmp_path / "none")))
     options: dict[str, Any] = {"pool": str(tmp_path / "pool"), "output": str(tmp_path / "shards"), "min_words": 2}
     result = shard(Shard(dedup=Dedup(copies=True), **options))
-    assert result.summary["rows"]["in"] == 14 and result.summary["rows"]["kept"] == result.rows == 11
-    assert result.summary["rows"]["dropped"] == {"no caption kept": 1, "unreadable image": 1, "duplicate": 1}
+    assert result.summary["rows"]["in"] == 15 and result.summary["rows"]["kept"] == result.rows == 11
+    reasons = {"no caption kept": 1, "unreadable image": 1, "duplicate": 1, "undecodable image": 1}
+    assert result.summary["rows"]["dropped"] == reasons
+    captions = result.summary["captions"]
     rows = read_all(options["output"])
+    assert captions["in"] == captions["kept"] + sum(captions["dropped"].values()) and captions["kept"] == len(rows)
     assert {(r["image"], *r["captions"]) for r in rows} <= {(p, t) for p, t in zip(pictures, texts, strict=True)}
     assert {"data_card.json", "data_card.html", "manifest.json"} < {p.name for p in (tmp_path / "shards").iterdir()}
     assert not (tmp_path / "shards/progress").exists()

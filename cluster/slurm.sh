@@ -44,4 +44,4 @@ for _ in {1..120}; do
 done
 ((alive >= SLURM_JOB_NUM_NODES)) || { echo "error: only $alive of $SLURM_JOB_NUM_NODES nodes joined within 10 minutes" >&2; exit 1; }
 
-ray job submit --address "$RAY_API_SERVER_ADDRESS" --working-dir . -- python "$@"
+ray job submit --address "$RAY_API_SERVER_ADDRESS" --runtime-env cluster/runtime_env.yaml --working-dir . -- python "$@"

@@ -76,13 +76,24 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
     What the user can mend ends with exit code 2 and one line that says how; a run that SIGTERM stopped, with 143.
     """
     try:
-        main(parse(settings, sys.argv[1:], description))
+        parsed = parse(settings, sys.argv[1:], description)
+        _refuse_a_relative_output_in_a_job(parsed)
+        main(parsed)
     except (ValueError, *storage.FAILURES) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+
+
+def _refuse_a_relative_output_in_a_job(settings: Any) -> None:
+    output = getattr(settings, "output", None)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and output is not None and storage.absolute(output) != output:
+        raise ValueError(
+            f"--output {output} is relative: a job runs in a copy of the code that Ray throws away; "
+            "name an absolute path that every node sees, or s3://…"
+        )
 
 
 def parse(settings: type[Settings], arguments: Sequence[str], description: str = "") -> Settings:

@@ -3,6 +3,7 @@
     uv run pipelines/pretrain.py                                   # the built-in corpus, Llip, a few minutes
     uv run pipelines/pretrain.py --recipe siglip_tiny              # the same under another objective: data is made once
     uv run pipelines/pretrain.py --k 4 --optimizer.weight-decay 0.1 --print-config   # any setting; see what comes out
+    python pipelines/pretrain.py --recipe llip_b16_k32_cc12m --pool s3://bucket/cc12m --curation none --workers 8
     python pipelines/pretrain.py --recipe llip_b16_k64 --pool s3://bucket/pool --output s3://bucket/work --workers 128
 
 Run again, it goes on where it was: it resumes training from the last checkpoint, and leaves what is done.
@@ -18,6 +19,7 @@ from llip.fields import setting
 from llip.training import run_folder
 from pipelines import command, prepare_data
 from pipelines.command import Trained
+from pipelines.prepare_data import Curation
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
     from llip.evaluation import Metric
@@ -29,6 +31,8 @@ class Pretrain(Trained):
 
     pool: str | None = setting(None, metavar="FOLDER")
     """Images with captions to curate and shard: a folder or an s3:// prefix. Without it, the built-in corpus."""
+    curation: Curation = "metaclip"
+    """metaclip: match and balance the pool's captions as MetaCLIP does; none: check, encode and shuffle it as it is."""
     shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
     """Finished shards to train on, of one folder or mixed from several (--weights): nothing is curated."""
     evaluation: str | None = setting(None, metavar="FOLDER")
@@ -54,6 +58,8 @@ class Pretrain(Trained):
         if self.corpus_images is not None and (self.pool or self.shards):
             other = "--pool" if self.pool else "--shards"
             raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
+        if self.curation == "none" and self.pool is None:
+            raise ValueError("--curation none is about a pool of your own: name it with --pool")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers is {self.workers}; it has to be at least 0")
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.workers or 0):
@@ -109,6 +115,7 @@ def pretrain(settings: Pretrain) -> Outcome:
         shards=_absolute(settings.shards),
         evaluation=_absolute(settings.evaluation),
         corpus_images=settings.corpus_images,
+        curation=settings.curation,
     )
     run_folder.claim(folder, config, data.shards)
     newest = checkpoint.latest(folder)

@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from llip.training import checkpoint
-from llip.training.tracking import read_metrics
+from llip.training.tracking import open_run, read_metrics, tracking_of
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+SUBMIT = ("--runtime-env", "cluster/runtime_env.yaml", "--working-dir", ".")
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Cluster:
     """Variables under which it was started."""
 
     def submit(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- command`, from the project's root."""
+        """`ray job submit` with the documented options, from the project's root."""
         return subprocess.run(
-            ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", "--", *command],
+            ["ray", "job", "submit", "--address", self.address, *SUBMIT, "--", *command],
             cwd=ROOT,
             env=self.environment | variables,
             stdout=subprocess.PIPE,
@@ -136,3 +139,30 @@ def test_bad_input_fails_the_job_with_its_message(cluster: Cluster, tmp_path: Pa
     failed = cluster.submit(*command)
     assert failed.returncode != 0
     assert "model.head.heads is 4; it has to be left at 8" in failed.stdout
+
+
+def test_a_relative_output_is_refused_in_a_job(cluster: Cluster) -> None:
+    failed = cluster.submit("python", "pipelines/pretrain.py", "--output", "output")
+    assert failed.returncode != 0
+    assert "--output output is relative: a job runs in a copy of the code" in failed.stdout
+
+
+def test_a_job_that_is_stopped_saves_first_and_goes_on_when_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "stopped"
+    command = ["python", "pipelines/pretrain.py", "--batch-size", "32", "--corpus-images", "400", "--workers", "0"]
+    command += ["--steps", "3000", "--checkpoint-every", "3000", "--name", "stopped", "--output", str(tmp_path)]
+    submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "stopped", "--address", cluster.address, *SUBMIT]
+    subprocess.run([*submit, "--", *command], cwd=ROOT, env=cluster.environment, check=True, capture_output=True)
+    deadline = time.monotonic() + 300
+    while not read_metrics(str(folder)):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    stop = ["ray", "job", "stop", "--address", cluster.address, "stopped"]
+    stopped = subprocess.run(stop, env=cluster.environment, capture_output=True, text=True)
+    assert "was stopped" in stopped.stdout + stopped.stderr, stopped
+    newest = checkpoint.latest(str(folder))
+    assert newest is not None and 0 < checkpoint.step_of(newest) < 3000
+    tracking = tracking_of(str(folder))
+    assert tracking is not None
+    client, run_id = open_run(tracking, str(folder))
+    assert client.get_run(run_id).info.status == "KILLED"

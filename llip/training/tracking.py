@@ -14,6 +14,7 @@ from typing import Any
 from llip import storage
 from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file
 from llip.training.run_folder import git_revision
+from llip.training.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +177,9 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.close("FINISHED" if kind is None else "FAILED")
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        stopped = kind is not None and issubclass(kind, (StoppedError, KeyboardInterrupt))
+        self.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers of a step."""

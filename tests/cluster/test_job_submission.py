@@ -1,5 +1,6 @@
 """`ray job submit` as the cluster's README says, where the dependencies are installed and the project is not."""
 
+import json
 import os
 import secrets
 import shutil
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from llip.training import checkpoint
-from llip.training.tracking import open_run, read_metrics, tracking_of
+from llip.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,7 +164,5 @@ def test_a_job_that_is_stopped_saves_first_and_goes_on_when_submitted_again(clus
     assert "was stopped" in stopped.stdout + stopped.stderr, stopped
     newest = checkpoint.latest(str(folder))
     assert newest is not None and 0 < checkpoint.step_of(newest) < 3000
-    tracking = tracking_of(str(folder))
-    assert tracking is not None
-    client, run_id = open_run(tracking, str(folder))
-    assert client.get_run(run_id).info.status == "KILLED"
+    note = json.loads((folder / "tracking.json").read_text())
+    assert MlflowClient(note["tracking"]["uri"]).get_run(note["run_id"]).info.status == "KILLED"

@@ -1,11 +1,15 @@
 """The whole chain on a small corpus, and what happens when it is run again or tracked by a dead server."""
 
+import io
 import json
 import logging
 import socket
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
@@ -142,3 +146,31 @@ def test_what_a_restart_would_not_cure_is_raised_at_once(chain: Chain, tmp_path:
     )
     with pytest.raises(launching.NonFiniteError, match="was not made"):
         pretrain(settings)
+
+
+def test_a_pool_is_trained_on_as_it_is(chain: Chain, tmp_path: Path) -> None:
+    """A WebDataset tar, and Parquet as Hugging Face has it, of 48 of the corpus's images."""
+    (first, *_) = sorted(Path(chain.output, "pool").rglob("*.parquet"))
+    rows = pq.read_table(first, columns=["image", "captions"]).slice(0, 48).to_pylist()
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "00000.tar", "w") as tar:
+        for number, row in enumerate(rows):
+            for suffix, content in (("webp", row["image"]), ("txt", row["captions"][0].encode())):
+                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    images = [{"bytes": row["image"], "path": None} for row in rows]
+    table = pa.table({"image": images, "text": [row["captions"][0] for row in rows]})
+    (tmp_path / "hub").mkdir()
+    pq.write_table(table, tmp_path / "hub" / "train-00000-of-00001.parquet")
+    for pool in ("tar", "hub"):
+        settings = Pretrain(
+            pool=str(tmp_path / pool),
+            curation="none",
+            output=str(tmp_path / "of" / pool),
+            recipe="clip_tiny",
+            overrides={"epochs": 1.5, "batch_size": 16},
+            workers=0,
+        )
+        lines = read_metrics(pretrain(settings).folder)
+        assert [line["step"] for line in lines] == [4]  # 1.5 × 48 / 16, rounded to even

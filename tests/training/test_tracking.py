@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llip.training.mlflow_writer import MlflowWriter, Names
+from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
 
 
@@ -62,15 +63,18 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
     assert [line["loss"] for line in read_metrics(folder)] == [3.0, 2.0, 1.5]
 
 
-def test_an_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (StoppedError, "KILLED")])
+def test_an_exception_ends_the_run_as_failed_and_a_request_to_stop_as_killed(
+    error: type[Exception], status: str, tmp_path: Path
+) -> None:
     folder = str(tmp_path / "run")
-    with pytest.raises(RuntimeError), Tracker(_sqlite(tmp_path), folder) as tracker:
+    with pytest.raises(error), Tracker(_sqlite(tmp_path), folder) as tracker:
         tracker.log(1, {"loss": 1.0})
-        raise RuntimeError
+        raise error
     from mlflow import MlflowClient
 
     note = json.loads((tmp_path / "run" / "tracking.json").read_text())
-    assert MlflowClient(_sqlite(tmp_path).uri).get_run(note["run_id"]).info.status == "FAILED"
+    assert MlflowClient(_sqlite(tmp_path).uri).get_run(note["run_id"]).info.status == status
 
 
 def test_a_dead_server_costs_one_warning_and_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,19 +8,13 @@ Leaves `analysis.html` and, last, `analysis.json`.
 
 import html
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from llip import storage
-from llip.evaluation import figures, linear_probe
-from llip.evaluation.encode import InProcess
-from llip.evaluation.sets import read_set
-from llip.evaluation.spectrum import effective_rank, spectrum
-from llip.page import page, svg
 from pipelines import command
-from pipelines.checkpoints import WeightsOptions
+from pipelines.checkpoints import WeightsOptions, chosen_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +33,8 @@ class Analyse(WeightsOptions):
     """Folder for analysis.html and analysis.json."""
     batch_size: int = 64
     """Images encoded at once."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the models run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models run; auto: a GPU where there is one."""
 
     def __post_init__(self) -> None:
         if (self.probe_train is None) != (self.probe_test is None):
@@ -51,6 +45,14 @@ class Analyse(WeightsOptions):
 
 def analyse(settings: Analyse) -> dict[str, dict[str, Any]]:
     """What every checkpoint gave, by its name. Raises ValueError, before any work, for what cannot be used."""
+    import torch
+
+    from llip.evaluation import linear_probe
+    from llip.evaluation.encode import InProcess
+    from llip.evaluation.sets import read_set
+    from llip.evaluation.spectrum import effective_rank, spectrum
+
+    device = chosen_device(settings.device)
     found = [settings.weights(uri) for uri in settings.checkpoints]
     checkpoints = {weights.given.rsplit("/", 1)[1]: weights for weights in found}
     if len(checkpoints) < len(found):
@@ -59,7 +61,7 @@ def analyse(settings: Analyse) -> dict[str, dict[str, Any]]:
     train, test, images = (read_set(folder) if folder else None for folder in folders)
     results: dict[str, dict[str, Any]] = {name: {} for name in checkpoints}
     for name, weights in checkpoints.items():
-        run = InProcess(model=weights.load().to(settings.device).eval(), batch_size=settings.batch_size)
+        run = InProcess(model=weights.load().to(device).eval(), batch_size=settings.batch_size)
         with torch.inference_mode():
             if train and test:
                 probe = linear_probe.evaluate(train, test, run)
@@ -90,6 +92,9 @@ def _text(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _page(results: dict[str, dict[str, Any]]) -> str:
+    from llip.evaluation import figures
+    from llip.page import page, svg
+
     numbers = _numbers(results)
     keys = list(next(iter(numbers.values())))
     head = "<tr><th></th>" + "".join(f'<th class="n">{key}</th>' for key in keys) + "</tr>"

@@ -1,9 +1,12 @@
-"""Options of every command that reads a model."""
+"""Options of every command that reads a model, and where it runs."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llip.config import Activation
-from llip.training.weights import Weights
+
+if TYPE_CHECKING:  # torch is imported once the options are right, so that --help and a refusal come at once
+    from llip.training.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +22,10 @@ class WeightsOptions:
     text_head_width: int | None = None
     """That of the text tower."""
 
-    def weights(self, checkpoint: str) -> Weights:
+    def weights(self, checkpoint: str) -> "Weights":
         """Raises ValueError for what is no checkpoint, and for an option that it tells itself."""
+        from llip.training.weights import Weights
+
         return Weights.find(
             checkpoint,
             recipe=self.recipe,
@@ -28,3 +33,13 @@ class WeightsOptions:
             vision_head_width=self.vision_head_width,
             text_head_width=self.text_head_width,
         )
+
+
+def chosen_device(device: str) -> str:
+    """`cuda` or `cpu`; `auto` is a GPU where there is one. Raises ValueError for `cuda` where there is none."""
+    import torch
+
+    here = torch.cuda.is_available()
+    if device == "cuda" and not here:
+        raise ValueError("--device cuda: this machine has no GPU that torch can use")
+    return "cuda" if here and device != "cpu" else "cpu"

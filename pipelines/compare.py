@@ -6,14 +6,15 @@ A run is named by its folder, or by its id in MLflow. Leaves `comparison.html` a
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from llip import storage
-from llip.training.tracking import default_store
 from pipelines import command
-from pipelines.comparison import Comparison, Run
+
+if TYPE_CHECKING:  # torch and Matplotlib are imported once the options are right, so that --help comes at once
+    from pipelines.comparison import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,10 @@ class Compare:
     """MLflow tracking URI for ids; MLFLOW_TRACKING_URI, or the database in ./output, where not given."""
 
 
-def compare(settings: Compare) -> Comparison:
+def compare(settings: Compare) -> "Comparison":
     """Read the runs, write the pages and print the tables. Raises ValueError for a run that cannot be read."""
+    from pipelines.comparison import Comparison, Run
+
     comparison = Comparison([Run.read(_folder(run, settings.tracking)) for run in settings.runs])
     output = storage.absolute(settings.output)
     storage.write_bytes(storage.join(output, "comparison.html"), comparison.html().encode())
@@ -44,6 +47,8 @@ def _folder(run: str, tracking: str | None) -> str:
         return storage.absolute(run)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+
+    from llip.training.tracking import default_store
 
     uri = tracking or default_store("output")[0]
     try:

@@ -6,30 +6,29 @@ Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it 
 in `evaluated/` at once: run again, an evaluation that was interrupted goes on with the sets that are missing.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from llip import storage
 from llip.config import MIXTURE_HEADS
-from llip.contrastive import ContrastiveModel
-from llip.evaluation import Metric
-from llip.evaluation.encode import InProcess, Runner
-from llip.evaluation.evaluate import Outcome, evaluate_sets, named
-from llip.evaluation.report import NAME, Report, metrics_of, table
-from llip.evaluation.retrieval import RANKS
-from llip.evaluation.sets import Source, find_sets
-from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.fields import differences
 from llip.training.run_folder import git_revision
-from llip.training.tracking import Tracker, tracking_of
-from llip.training.weights import Weights
 from pipelines import command
-from pipelines.checkpoints import WeightsOptions
-from pipelines.evaluation_cache import EvaluationCache
+from pipelines.checkpoints import WeightsOptions, chosen_device
+
+if TYPE_CHECKING:  # torch is imported once the options are right, so that --help and a refusal come at once
+    from llip.contrastive import ContrastiveModel
+    from llip.evaluation import Metric
+    from llip.evaluation.encode import Runner
+    from llip.evaluation.evaluate import Outcome
+    from llip.evaluation.sets import Source
+    from llip.evaluation.sets.evaluation_set import EvaluationSet
+    from llip.training.weights import Weights
+    from pipelines.evaluation_cache import EvaluationCache
 
 SCHEMA_VERSION = 1
 
@@ -62,8 +61,13 @@ class Evaluate(WeightsOptions):
             raise ValueError(f"--workers {self.workers}: 0 for this process alone, or the number of actors")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size} has to be at least 1")
-        if self.candidates is not None and self.candidates < RANKS[-1]:
-            raise ValueError(f"--candidates {self.candidates} has to be at least {RANKS[-1]}, for recall at that rank")
+        if self.candidates is not None:
+            from llip.evaluation.metrics import RANKS
+
+            if self.candidates < RANKS[-1]:
+                raise ValueError(
+                    f"--candidates {self.candidates} has to be at least {RANKS[-1]}, for recall at that rank"
+                )
 
 
 def evaluate(settings: Evaluate) -> dict[str, Metric]:
@@ -72,6 +76,10 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     Raises ValueError, before any work, for a checkpoint or a set that cannot be used, and for an output of other
     settings.
     """
+    from llip.evaluation.evaluate import named
+    from llip.evaluation.report import NAME, table
+    from pipelines.evaluation_cache import EvaluationCache
+
     weights = settings.weights(settings.checkpoint)
     output = output_folder(settings, weights)
     sources = sources_of(settings)
@@ -114,6 +122,8 @@ def _evaluated(
     model: ContrastiveModel, sets: list[EvaluationSet], cache: EvaluationCache, settings: Evaluate
 ) -> Iterator[Outcome]:
     """The outcomes of all sets in their order; those that are not in the cache are made and stored."""
+    from llip.evaluation.evaluate import evaluate_sets
+
     found = {data.name: cache.load(data) for data in sets}
     if missing := [data for data in sets if found[data.name] is None]:
         for outcome in evaluate_sets(model, missing, runner(model, settings), candidates=settings.candidates):
@@ -130,6 +140,8 @@ def output_folder(settings: Evaluate, weights: Weights) -> str:
 
 def sources_of(settings: Evaluate) -> list[Source]:
     """The chosen sets."""
+    from llip.evaluation.sets import find_sets
+
     found = {source.name: source for source in find_sets(settings.evaluation)}
     if not found:
         raise ValueError(f"--evaluation {settings.evaluation} holds no evaluation set")
@@ -140,6 +152,8 @@ def sources_of(settings: Evaluate) -> list[Source]:
 
 def _finished(output: str, request: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Metric] | None:
     """The metrics that an earlier run left; None where there are none, or where its inputs have changed since."""
+    from llip.evaluation.report import NAME, metrics_of
+
     uri = storage.join(output, NAME)
     if not storage.exists(uri):
         return None
@@ -156,10 +170,10 @@ def _finished(output: str, request: dict[str, Any], inputs: dict[str, Any]) -> d
 
 def runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
     """Moves the model to this process's device, and says who encodes images."""
-    cuda_here = torch.cuda.is_available()
-    if settings.device == "cuda" and settings.workers == 0 and not cuda_here:
-        raise ValueError("--device cuda: this machine has no GPU that torch can use")
-    model.to("cuda" if cuda_here and settings.device != "cpu" else "cpu")
+    from llip.evaluation.encode import InProcess
+
+    elsewhere = settings.device == "cuda" and settings.workers > 0  # the actors have the GPUs, this process may not
+    model.to(chosen_device("auto" if elsewhere else settings.device))
     if settings.workers == 0:
         return InProcess(model=model, batch_size=settings.batch_size)
     import ray
@@ -172,6 +186,8 @@ def runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
 
 
 def _write_report(output: str, weights: Weights, model: ContrastiveModel, outcomes: list[Outcome]) -> None:
+    from llip.evaluation.report import Report
+
     config = model.config
     facts = {
         "checkpoint": weights.uri,
@@ -188,6 +204,8 @@ def _write_report(output: str, weights: Weights, model: ContrastiveModel, outcom
 
 def _track(weights: Weights, metrics: dict[str, Metric]) -> None:
     """Log to the MLflow run of the run folder, where it has one."""
+    from llip.training.tracking import Tracker, tracking_of
+
     if weights.run is None or (tracking := tracking_of(weights.run)) is None:
         return
     with Tracker(tracking, weights.run) as tracker:

@@ -9,13 +9,14 @@ Leaves `explanation.png`, `explanation.html` and, last, `explanation.json`.
 import html
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llip import storage
-from llip.evaluation import figures
-from llip.evaluation.explain import Explanation, explain
-from llip.page import heading, page, picture, svg
 from pipelines import command
 from pipelines.checkpoints import WeightsOptions
+
+if TYPE_CHECKING:  # torch is imported once the options are right, so that --help and a refusal come at once
+    from llip.evaluation.explain import Explanation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,12 @@ class Explain(WeightsOptions):
     """Folder for explanation.html, explanation.png and explanation.json."""
 
 
-def explain_image(settings: Explain) -> Explanation:
+def explain_image(settings: Explain) -> "Explanation":
     """Raises ValueError for a checkpoint that is no Llip and for an image that cannot be used."""
+    from llip.evaluation import figures
+    from llip.evaluation.explain import explain
+    from llip.page import heading, page, picture, svg
+
     weights = settings.weights(settings.checkpoint)
     if not storage.exists(settings.image):
         raise ValueError(f"--image {settings.image} does not exist")
@@ -63,7 +68,7 @@ def explain_image(settings: Explain) -> Explanation:
 STYLE = "td.right { background: #dff1e7 } td.wrong { background: #f7e0e2 }"
 
 
-def _cosines(found: Explanation) -> str:
+def _cosines(found: "Explanation") -> str:
     """The diagonal is green where it is the largest of its column, and red where not."""
     best = found.cosine_CC.argmax(axis=0)
     head = "".join(f"<th>{html.escape(caption)}</th>" for caption in found.captions)
@@ -77,7 +82,7 @@ def _cosines(found: Explanation) -> str:
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
-def _text(found: Explanation) -> str:
+def _text(found: "Explanation") -> str:
     width = max(map(len, found.captions)) + len("given ")
     return "\n".join(
         f"{'given ' + caption:<{width}}  {'  '.join(f'{cosine:6.3f}' for cosine in cosines)}"

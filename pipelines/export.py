@@ -13,8 +13,6 @@ from llip import storage
 from llip.data import integrity, manifest
 from llip.data.manifest import FileEntry, Manifest
 from pipelines import command
-from pipelines.stages import write_webdataset
-from pipelines.stages.work import Stage, digest, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,9 @@ def export(settings: Export) -> Manifest:
     Raises ValueError where `shards` is no finished folder of shards, where one of its files is missing or damaged, and
     for an output made from others.
     """
+    from pipelines.stages import write_webdataset
+    from pipelines.stages.work import Stage, digest, run
+
     output, folder = storage.absolute(settings.output), storage.absolute(settings.shards)
     shards = manifest.read(folder, "shards")
     config = {"shards_digest": digest([asdict(file) for file in shards.files])}

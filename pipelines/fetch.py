@@ -7,21 +7,21 @@ The list is Parquet, CSV or JSONL with addresses and captions, or WAT files of C
 fetched again. `_failed` in the output names the reason for every link.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from pipelines import command
-from pipelines.stages.fetch import fetching as stage
-from pipelines.stages.fetch import links
 from pipelines.stages.fetch.addresses import Allowed
-from pipelines.stages.fetch.download import Limits
-from pipelines.stages.fetch.links import Columns
-from pipelines.stages.read import files, parquet
-from pipelines.stages.work import Stage, Unit, digest, run, worker_count
+
+if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
+    from pipelines.stages.fetch.download import Limits
+    from pipelines.stages.work import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,8 @@ class Fetch:
 
     def limits(self, workers: int) -> Limits:
         """Those of each worker."""
+        from pipelines.stages.fetch.download import Limits
+
         given = {f.name: getattr(self, f.name) for f in fields(Limits)}
         return Limits(**given | {"per_host": max(1, self.per_host // workers)})
 
@@ -83,6 +85,11 @@ def fetch(settings: Fetch) -> Manifest:
     Raises ValueError, before anything is fetched, for a list that cannot be read or repeats an id, and for an output
     made from another one.
     """
+    from pipelines.stages.fetch import fetching, links
+    from pipelines.stages.fetch.links import Columns
+    from pipelines.stages.read import files
+    from pipelines.stages.work import Stage, Unit, digest, run
+
     output, source = storage.absolute(settings.output), storage.absolute(settings.links)
     found = files.find(source)
     kind = files.format_of(source, [f.name for f in found], links.SUFFIXES)
@@ -96,7 +103,7 @@ def fetch(settings: Fetch) -> Manifest:
     } | ({"only_list": True} if settings.only_list else {})
     purpose = "curated" if manifest.kind_of(source) == "curated" else "pool"
     done = manifest.read(output, purpose) if manifest.is_done(output, purpose, config) else None
-    if done and (settings.only_list or not set(done.summary["failed"]) - set(stage.FINAL)):
+    if done and (settings.only_list or not set(done.summary["failed"]) - set(fetching.FINAL)):
         print(f"{output} holds all that can be {'listed' if settings.only_list else 'fetched'} already")
         return done
     command.start_ray()
@@ -130,11 +137,15 @@ def fetch(settings: Fetch) -> Manifest:
 
 def _listed(folder: str, lists: list[Unit]) -> list[tuple[str, str]]:
     """The files of links, each with the list that it comes from."""
+    from pipelines.stages.fetch import links
+
     return [(storage.join(folder, links.links_name(unit)), unit.name) for unit in lists]
 
 
 def _units(folder: str, lists: list[Unit], unit_rows: int) -> list[Unit]:
     """Units of the links as they were written down. Raises ValueError where lists differ in what they carry along."""
+    from pipelines.stages.read import parquet
+
     listed = _listed(folder, lists)
     footers = parquet.read_footers(listed)
     columns = [footer.schema.to_arrow_schema() for footer in footers]
@@ -149,11 +160,14 @@ def _units(folder: str, lists: list[Unit], unit_rows: int) -> list[Unit]:
 def _attempt(
     settings: Fetch, units: list[Unit], config: dict[str, Any], done: Manifest | None, output: str, markers: str
 ) -> Manifest:
+    from pipelines.stages.fetch import fetching
+    from pipelines.stages.work import Stage, run, worker_count
+
     attempt = done.summary["attempts"] if done else 0
     results = run(
         Stage(name=f"fetch-{attempt}", markers=markers, noun="links"),
         units,
-        stage.fetch_unit,
+        fetching.fetch_unit,
         sizes=[u.size for u in units],
         shared={
             "folder": output,

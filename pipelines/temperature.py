@@ -6,15 +6,14 @@ Leaves `temperature.html`, `temperature.md` and, last, `temperature.json`.
 """
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from llip import storage
-from llip.evaluation import figures
-from llip.evaluation.temperature import FACTORS, Sweep, sweep
-from llip.page import heading, page, svg
 from pipelines import command
 from pipelines.evaluate import Evaluate, output_folder, runner, sources_of
+
+if TYPE_CHECKING:  # torch is imported once the options are right, so that --help and a refusal come at once
+    from llip.evaluation.temperature import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +24,22 @@ class Temperature(Evaluate):
     """Besides the trained one, which is always among them; from an eighth to eight times it where none is given."""
 
 
-@torch.inference_mode()
-def sweep_temperature(settings: Temperature) -> Sweep:
+def sweep_temperature(settings: Temperature) -> "Sweep":
     """Raises ValueError, before any work, for a checkpoint or a set that cannot be used."""
+    import torch
+
+    from llip.evaluation import figures
+    from llip.evaluation.temperature import FACTORS, sweep
+    from llip.page import heading, page, svg
+
     weights = settings.weights(settings.checkpoint)
     output = output_folder(settings, weights)
     sets = [source.read() for source in sources_of(settings)]
     model = weights.load().eval()
     trained = model.config.head.temperature
     temperatures = settings.temperatures or tuple(trained * factor for factor in FACTORS)
-    found = sweep(model, sets, temperatures, runner(model, settings))
+    with torch.inference_mode():
+        found = sweep(model, sets, temperatures, runner(model, settings))
     plot = svg(figures.by_temperature(found.values, found.temperatures, trained))
     best = "".join(f"<tr><td>{metric}</td><td class='n'>{found.best(metric):.3g}</td></tr>" for metric in found.values)
     head = "<tr><th>metric</th><th class='n'>best τ</th></tr>"

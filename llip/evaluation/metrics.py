@@ -13,6 +13,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+RANKS = (1, 5, 10)
+"""Ranks at which recall is measured."""
+
 
 @dataclass(frozen=True)
 class Metric:

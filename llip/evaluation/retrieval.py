@@ -23,13 +23,12 @@ from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, KeepFeatures, encode_texts, from_arrays, scores
-from llip.evaluation.metrics import Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
+from llip.evaluation.metrics import RANKS, Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import ImageFeatures, TextFeatures, batch_slice
 
 logger = logging.getLogger(__name__)
 
-RANKS = (1, 5, 10)
 CANDIDATES = 20
 BLOCK_SCORES = 1 << 24
 """Scores of a chunk of captions (64 MB); a few copies of them exist at once."""

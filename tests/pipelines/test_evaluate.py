@@ -76,7 +76,7 @@ def test_retrieval_in_two_stages_is_another_request_with_its_own_outcomes(job, t
 def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path, capsys, monkeypatch):
     first = evaluate(job)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.evaluate.evaluate_sets", None)
+        patch.setattr("llip.evaluation.evaluate.evaluate_sets", None)
         assert evaluate(job) == first
     assert "is complete: nothing to do" in capsys.readouterr().out
     write_checkpoint(tmp_path / "run", 1600, seed=1)
@@ -94,11 +94,11 @@ def test_an_evaluation_that_is_killed_after_two_sets_goes_on_with_the_third(job,
                 raise KeyboardInterrupt
             yield outcome
 
-    monkeypatch.setattr("pipelines.evaluate.evaluate_sets", partial(watched, until=2))
+    monkeypatch.setattr("llip.evaluation.evaluate.evaluate_sets", partial(watched, until=2))
     with pytest.raises(KeyboardInterrupt):
         evaluate(job)
     assert not (tmp_path / "run" / "metrics.json").exists()
-    monkeypatch.setattr("pipelines.evaluate.evaluate_sets", partial(watched, until=None))
+    monkeypatch.setattr("llip.evaluation.evaluate.evaluate_sets", partial(watched, until=None))
     resumed = evaluate(job)
     assert asked == [["pairs", "scenes", "things"], ["things"]]
     other = dataclasses.replace(job, output=str(tmp_path / "other"))
@@ -111,7 +111,7 @@ def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(job, tmp_p
     evaluate(job)
     seen = []
     monkeypatch.setattr(
-        "pipelines.evaluate.evaluate_sets",
+        "llip.evaluation.evaluate.evaluate_sets",
         lambda model, sets, run, **options: seen.extend(d.name for d in sets) or evaluate_sets(model, sets, run),
     )
     evaluation_set.write(str(tmp_path / "sets" / "things"), dataclasses.replace(make_sets()[0], templates=("{}",)))

@@ -239,7 +239,7 @@ def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path, monk
         return run(*arguments, shared=shared, **options)
 
     limits: list[Limits] = []
-    monkeypatch.setattr("pipelines.fetch.run", recording)
+    monkeypatch.setattr("pipelines.stages.work.run", recording)
     rows = {"url": [f"{site.address}/good?{i}" for i in range(24)], "text": ["a cat"] * 24}
     pq.write_table(pa.table(rows), tmp_path / "links.parquet")
     for unit_rows in (24, 12, 6, 2):

@@ -36,6 +36,8 @@ Batch = tuple[Tensor, Tensor]
 RANKS, SLOW = 3, 0.3
 """Processes, and the seconds that the second of them takes longer for a step."""
 
+pytestmark = pytest.mark.timeout(900)  # three processes that import torch share two cores with other tests
+
 
 def _batch(config: TrainingConfig) -> Batch:
     """Pixels [B, 3, S, S] and token ids [C, B, L]."""

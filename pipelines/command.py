@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import signal
 import sys
 import types
@@ -21,7 +22,7 @@ import tyro
 
 from llip import recipes, storage
 from llip.config import TrainingConfig
-from llip.fields import Leaf, field_docs, leaves, override, to_toml, value_of
+from llip.fields import NONE, Leaf, field_docs, leaves, override, to_toml, value_of
 from llip.training.stopping import StoppedError
 
 Settings = TypeVar("Settings")
@@ -35,7 +36,8 @@ class Trained:
     """Configuration to start from: a recipe's name (`python -m llip.recipes` lists them), module:function, a .toml
     file, or the folder of a run to repeat."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Values in place of the recipe's, by dotted path or short spelling."""
+    """Values in place of the recipe's, by dotted path or short spelling. A command may have some where none are given;
+    its help shows them."""
 
     def training(self) -> TrainingConfig:
         """The recipe with `overrides`. Raises ValueError for an unknown setting and for what contradicts itself."""
@@ -44,15 +46,13 @@ class Trained:
     def run_name(self) -> str:
         """A name that says what is trained: the recipe's, what differs of what is learned, and the seed."""
         base, config = recipes.load(self.recipe), self.training()
-        name = self.recipe.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".toml")
-        name = re.sub(r"-seed\d+$", "", name)  # of a run's folder
         changed = [leaf for leaf in leaves(TrainingConfig) if not leaf.operational and leaf.path != "seed"]
         pieces = [
-            f"{leaf.short or leaf.path.rpartition('.')[2]}{_brief(value_of(config, leaf.path))}"
+            f"{leaf.short or leaf.path.rpartition('.')[2]}{brief(value_of(config, leaf.path))}"
             for leaf in changed
             if value_of(config, leaf.path) not in (None, value_of(base, leaf.path))
         ]
-        whole = "-".join([name, *pieces])
+        whole = "-".join([brief_recipe(self.recipe), *pieces])
         if len(whole) > LONGEST_NAME:
             whole = f"{whole[:LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
         return f"{whole}-seed{config.seed}"
@@ -62,10 +62,18 @@ LONGEST_NAME = 80
 """Characters of a run's name before its seed; a longer one ends in a digest."""
 
 
-def _brief(value: Any) -> str:
+def brief_recipe(source: str) -> str:
+    """What a recipe, function, file or folder is called, as a part of a name."""
+    name = source.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".toml")
+    return re.sub(r"-seed\d+$", "", name)  # of a run's folder
+
+
+def brief(value: Any) -> str:
     """A value as a part of a name."""
     if isinstance(value, tuple):
-        return "_".join(map(_brief, value))
+        return "_".join(map(brief, value))
+    if value is None:
+        return NONE
     text = f"{value:g}" if isinstance(value, float) else str(value).rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.+]+", "_", text)
 
@@ -103,18 +111,49 @@ def parse(settings: type[Settings], arguments: Sequence[str], description: str =
         return settings(**_own(settings, parsed))
     source = _given_recipe(arguments) or settings.recipe
     base = recipes.load(source)
-    parsed = tyro.cli(_options(settings, base), args=arguments, description=description)
+    start = override(base, _default_overrides(settings))
+    parsed = tyro.cli(_options(settings, start), args=arguments, description=description)
     values = {path: value for group in _GROUPS for path, value in vars(getattr(parsed, group)).items()}
-    overrides = {
+    named = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    given = {
         leaf.path: value
         for leaf in leaves(TrainingConfig)
-        if (value := values[_attribute(leaf)]) != value_of(base, leaf.path)
+        if (value := values[_attribute(leaf)]) != value_of(start, leaf.path) or _spellings(leaf) & named
     }
+    cleared = {other for leaf in leaves(TrainingConfig) if leaf.path in given for other in leaf.excludes}
+    kept = {p: v for p, v in _default_overrides(settings).items() if p not in cleared}
+    overrides = kept | given
     if parsed.print_config:
         print(f'recipe = "{source}"' if source in recipes.RECIPES else f"# from {source}")
         print(to_toml(override(base, overrides), base), end="")
         sys.exit(0)
     return settings(**_own(settings, parsed), overrides=overrides)
+
+
+def _default_overrides(settings: Any) -> Mapping[str, Any]:
+    """The overrides of a command where none are given."""
+    default: Any = next(f.default_factory for f in dataclasses.fields(settings) if f.name == "overrides")
+    found: Mapping[str, Any] = default()
+    return found
+
+
+def _spellings(leaf: Leaf) -> set[str]:
+    """The options of a leaf as they are written: one may be given the value that it has anyway."""
+    head, dot, last = leaf.path.replace("_", "-").rpartition(".")
+    short = (leaf.short.replace("_", "-"),) if leaf.short else ()
+    return {f"--{name}" for name in (f"{head}{dot}{last}", f"{head}{dot}no-{last}", *short)}
+
+
+def written(program: str, options: Mapping[str, Any]) -> str:
+    """The command line that gives options, settings by their paths; `parse` reads the same from it."""
+    words = []
+    for name, value in options.items():
+        head, dot, last = name.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            words.append(f"--{head}{dot}{'' if value else 'no-'}{last}")
+        else:
+            words += [f"--{head}{dot}{last}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return f"{program} {shlex.join(words)}"
 
 
 def _own(settings: type[Any], parsed: Any) -> dict[str, Any]:

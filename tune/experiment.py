@@ -1,50 +1,54 @@
 """What sweeps and studies share: settings, the data, the folder and the MLflow run that their trials belong to."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
-from llip.evaluation.sets import find_sets
-from llip.fields import differences
-from llip.recipes import recipe
-from llip.training.tracking import Tracking, default_store, open_run
+from llip.config import TrainingConfig
+from llip.fields import differences, find_leaf, setting
 from pipelines import prepare_data
-from tune import trials
+from pipelines.command import Trained
 
-PLACES = ("output", "name", "concurrency")
-"""Settings that change nothing of what is found."""
+if TYPE_CHECKING:  # torch and Ray are imported once the options are right
+    from llip.evaluation.sets.evaluation_set import EvaluationSet
+    from llip.training.tracking import Tracking
+    from tune.trials import Plan
 
 Parent = tuple[Any, str]
 """MLflow's client and the id of the run that trials are children of."""
+PLACES = ("pool", "shards", "evaluation", "corpus_images")
+"""Settings that say what trials read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Trained):
     """Trials that share everything but what is compared."""
 
     recipe: str = "llip_tiny_k8"
-    """Complete configuration to start from; every trial replaces some of it."""
+    """Configuration that every trial starts from, where recipes are not varied: see pretrain.py."""
     seeds: int
+    """Trials of each point, with one seed after the other, from --seed on."""
     metric: str
+    """What is compared, the more the better: `<evaluation set>/<metric>`."""
     name: str
+    """Name of the experiment, and of its folder."""
     concurrency: int | None = None
     """Trials at a time; as many as there are GPUs (or, without, CPUs) for where not given."""
     workers: int = 0
     """Processes of each trial under Ray Train, or 0 for one without it. A trial that loses some waits for others:
     going on with fewer is for pretrain.py alone, as such a run cannot report to Ray Tune."""
-
-    pool: str | None = None
+    pool: str | None = setting(None, metavar="FOLDER")
     """Images with captions to curate and shard; without it, the built-in corpus."""
-    shards: str | None = None
-    """Finished shards to train on."""
-    evaluation: str | None = None
+    shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
+    """Finished shards to train on, of one folder or mixed from several (--weights)."""
+    evaluation: str | None = setting(None, metavar="FOLDER")
     """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
     corpus_images: int | None = None
-    """Images of the built-in corpus (16,000)."""
-    output: str = "output"
+    """Images of the built-in corpus (16,000 where not given)."""
+    output: str = setting("output", metavar="FOLDER")
     """Folder of everything that is made; the experiment's own is `sweeps/<name>` or `studies/<name>` in it."""
 
     def __post_init__(self) -> None:
@@ -52,72 +56,119 @@ class Experiment:
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"--{field} is {value}; it has to be at least {least}")
+        if self.pool is not None and self.shards is not None:
+            raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
         if (self.pool or self.shards) and not self.evaluation:
             raise ValueError("metrics are compared: name a folder of evaluation sets with --evaluation")
 
+    def fixed(self) -> dict[str, Any]:
+        """The overrides by dotted path."""
+        return {find_leaf(TrainingConfig, name).path: value for name, value in self.overrides.items()}
 
-def prepare(settings: Experiment, folder: str, kind: str, *, asha: bool) -> tuple[trials.Plan, Parent | None]:
-    """Claim `<output>/<folder>/<name>`, make the data and open the parent run: a plan that has no trials yet.
+    def place(self, folder: str) -> str:
+        """URI of the experiment's own folder in `folder` of the output."""
+        return storage.join(storage.absolute(self.output), folder, self.name)
 
-    Raises ValueError, before any work, for a folder of other settings and for more workers than lanes of the
-    data, and before training for an unknown metric.
+
+def check_workers(workers: int, config: TrainingConfig, name: str) -> None:
+    """Raises ValueError where there are more workers than lanes: Ray would wait for those that are left over."""
+    lanes = config.data.lane_count
+    if workers > lanes:
+        raise ValueError(f"--workers {workers} cannot share the {lanes} lanes of {name}")
+
+
+def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, Any], heads: Collection[str]) -> "Plan":
+    """Make the data, claim the folder and open the parent run: a plan that has no trials yet.
+
+    `fixed` is what may not change from one session to the next, `heads` are the kinds of those that are compared.
+    Raises ValueError, before any work, for a folder of other settings, and before training for an unknown metric.
     """
-    lanes = recipe(settings.recipe).data.lane_count
-    if settings.workers > lanes:
-        raise ValueError(f"--workers {settings.workers} cannot share the {lanes} lanes of {settings.recipe}")
+    check(folder, kind, fixed)
     output = storage.absolute(settings.output)
-    own = storage.join(output, folder, settings.name)
-    claim(own, settings, kind)
+    shards = settings.shards
     data = prepare_data.prepare(
         output,
         pool=settings.pool and storage.absolute(settings.pool),
-        shards=settings.shards and storage.absolute(settings.shards),
+        shards=tuple(map(storage.absolute, shards))
+        if isinstance(shards, tuple)
+        else shards and storage.absolute(shards),
         evaluation=settings.evaluation and storage.absolute(settings.evaluation),
         corpus_images=settings.corpus_images,
     )
+    from llip.training.tracking import Tracking, default_store
+    from tune.trials import Plan
+
     assert data.evaluation is not None
-    check_metric(settings.metric, data.evaluation)
+    check_metric(settings.metric, data.evaluation, heads)
+    storage.write_json(storage.join(folder, f"{kind}.json"), fixed)
     uri, artifacts = default_store(output)
     tracking = Tracking(uri=uri, experiment="llip", run_name=settings.name, artifact_location=artifacts)
-    parent = open_parent(tracking, own)
-    plan = trials.Plan(
-        trials={},
-        folder=own,
+    parent = open_parent(tracking, folder)
+    return Plan(
+        folder=folder,
         shards=data.shards,
         evaluation=data.evaluation,
         tracking=tracking,
         parent_run_id=parent[1] if parent else None,
         metric=settings.metric,
-        asha=asha,
         workers=settings.workers,
         concurrency=settings.concurrency,
     )
-    return plan, parent
 
 
-def claim(folder: str, settings: Any, kind: str) -> None:
-    """Note in the folder, as `<kind>.json`, what is run. Raises ValueError where it holds another, naming what differs.
-
-    `settings` is a dataclass.
-    """
+def check(folder: str, kind: str, fixed: Mapping[str, Any]) -> None:
+    """Raises ValueError where the folder holds an experiment that differs in what is `fixed`, naming it."""
     uri = storage.join(folder, f"{kind}.json")
-    content = {name: value for name, value in asdict(settings).items() if name not in PLACES}
-    if storage.exists(uri) and (changed := differences(storage.read_json(uri), content)):
+    if storage.exists(uri) and (changed := differences(storage.read_json(uri), dict(fixed))):
         raise ValueError(
             f"{folder} holds a {kind} of other settings ({'; '.join(changed)}); choose another --name or remove it"
         )
-    storage.write_json(uri, content)
 
 
-def check_metric(metric: str, evaluation: str) -> None:
-    """Raises ValueError, before anything is trained, for a metric of a set that is not in the folder `evaluation`."""
-    names = [source.name for source in find_sets(evaluation)]
-    if metric.split("/")[0] not in names:
-        raise ValueError(f"--metric {metric}: the evaluation sets in {evaluation} are {', '.join(names)}")
+def check_metric(metric: str, evaluation: str, heads: Collection[str]) -> None:
+    """Raises ValueError, before anything is trained, for a metric that the sets in the folder `evaluation` do not give
+    to models of all these heads."""
+    from llip.evaluation.sets import find_sets
+
+    sources = {source.name: source for source in find_sets(evaluation)}
+    name = next((name for name in sources if metric.startswith(f"{name}/")), None)
+    if name is None:
+        raise ValueError(f"--metric {metric}: the evaluation sets in {evaluation} are {', '.join(sources)}")
+    data = sources[name].read()
+    known = _metric_names(data)
+    if metric not in known:
+        raise ValueError(f"--metric {metric}: {name} gives {', '.join(sorted(known))}")
+    if data.task == "context" and set(heads) != {"text_query"}:
+        raise ValueError(f"--metric {metric} is of text_query heads alone; some of these models have another")
 
 
-def open_parent(tracking: Tracking, folder: str) -> Parent | None:
+ROWS_PER_KIND = 16
+"""Rows by which the metrics of a set are found: enough that a kind of captions has others to be told from."""
+
+
+def _metric_names(data: "EvaluationSet") -> set[str]:
+    """Names of a set's metrics, as an untrained model of the smallest size gives them on some of its rows."""
+    from dataclasses import replace
+
+    from llip.contrastive import ContrastiveModel
+    from llip.evaluation import evaluate_model
+    from llip.recipes import recipe
+
+    rows = set(range(min(ROWS_PER_KIND, data.table.num_rows)))
+    if data.task == "retrieval":
+        found: dict[str, int] = {}
+        for row, kinds in enumerate(data.table["kinds"].to_pylist()):
+            for kind in set(kinds):
+                found[kind] = found.get(kind, 0) + 1
+                rows |= {row} if found[kind] <= ROWS_PER_KIND else set()
+    few = replace(data, table=data.table.take(sorted(rows)))
+    return set(evaluate_model(ContrastiveModel(recipe("llip_tiny_k8").model), [few], progress=False))
+
+
+def open_parent(tracking: "Tracking", folder: str) -> Parent | None:
     """The run that is noted in the folder, or a new one; None where the server does not answer."""
+    from llip.training.tracking import open_run
+
     try:
         return open_run(tracking, folder)
     except Exception as error:  # however a server fails, the trials go on: they keep records of their own
@@ -127,14 +178,18 @@ def open_parent(tracking: Tracking, folder: str) -> Parent | None:
         return None
 
 
-def log_report(parent: Parent, settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> None:
-    """Log settings, metrics and files to the parent run, and end it."""
+def log_report(plan: "Plan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> None:
+    """Log settings, metrics and files to the parent run, if there is one, and end it."""
+    if plan.parent_run_id is None or (parent := open_parent(plan.tracking, plan.folder)) is None:
+        return
     client, run_id = parent
     try:
         known = client.get_run(run_id).data.params
         for name, value in asdict(settings).items():
             if name not in known:
                 client.log_param(run_id, name, value)
+            elif known[name] != str(value):  # of a sweep that was extended
+                client.set_tag(run_id, name, value)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
         with tempfile.TemporaryDirectory() as local:

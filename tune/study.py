@@ -11,38 +11,59 @@ was.
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
-from llip.recipes import recipe
-from llip.training.tracking import read_metrics
+from llip.config import TrainingConfig
+from llip.fields import find_leaf, override
 from pipelines import command
-from tune import experiment, study_report, trials
+from tune import experiment
 from tune.experiment import Experiment
-from tune.report import TrialResult
-from tune.space import Objective, Point, configured
+from tune.points import Point
 
-BASELINES: tuple[Objective, ...] = ("clip", "siglip")
-TUNED: tuple[Objective, ...] = (*BASELINES, "llip")
+if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
+    from tune.results import Trial, TrialResult
+    from tune.trials import Plan
+
+BASELINES = ("clip", "siglip")
+TUNED = (*BASELINES, "llip")
+UNQUERIED = {"model.head.heads": 8, "model.head.temperature": 5.0}
+"""What a head has that no query mixes for."""
+SINGLE = {"model.head.kind": "class_token", "model.vision.tokens": 1} | UNQUERIED
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "clip": SINGLE | {"objective.loss": "softmax", "model.init_logit_bias": None, "optimizer.betas": (0.9, 0.98)},
+    "siglip": SINGLE,
+    "register": {"model.head.kind": "register"} | UNQUERIED,
+    "mean": {"model.head.kind": "mean"} | UNQUERIED,
+    "learned_query": {"model.head.kind": "learned_query"},
+    "llip": {},
+}
+"""What makes each objective and ablation of Llip."""
 CHOICE_SEED = 1000
 """Settings are chosen on a seed that no reported trial has."""
+TOKENS, HEADS, TEMPERATURE = "model.vision.tokens", "model.head.heads", "model.head.temperature"
+DECIDED = {
+    "optimizer.learning_rate": "--learning-rates are what it is chosen from",
+    "model.init_logit_scale": "--logit-scales are what it is chosen from",
+    "model.init_logit_bias": "--logit-biases are what it is chosen from",
+    TEMPERATURE: "--temperatures are what it is chosen from",
+    "seed": "--seeds says how many each variant has",
+    "evaluate_every": "a trial is evaluated at its end",
+}
+"""Settings that a study decides itself, with the option for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Experiment):
     """What is compared, on what, and for how long."""
 
-    recipe: str = "llip_tiny_k8"
-    """An Llip recipe to start from; its K and heads are those of the ablations."""
-    k: tuple[int, ...] = (1, 4, 8, 16)
+    ks: tuple[int, ...] = (1, 4, 8, 16)
     """Numbers of mixture tokens, at the recipe's heads."""
-    heads: tuple[int, ...] = (1, 4, 8)
+    head_counts: tuple[int, ...] = (1, 4, 8)
     """Numbers of heads, at the recipe's K."""
     seeds: int = 3
-    """Trials of each variant, with seeds 0, 1, …"""
-    steps: int | None = None
-    """Optimizer steps of a trial; the recipe's where not given."""
     learning_rates: tuple[float, ...] = (5e-4, 1e-3)
     """Highest learning rates to choose from."""
     logit_scales: tuple[float, ...] = (10.0, 1 / 0.07)
@@ -62,23 +83,34 @@ class Study(Experiment):
         super().__post_init__()
         if not 0 < self.choice_share <= 1:
             raise ValueError(f"--choice-share is {self.choice_share}; it has to be in (0, 1]")
-        base = recipe(self.recipe)
-        if base.model.head.kind != "text_query":
-            raise ValueError(f"--recipe {self.recipe} is not one of Llip: its K and heads are what is studied")
 
     @property
     def total_steps(self) -> int:
-        return self.steps or recipe(self.recipe).total_steps
+        return self.training().total_steps
+
+    def point(self, objective: str, tokens: int | None = None, heads: int | None = None) -> Point:
+        """An objective, with the recipe's K and heads where none are given, as far as it has them."""
+        head = OBJECTIVES[objective]
+        model = self.training().model
+        fields = {}
+        if TOKENS not in head:
+            fields[TOKENS] = tokens or model.vision.tokens
+        if HEADS not in head:
+            fields[HEADS] = heads or model.head.heads
+        parts = {"k": fields.get(TOKENS), "m": fields.get(HEADS)}
+        name = "-".join([objective, *(f"{short}{count}" for short, count in parts.items() if count is not None)])
+        return Point(
+            name=name,
+            recipe=self.recipe,
+            values=tuple((head | fields).items()),
+            fields=(("objective", objective), *fields.items()),
+        )
 
     def variants(self) -> list[Point]:
         """What is trained for equal steps, each once."""
-        model = recipe(self.recipe).model
-        tokens, heads = model.mixture_tokens, model.head.heads
-        points = [Point(objective="llip", k=tokens, heads=heads), *(Point(objective=o) for o in BASELINES)]
-        points += [Point(objective="register", k=tokens), Point(objective="mean", k=tokens)]
-        points += [Point(objective="learned_query", k=tokens, heads=heads)]
-        points += [Point(objective="llip", k=k, heads=heads) for k in self.k]
-        points += [Point(objective="llip", k=tokens, heads=m) for m in self.heads]
+        points = [self.point(o) for o in ("llip", *BASELINES, "register", "mean", "learned_query")]
+        points += [self.point("llip", tokens=k) for k in self.ks]
+        points += [self.point("llip", heads=m) for m in self.head_counts]
         return list(dict.fromkeys(points))
 
 
@@ -96,20 +128,40 @@ class Choice:
         return "-".join(f"{name}{value:.3g}" for name, value in values.items() if value is not None)
 
 
+def check(settings: Study) -> None:
+    """Raises ValueError for what cannot be studied, or is what the study finds."""
+    if wrong := settings.fixed().keys() & DECIDED:
+        raise ValueError(f"{min(wrong)} is given; leave it out: {DECIDED[min(wrong)]}")
+    config = settings.training()
+    if config.model.head.kind != "text_query":
+        raise ValueError(f"--recipe {settings.recipe} is not one of Llip: its K and heads are what is studied")
+    experiment.check_workers(settings.workers, config, settings.recipe)
+
+
 def study(settings: Study) -> str:
     """Run what is left of the study and report it; returns the table. Raises ValueError before any work."""
-    plan, parent = experiment.prepare(settings, "studies", "study", asha=False)
+    from tune import study_report
+
+    check(settings)
+    heads = {OBJECTIVES[o].get("model.head.kind", "text_query") for o in OBJECTIVES}
+    plan = experiment.prepare(settings, settings.place("studies"), "study", _fixed(settings), heads)
     rounds = Rounds(plan, settings)
     choices = rounds.choose()
     results = rounds.equal_steps(choices)
     _write(plan.folder, study_report.files(settings.metric, choices, results, []))
     files = study_report.files(settings.metric, choices, results, rounds.equal_time(choices))
     _write(plan.folder, files)
-    if parent:
-        experiment.log_report(parent, settings, files, {})
+    experiment.log_report(plan, settings, files, {})
     table = files[study_report.TABLE].decode()
     print(f"\n{table}\nplot         {storage.join(plan.folder, study_report.FIGURE)}")
     return table
+
+
+def _fixed(settings: Study) -> dict[str, Any]:
+    """What a study goes on with: all but where, and how much at a time."""
+    learned = {p: v for p, v in settings.fixed().items() if not find_leaf(TrainingConfig, p).operational}
+    kept = {name: value for name, value in asdict(settings).items() if name not in ("output", "name", "concurrency")}
+    return kept | {"overrides": learned}
 
 
 def _write(folder: str, files: Mapping[str, bytes]) -> None:
@@ -121,19 +173,22 @@ def _write(folder: str, files: Mapping[str, bytes]) -> None:
 class Rounds:
     """The three rounds, each a set of trials in a folder of its own."""
 
-    plan: trials.Plan
+    plan: "Plan"
     settings: Study
 
-    def choose(self) -> dict[Objective, Choice]:
+    def choose(self) -> dict[str, Choice]:
         """For each objective the settings that reach the highest metric in shorter trials; none for an only one."""
         s = self.settings
         steps = max(1, round(s.total_steps * s.choice_share))
         candidates = {objective: self._candidates(objective) for objective in TUNED}
         best = {objective: only[0] for objective, only in candidates.items() if len(only) == 1}
-        grid = {
-            f"{o}-{choice}": (o, choice) for o, several in candidates.items() if o not in best for choice in several
-        }
-        planned = {n: self._trial(self._point(o), choice, steps, CHOICE_SEED) for n, (o, choice) in grid.items()}
+        planned, grid = list["Trial"](), {}
+        for objective in [o for o in TUNED if o not in best]:
+            for choice in candidates[objective]:
+                point = replace(self._point(objective), name=f"{objective}-{choice}")
+                trial = self._trial(point, choice, steps, CHOICE_SEED)
+                planned.append(trial)
+                grid[trial.name] = (objective, choice)
         results = self._run("choice", planned) if planned else {}
         reached = {name: r.metrics[s.metric] for name, r in results.items() if r.metrics}
         for name in sorted(reached, key=lambda name: reached[name]):
@@ -142,7 +197,7 @@ class Rounds:
             raise ValueError(f"no trial of {', '.join(missing)} reached its end; see the errors above")
         return best
 
-    def _candidates(self, objective: Objective) -> list[Choice]:
+    def _candidates(self, objective: str) -> list[Choice]:
         s = self.settings
         biases = (None,) if objective == "clip" else s.logit_biases
         temperatures = s.temperatures if objective == "llip" else (None,)
@@ -151,47 +206,55 @@ class Rounds:
             for rate, scale, bias, temperature in product(s.learning_rates, s.logit_scales, biases, temperatures)
         ]
 
-    def _point(self, objective: Objective) -> Point:
+    def _point(self, objective: str) -> Point:
         """An objective with the recipe's K and heads, as far as it has them."""
-        return next(p for p in self.settings.variants() if p.objective == objective)
+        return self.settings.point(objective)
 
-    def equal_steps(self, choices: Mapping[Objective, Choice]) -> list[TrialResult]:
+    def equal_steps(self, choices: Mapping[str, Choice]) -> "list[TrialResult]":
         """Every variant for the same steps."""
-        planned = {
-            f"{point}-seed{seed}": self._trial(point, _choice(choices, point), self.settings.total_steps, seed)
+        planned = [
+            self._trial(point, _choice(choices, point), self.settings.total_steps, seed)
             for point in self.settings.variants()
             for seed in range(self.settings.seeds)
-        }
+        ]
         return list(self._run("equal_steps", planned).values())
 
-    def equal_time(self, choices: Mapping[Objective, Choice]) -> list[TrialResult]:
+    def equal_time(self, choices: Mapping[str, Choice]) -> "list[TrialResult]":
         """CLIP and SigLIP for the steps that they make in the time of Llip's, by the rates of the trials before."""
         s = self.settings
         llip = self._rate(self._point("llip"))
-        planned = {}
+        planned = []
         for point in map(self._point, BASELINES):
-            steps = round(s.total_steps * self._rate(point) / llip)
-            for seed in range(s.seeds):
-                planned[f"{point}-seed{seed}"] = self._trial(point, choices[point.objective], steps, seed)
+            steps, choice = round(s.total_steps * self._rate(point) / llip), _choice(choices, point)
+            planned += [self._trial(point, choice, steps, seed) for seed in range(s.seeds)]
         return list(self._run("equal_time", planned).values())
 
-    def _run(self, part: str, planned: dict[str, trials.Trial]) -> dict[str, TrialResult]:
-        return trials.run(replace(self.plan, trials=planned, folder=storage.join(self.plan.folder, part)))
+    def _run(self, part: str, planned: "list[Trial]") -> "dict[str, TrialResult]":
+        from tune import trials
 
-    def _trial(self, point: Point, choice: Choice, steps: int, seed: int) -> trials.Trial:
+        by_name = {trial.name: trial for trial in planned}
+        return trials.run(replace(self.plan, trials=by_name, folder=storage.join(self.plan.folder, part)))
+
+    def _trial(self, point: Point, choice: Choice, steps: int, seed: int) -> "Trial":
+        from tune.results import Trial
+
         values = {
             "steps": steps,
-            "learning_rate": choice.learning_rate,
-            "logit_scale": choice.logit_scale,
-            "logit_bias": choice.logit_bias,
-            "temperature": choice.temperature if point.heads else None,
+            "optimizer.learning_rate": choice.learning_rate,
+            "model.init_logit_scale": choice.logit_scale,
             "evaluate_every": steps,
             "seed": seed,
         }
-        return trials.Trial(point=point, config=configured(self.settings.recipe, point, values))
+        if choice.logit_bias is not None:
+            values["model.init_logit_bias"] = choice.logit_bias
+        if choice.temperature is not None and point.field(HEADS):
+            values[TEMPERATURE] = choice.temperature
+        return Trial(point=point, config=override(self.settings.training(), dict(point.values) | values))
 
     def _rate(self, point: Point) -> float:
         """Median images a second over the logged steps of a point's trials, which ran beside the others."""
+        from llip.training.tracking import read_metrics
+
         part = storage.join(self.plan.folder, "equal_steps")
         plan = replace(self.plan, folder=part)
         lines = [
@@ -203,8 +266,8 @@ class Rounds:
         return statistics.median(lines)
 
 
-def _choice(choices: Mapping[Objective, Choice], point: Point) -> Choice:
-    return choices.get(point.objective, choices["llip"])
+def _choice(choices: Mapping[str, Choice], point: Point) -> Choice:
+    return choices.get(point.field("objective"), choices["llip"])
 
 
 def cli() -> None:

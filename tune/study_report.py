@@ -9,12 +9,22 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from tune import report
-from tune.report import NAMES, TrialResult
-from tune.space import Objective, Point
+from tune.points import Point
+from tune.report import Summary
+from tune.results import TrialResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NAMES = {
+    "clip": "CLIP",
+    "siglip": "SigLIP",
+    "llip": "Llip",
+    "register": "registers",
+    "mean": "uniform mean",
+    "learned_query": "learned query",
+}
+"""Objectives as people write them."""
 TABLE, FIGURE, RESULTS = "study.md", "study.png", "results.json"
 
 Group = dict[Point, list[TrialResult]]
@@ -22,7 +32,7 @@ Group = dict[Point, list[TrialResult]]
 
 def files(
     metric: str,
-    choices: Mapping[Objective, Any],
+    choices: Mapping[str, Any],
     equal_steps: Sequence[TrialResult],
     equal_time: Sequence[TrialResult],
 ) -> dict[str, bytes]:
@@ -35,8 +45,8 @@ def files(
     steps, time = _by_point(equal_steps), _by_point(equal_time)
     everything = {
         "choices": {name: asdict(choice) for name, choice in choices.items()},
-        "equal_steps": [asdict(r) for r in equal_steps],
-        "equal_time": [asdict(r) for r in equal_time],
+        "equal_steps": [r.written() for r in equal_steps],
+        "equal_time": [r.written() for r in equal_time],
     }
     return {
         TABLE: _markdown(metric, choices, steps, time).encode(),
@@ -62,7 +72,7 @@ def _by_point(results: Sequence[TrialResult]) -> Group:
     return groups
 
 
-def _markdown(metric: str, choices: Mapping[Objective, Any], steps: Group, time: Group) -> str:
+def _markdown(metric: str, choices: Mapping[str, Any], steps: Group, time: Group) -> str:
     shown = columns(metric, [r for group in steps.values() for r in group])
     data = metric.split("/")[0] + "/"
     first = next(iter(steps.values()))[0]
@@ -104,23 +114,25 @@ def _figure(metric: str, steps: Group, time: Group) -> bytes:
     by_k, by_heads, by_kind = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
     results = [r for group in steps.values() for r in group]
     summaries = report.summarise(results, metric)
-    heads = _most_common([s.point.heads for s in summaries if s.point.objective == "llip"])
-    tokens = _most_common([s.point.k for s in summaries if s.point.objective == "llip"])
-    report.draw(by_k, [s for s in summaries if s.point.objective != "llip" or s.point.heads == heads])
+    heads = _most_common([_heads(s.point) for s in summaries if _objective(s.point) == "llip"])
+    tokens = _most_common([_tokens(s.point) for s in summaries if _objective(s.point) == "llip"])
+    draw(by_k, [s for s in summaries if _objective(s.point) != "llip" or _heads(s.point) == heads])
     by_k.axhline(summaries[0].chance, color="grey", linestyle=":", label="chance")
     by_k.set_ylabel(metric, fontsize=8)
     by_k.legend(fontsize=7)
     line = sorted(
-        (s for s in summaries if s.point.objective == "llip" and s.point.k == tokens), key=lambda s: s.point.heads or 0
+        (s for s in summaries if _objective(s.point) == "llip" and _tokens(s.point) == tokens),
+        key=lambda s: _heads(s.point) or 0,
     )
     by_heads.errorbar(
-        [str(s.point.heads) for s in line], [s.mean for s in line], yerr=[s.spread or 0.0 for s in line], fmt="o-",
+        [str(_heads(s.point)) for s in line], [s.mean for s in line], yerr=[s.spread or 0.0 for s in line], fmt="o-",
         capsize=3,
     )  # fmt: skip
     by_heads.set_xlabel(f"heads, K={tokens}")
-    main = {f"Llip, K={tokens}, {heads} heads": steps[Point(objective="llip", k=tokens, heads=heads)]}
-    main |= {NAMES[p.objective]: g for p, g in steps.items() if p.objective != "llip"}
-    main |= {f"{NAMES[p.objective]}, Llip's time": g for p, g in time.items()}
+    llip = next(g for p, g in steps.items() if (_objective(p), _tokens(p), _heads(p)) == ("llip", tokens, heads))
+    main = {f"Llip, K={tokens}, {heads} heads": llip}
+    main |= {NAMES[_objective(p)]: g for p, g in steps.items() if _objective(p) != "llip"}
+    main |= {f"{NAMES[_objective(p)]}, Llip's time": g for p, g in time.items()}
     _bars(by_kind, metric.split("/")[0] + "/text_to_image_map/", main)
     content = BytesIO()
     figure.savefig(content, format="png")
@@ -144,3 +156,51 @@ def _bars(axes: "Axes", prefix: str, groups: Mapping[str, Sequence[TrialResult]]
 
 def _most_common(values: Sequence[int | None]) -> int | None:
     return statistics.mode(values)
+
+
+def draw(axes: "Axes", summaries: Sequence[Summary]) -> None:
+    """The metric against K, a line for each objective and head count; what has no K as a level line."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    lines: dict[str, list[Summary]] = defaultdict(list)
+    for summary in summaries:
+        lines[_label(summary.point)].append(summary)
+    for color, (label, line) in enumerate(lines.items()):
+        if _tokens(line[0].point) is None:
+            _level(axes, line[0], label, f"C{color}")
+        else:
+            line = sorted(line, key=lambda s: _tokens(s.point) or 0)
+            means, spreads = [s.mean for s in line], [s.spread or 0.0 for s in line]
+            places = [_tokens(s.point) or 0 for s in line]
+            axes.errorbar(places, means, yerr=spreads, fmt="o-", color=f"C{color}", capsize=3, label=label)
+    if ks := sorted({k for s in summaries if (k := _tokens(s.point)) is not None}):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(ks))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("K, image tokens")
+
+
+def _level(axes: "Axes", summary: Summary, label: str, color: str) -> None:
+    axes.axhline(summary.mean, color=color, linestyle="--", label=label)
+    if summary.spread is not None:
+        axes.axhspan(summary.mean - summary.spread, summary.mean + summary.spread, color=color, alpha=0.15)
+
+
+def _label(point: Point) -> str:
+    name, heads = NAMES[_objective(point)], _heads(point)
+    return name if heads is None else f"{name}, {heads} head{'s' if heads > 1 else ''}"
+
+
+def _objective(point: Point) -> str:
+    return str(point.field("objective"))
+
+
+def _tokens(point: Point) -> int | None:
+    found: int | None = point.field("model.vision.tokens")
+    return found
+
+
+def _heads(point: Point) -> int | None:
+    found: int | None = point.field("model.head.heads")
+    return found

@@ -12,8 +12,15 @@ from llip.fields import Leaf, leaves, override, value_of
 from llip.recipes import RECIPES, load, recipe
 from pipelines.command import parse
 from pipelines.pretrain import Pretrain, _workers
+from tune.study import Study
+from tune.sweep import Sweep
 
-COMMANDS: dict[type[Any], list[str]] = {Pretrain: [], Plan: ["--gpus", "1"]}
+COMMANDS: dict[type[Any], list[str]] = {
+    Pretrain: [],
+    Plan: ["--gpus", "1"],
+    Sweep: ["--vary", "recipe=llip_tiny_k8"],
+    Study: [],
+}
 """Settings of the commands that train, with the options that they require."""
 BASE = recipe("llip_tiny_k8")
 
@@ -72,8 +79,9 @@ def test_every_leaf_can_be_set_from_every_command(settings: type[Any], leaf: Lea
     if settings is Pretrain:
         options += ["--shards", "a", "b", "--evaluation", "c"]
     config = parse(settings, options).training()
-    assert config == override(BASE, values)
-    assert value_of(config, leaf.path) != value_of(BASE, leaf.path)
+    without = parse(settings, [*COMMANDS[settings], "--recipe", "llip_tiny_k8"]).training()
+    assert config == override(without, values)
+    assert value_of(config, leaf.path) != value_of(without, leaf.path)
 
 
 def test_no_setting_is_named_a_second_time_above_the_library() -> None:

@@ -7,16 +7,16 @@ import pytest
 
 from llip.recipes import recipe
 from tune import study_report
-from tune.report import TrialResult
-from tune.space import Point
+from tune.points import Point
+from tune.results import Evaluation, Trial, TrialResult
 from tune.study import Choice, Rounds, Study, study
-from tune.trials import Plan, Trial
+from tune.trials import Plan
 
 METRIC = "scenes_in_style/text_to_image_map_over_kinds"
 
 
 def test_every_variant_is_trained_once() -> None:
-    points = [str(p) for p in Study(k=(1, 8), heads=(4, 8)).variants()]
+    points = [str(p) for p in Study(ks=(1, 8), head_counts=(4, 8)).variants()]
     assert points == [
         *("llip-k8-m4", "clip", "siglip", "register-k8", "mean-k8", "learned_query-k8-m4"),
         *("llip-k1-m4", "llip-k8-m8"),
@@ -29,19 +29,21 @@ def test_every_variant_is_trained_once() -> None:
         ({"seeds": 0}, "--seeds is 0; it has to be at least 1"),
         ({"choice_share": 0.0}, r"--choice-share is 0.0; it has to be in \(0, 1\]"),
         ({"recipe": "siglip_tiny"}, "--recipe siglip_tiny is not one of Llip"),
+        ({"overrides": {"learning_rate": 1e-3}}, "--learning-rates are what it is chosen from"),
+        ({"workers": 9}, "--workers 9 cannot share the 8 lanes of llip_tiny_k8"),
         ({"shards": "s3://bucket/shards"}, "metrics are compared: name a folder of evaluation sets with --evaluation"),
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Study(**settings)  # type: ignore[arg-type]
+        study(Study(**settings))  # type: ignore[arg-type]
 
 
 class Recorded(Rounds):
     """Rounds whose trials reach a made-up value instead of being trained."""
 
-    def _run(self, part: str, planned: dict[str, Trial]) -> dict[str, TrialResult]:
-        return {name: _result(trial) for name, trial in planned.items()}
+    def _run(self, part: str, planned: list[Trial]) -> dict[str, TrialResult]:
+        return {trial.name: _result(trial) for trial in planned}
 
     def _rate(self, point: Point) -> float:
         return {"clip": 300.0, "siglip": 250.0}.get(str(point), 200.0)
@@ -54,20 +56,23 @@ def _result(trial: Trial) -> TrialResult:
     return TrialResult(
         point=trial.point,
         seed=config.seed,
-        samples=config.samples,
         budget=config.samples,
-        metrics=metrics,
-        chance=dict.fromkeys(metrics, 0.1),
+        evaluations=(
+            Evaluation(
+                step=config.total_steps, samples=config.samples, metrics=metrics, chance=dict.fromkeys(metrics, 0.1)
+            ),
+        ),
+        state="finished",
     )
 
 
 @pytest.fixture
 def rounds() -> Recorded:
     plan = Plan(
-        trials={}, folder="memory://study", shards="", evaluation="", tracking=None, parent_run_id=None,  # type: ignore[arg-type]
-        metric=METRIC, asha=False, workers=0, concurrency=None,
+        folder="memory://study", shards="", evaluation="", tracking=None, parent_run_id=None,  # type: ignore[arg-type]
+        metric=METRIC, workers=0, concurrency=None,
     )  # fmt: skip
-    return Recorded(plan, Study(seeds=2, steps=100, k=(4, 8), heads=(4,)))
+    return Recorded(plan, Study(seeds=2, overrides={"steps": 100}, ks=(4, 8), head_counts=(4,)))
 
 
 def test_settings_are_chosen_by_the_metric_for_each_objective(rounds: Recorded) -> None:
@@ -79,7 +84,7 @@ def test_settings_are_chosen_by_the_metric_for_each_objective(rounds: Recorded) 
 
 def test_ablations_take_llips_settings_and_all_see_the_same_images(rounds: Recorded) -> None:
     own = Choice(learning_rate=3e-3, logit_scale=10.0, logit_bias=-5.0, temperature=2.0)
-    trial = rounds._trial(Point(objective="mean", k=8), own, steps=100, seed=1)
+    trial = rounds._trial(rounds.settings.point("mean"), own, steps=100, seed=1)
     assert (trial.config.optimizer.learning_rate, trial.config.model.init_logit_bias) == (3e-3, -5.0)
     results = rounds.equal_steps(rounds.choose())
     assert {r.samples for r in results} == {100 * recipe("llip_tiny_k8").data.batch_size}
@@ -108,8 +113,8 @@ def test_the_report_holds_every_variant_with_its_spread(rounds: Recorded) -> Non
 @pytest.mark.slow
 def test_a_whole_study_on_a_small_corpus(tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Study(
-        k=(8,), heads=(4,), seeds=1, steps=8, learning_rates=(1e-3,), logit_scales=(10.0,), logit_biases=(-10.0,),
-        corpus_images=256, output=str(tmp_path),
+        ks=(8,), head_counts=(4,), seeds=1, overrides={"steps": 8}, learning_rates=(1e-3,), logit_scales=(10.0,),
+        logit_biases=(-10.0,), corpus_images=256, output=str(tmp_path),
     )  # fmt: skip
     table = study(settings)
     for variant in ("clip", "siglip", "register-k8", "mean-k8", "learned_query-k8-m4", "llip-k8-m4"):

@@ -7,10 +7,10 @@ from typing import Any
 from ray import tune
 from tqdm import tqdm
 
+from llip import storage
 from pipelines.launching import CHANCE
 from tune import results
 from tune.results import Trial, TrialResult
-from tune.trials import Plan, evaluation_of
 
 
 class Recorder(tune.Callback):
@@ -19,11 +19,11 @@ class Recorder(tune.Callback):
     The bar counts images of those that are planned; a trial that ends early counts as complete.
     """
 
-    def __init__(self, plan: Plan, known: Mapping[str, TrialResult], planned: int) -> None:
-        self._plan, self._planned = plan, planned
+    def __init__(self, metric: str, folder: str, known: Mapping[str, TrialResult], planned: int) -> None:
+        self._metric, self._folder, self._planned = metric, folder, planned
         self._results = dict(known)
         self._seen: dict[str, int] = {}
-        values = [(r.metrics[plan.metric], name) for name, r in known.items() if plan.metric in r.metrics]
+        values = [(r.metrics[metric], name) for name, r in known.items() if metric in r.metrics]
         self._best = max(values, default=(float("-inf"), ""))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -43,8 +43,8 @@ class Recorder(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: Iterable[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        name, value = trial.config["trial"].name, result.get(self._plan.metric, float("-inf"))
-        self._write(self._results[name].evaluated(evaluation_of(result, CHANCE)))
+        name, value = trial.config["trial"].name, result.get(self._metric, float("-inf"))
+        self._write(self._results[name].evaluated(results.evaluation_of(result, CHANCE)))
         if value > self._best[0]:
             self._best = (value, name)
             self._bar.set_postfix_str(f"best {value:.4f} {name}")
@@ -67,7 +67,7 @@ class Recorder(tune.Callback):
 
     def _write(self, result: TrialResult) -> None:
         self._results[result.name] = result
-        results.write(self._plan.trial_folder(result.name), result)
+        results.write(storage.join(self._folder, result.name), result)
 
     def _advance(self, trial: Trial, samples: int) -> None:
         self._bar.update(samples - self._seen.get(trial.name, 0))

@@ -124,3 +124,14 @@ def recorded(folder: str) -> dict[str, dict[str, Any]]:
 def left_chance(value: float, chance: float) -> bool:
     """Whether a metric says something yet."""
     return value - chance > MARGIN * min(chance, 1 - chance)
+
+
+def evaluation_of(reported: Mapping[str, Any], chance: str) -> Evaluation:
+    """An evaluation as `launching.reported` has it; `chance` is the prefix of chance levels."""
+    levels = {name.removeprefix(chance): level for name, level in reported.items() if name.startswith(chance)}
+    return Evaluation(
+        step=reported["step"],
+        samples=reported["samples"],
+        metrics={name: reported[name] for name in levels},
+        chance=levels,
+    )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from llip import storage
 from tune import results
-from tune.results import Evaluation, Trial, TrialResult
+from tune.results import Trial, TrialResult
 
 if TYPE_CHECKING:  # Ray and torch are imported once something is run
     from llip.evaluation import Metric
@@ -100,7 +100,7 @@ def _fit(plan: Plan, left: list[Trial], known: Mapping[str, TrialResult], sugges
             name="tune",
             storage_path=storage.quoted(experiment),
             verbose=0,
-            callbacks=[Recorder(plan, known, planned)],
+            callbacks=[Recorder(plan.metric, plan.trials_folder, known, planned)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     ).fit()
@@ -150,14 +150,3 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         tune.report(launching.reported(trial.config, step, metrics))
 
     launching.train_and_evaluate(job, on_evaluation=report, progress=partial(tqdm, disable=True))
-
-
-def evaluation_of(reported: Mapping[str, Any], chance: str) -> Evaluation:
-    """An evaluation as `launching.reported` has it; `chance` is the prefix of chance levels."""
-    levels = {name.removeprefix(chance): level for name, level in reported.items() if name.startswith(chance)}
-    return Evaluation(
-        step=reported["step"],
-        samples=reported["samples"],
-        metrics={name: reported[name] for name in levels},
-        chance=levels,
-    )

@@ -30,7 +30,7 @@ def load_model(folder: str | os.PathLike[str]) -> ContrastiveModel:
     if not storage.exists(config_file):
         raise ValueError(f"{config_file} does not exist: {folder} does not hold a model")
     try:
-        config = from_dict(ModelConfig, read_json(config_file), config_file)
-    except TypeError as error:  # a field without a value
+        config = from_dict(ModelConfig, read_json(config_file))
+    except ValueError as error:
         raise ValueError(f"{config_file} is no model's configuration: {error}") from error
     return assemble(config, sharded_safetensors.read(folder, "model"), {}, folder)

@@ -92,7 +92,7 @@ def test_files_of_this_project_are_known_as_such(tmp_path: Path, read: object) -
         ("model.json", b"{", r"model\.json cannot be read as JSON"),
         ("model.json", b"[]", r"model\.json holds a list"),
         ("model.json", b"{}", r"model\.json .*embed_dim"),
-        ("model.json", b'{"colour": 1}', r"model\.json has no field 'colour'"),
+        ("model.json", b'{"colour": 1}', r"model\.json .*there is no setting colour"),
         ("model.safetensors", b"\x08", r"model\.safetensors cannot be read as safetensors"),
         ("model.safetensors", b"<html>", r"model\.safetensors cannot be read as safetensors"),
     ],

@@ -73,7 +73,7 @@ class Memory:
     optimizer: int
     """AdamW's two moments, fp32."""
     activations: int
-    """What the backward pass of both towers needs."""
+    """Tensors that both towers keep for the backward pass."""
     pairs: int
     """Scoring one chunk of captions, and the gathered captions with their gradients."""
 

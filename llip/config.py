@@ -141,7 +141,7 @@ class PreprocessConfig:
 
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    """Of the RGB channels in [0, 1]; as OpenAI's CLIP has them where not given."""
+    """Mean and standard deviation of the RGB channels in [0, 1]; as OpenAI's CLIP has them where not given."""
     resize: Literal["shortest", "longest", "squash"] = "shortest"
     """The side that gets the tower's size, before the rest is cut off (shortest) or filled (longest); squash: both."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -380,7 +380,7 @@ class TrainingConfig:
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights, which is then what is evaluated and exported; None: none."""
     nonfinite: Literal["stop", "skip"] = setting("stop", operational=True)
-    """Where the loss or the gradient is not finite: stop before the update, or leave the batch out and count it."""
+    """Policy for a loss or gradient that is not finite: stop before the update, or leave the batch out and count it."""
     peak_flops: float | None = setting(None, operational=True)
     """FLOP/s that a device can do, for model FLOPs utilisation; None: what is known of it, if anything."""
     seed: int = setting(0, short="seed")

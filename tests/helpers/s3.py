@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from helpers.ports import free_ports
+
 
 def s3_environment(endpoint: str) -> dict[str, str]:
     """Variables for a service at this URL."""
@@ -18,9 +20,7 @@ def s3_environment(endpoint: str) -> dict[str, str]:
 @contextmanager
 def service(log: Path) -> Iterator[str]:
     """An S3 service in a process of its own, which other processes reach too; the URL of its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
         try:

@@ -19,6 +19,7 @@ LIGHT = {
     "pipelines.pretrain": "Pretrain",
     "pipelines.temperature": "Temperature",
     "cluster.plan": "Plan",
+    "cluster.preflight": "Preflight",
 }
 """Commands and their settings."""
 HEAVY = {

@@ -32,7 +32,6 @@ class PackedCaptions(NamedTuple):
         return PackedCaptions(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-@torch.compiler.disable  # shapes depend on the captions: the towers are what is compiled
 def pack(token_ids_TL: Tensor, *, latents: int, context_length: int) -> PackedCaptions:
     """Lay captions, 0-padded behind their end-of-text token (the highest id), out in rows, on the CPU.
 

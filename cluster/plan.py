@@ -190,7 +190,7 @@ def _pair_bytes(config: TrainingConfig, batch_per_gpu: int) -> int:
     model, data = config.model, config.data
     mixed = model.head.kind in ("text_query", "image_query")
     width = model.head.heads * model.mixture_tokens if mixed else 1
-    chunk = PAIR_TENSORS * 4 * batch_per_gpu * min(config.objective.chunk, data.batch_size) * width
+    chunk = PAIR_TENSORS * 4 * batch_per_gpu * min(config.objective.chunk or 1024, data.batch_size) * width
     return chunk + 2 * 4 * (2 if mixed else 1) * model.embed_dim * data.batch_size * data.captions_per_image
 
 

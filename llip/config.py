@@ -231,8 +231,8 @@ class ObjectiveConfig:
     """softmax: symmetric InfoNCE (CLIP) · sigmoid: a binary decision for every pair (SigLIP, Llip)."""
     exchange: Literal["gather", "ring"] = setting("gather", operational=True)
     """How captions travel between ranks: all at once, or block by block around a ring (less memory)."""
-    chunk: int = setting(1024, operational=True)
-    """Captions scored at once; memory grows with images times chunk."""
+    chunk: int | None = setting(None, operational=True)
+    """Captions scored at once at most; memory grows with images times chunk. None: as many as suit the device."""
     split_gram: bool = True
     """Keep the Gram matrix in two halves where products are of bf16: accurate gradients also where heads cancel."""
     accumulation: int | None = setting(None, operational=True, excludes=("micro_batch",))
@@ -243,7 +243,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         _check(self.loss in ("softmax", "sigmoid"), "objective.loss", self.loss, "softmax or sigmoid")
         _check(self.exchange in ("gather", "ring"), "objective.exchange", self.exchange, "gather or ring")
-        _check(self.chunk >= 1, "objective.chunk", self.chunk, "at least 1")
+        _check(self.chunk is None or self.chunk >= 1, "objective.chunk", self.chunk, "at least 1, or None")
         for name in ("accumulation", "micro_batch"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"objective.{name}", value, "at least 1")

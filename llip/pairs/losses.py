@@ -180,9 +180,10 @@ class _LossOverPairs(torch.autograd.Function):
         message_TW: Tensor,
         *operands: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        pairs = _Pairs(prepared, layout, scale, bias, message_TW, operands)
         loss = LOSSES[layout.config.loss]
-        value, clamped, *gradients = pairs.add_up(loss.tile, pairs.logsumexps() if loss.normalised else None)
+        with torch.autocast(message_TW.device.type, enabled=False):
+            pairs = _Pairs(prepared, layout, scale, bias, message_TW, operands)
+            value, clamped, *gradients = pairs.add_up(loss.tile, pairs.logsumexps() if loss.normalised else None)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(clamped)
         return value, clamped

@@ -25,7 +25,7 @@ class OutputGramRows(NamedTuple):
     out_gram_DD: Tensor
 
 
-class _MixtureTiles:
+class MixtureTiles:
     """The part that both forms share: keys and values in the layout of products, mixing weights and their gradient.
 
     A column's message is `(q, u)`: its query and `u = W_O t̂`, the target as the values see it.
@@ -98,7 +98,7 @@ STRIP = 64
 """Rows of a triangular matrix that are multiplied at once, from its diagonal on."""
 
 
-class GramTiles(_MixtureTiles):
+class GramTiles(MixtureTiles):
     """Scores of mixtures in `4KD + 2(MK)²` FLOPs a pair: for fewer tokens than a head is wide.
 
     Without gradients a triangular matrix takes the place of the Gram matrix: about `(MK)²` FLOPs instead of `2(MK)²`.
@@ -186,7 +186,7 @@ class GramTiles(_MixtureTiles):
         self._logit_backward(self._value_MNJ.mul_(scaled_MNJ), query_gradient_MJE)
 
 
-class OutputGramTiles(_MixtureTiles):
+class OutputGramTiles(MixtureTiles):
     """Scores of mixtures in `4KD + 2D²` products a pair, with nothing to prepare: for many tokens or few columns."""
 
     def __init__(

@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from llip import devices
+from llip.devices import Device
 from llip.model.features import ImageFeatures, Message, Mixture, Pooled, Query, TextFeatures
+from llip.pairs.fused_tiles import FusedGramTiles, FusedOutputGramTiles
 from llip.pairs.mixture_tiles import GramRows, GramTiles, OutputGramRows, OutputGramTiles
 from llip.pairs.tiles import CosineRows, CosineTiles, Tiles
 
@@ -29,13 +32,13 @@ def pair_scores(
     *,
     out_proj_DD: Tensor | None,
     temperature: float,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> Tensor:
     """Cosines [B, T] of every image with every caption, before scale and bias, in fp32 (fp64 for fp64 features).
 
     `out_proj_DD` (W_O, applied as `z = c @ W_O`) and `temperature` belong to mixtures; pooled features need neither.
-    At most `chunk` columns are scored at once. Gradients are those of a second pass over the pairs; nothing of their
-    number but the scores is kept.
+    At most `chunk` columns are scored at once; None: as many as suit the device. Gradients are those of a second pass
+    over the pairs; nothing of their number but the scores is kept.
     """
     swapped = isinstance(texts, Mixture)
     rows, columns = (texts, images) if swapped else (images, texts)
@@ -92,14 +95,23 @@ def prepare(
                 key_BMKE, value_BMKE = _wide(rows.key_BMKE), _wide(rows.value_BMKE.to(precision))
                 out_gram_DD = _wide(out_proj_DD) @ _wide(out_proj_DD).T
                 _, heads, tokens, _ = key_BMKE.shape
+                device = devices.of(key_BMKE.device)
                 if gram_is_cheaper(
-                    tokens=tokens, heads=heads, dim=len(out_gram_DD), columns=total, gradients=gradients
+                    tokens=tokens,
+                    heads=heads,
+                    dim=len(out_gram_DD),
+                    columns=total,
+                    gradients=gradients,
+                    split=split_gram,
+                    device=device,
                 ):
                     prepared_rows = GramRows(key_BMKE, value_BMKE, _Gram.apply(value_BMKE, out_gram_DD))
-                    tiles = partial(GramTiles, temperature=temperature, precision=precision, split=split_gram)
+                    gram_tiles = FusedGramTiles if device.fused else GramTiles
+                    tiles = partial(gram_tiles, temperature=temperature, precision=precision, split=split_gram)
                 else:
                     prepared_rows = OutputGramRows(key_BMKE, value_BMKE, out_gram_DD)
-                    tiles = partial(OutputGramTiles, temperature=temperature, precision=precision)
+                    out_tiles = FusedOutputGramTiles if device.fused else OutputGramTiles
+                    tiles = partial(out_tiles, temperature=temperature, precision=precision)
             case _:
                 raise ValueError(f"{type(rows).__name__} cannot be compared with {type(columns).__name__}")
         return Prepared(prepared_rows, _message(columns, out_proj_DD), tiles, precision)
@@ -140,19 +152,46 @@ SMALL_PRODUCTS = 2
 gradients, 2.5 to 3 without, measured on a CPU for K from 8 to 64."""
 
 
-def gram_is_cheaper(*, tokens: int, heads: int, dim: int, columns: int, gradients: bool) -> bool:
+def gram_is_cheaper(
+    *,
+    tokens: int,
+    heads: int,
+    dim: int,
+    columns: int,
+    gradients: bool,
+    split: bool = True,
+    device: Device = devices.CPU,
+) -> bool:
     """Whether the Gram matrix of a row pays: K below the width of a head, and columns enough to share its making.
 
     Counted in multiply-adds that the two forms do not share. With X = MK, a pair takes X² for its norm through the Gram
     matrix and D² through `W_O W_Oᵀ`; both twice with gradients, and without them X²/2 for a symmetric matrix. Making a
     Gram matrix takes K D² + X K D, and about three times as much with gradients: two more products with D², one more
-    with X.
+    with X. On a device whose tiles are fused, in seconds: its bytes count as well.
     """
     size = heads * tokens
-    making = SMALL_PRODUCTS * tokens * dim * (dim + size)
+    making = tokens * dim * (dim + size) * (3 if gradients else 1)
+    if device.bandwidth is None or device.product_flops is None or device.single_flops is None:
+        making *= SMALL_PRODUCTS
+        if gradients:
+            return 2 * columns * (dim**2 - size**2) > making
+        return columns * (dim**2 - size**2 / 2) > making
+    gram, output = (
+        4 * numbers / device.bandwidth + 2 * flops / device.product_flops
+        for numbers, flops in fused_costs(size, dim, gradients=gradients, split=split)
+    )
+    return columns * (output - gram) > 2 * making / device.single_flops
+
+
+def fused_costs(size: int, dim: int, *, gradients: bool, split: bool) -> tuple[tuple[float, float], ...]:
+    """Costs of a pair in `fused_tiles`, with the Gram matrix and without one.
+
+    Each is the fp32 numbers that go through memory (of a bf16 number half), in products and between them, and the
+    multiply-adds, less those that both share.
+    """
     if gradients:
-        return 2 * columns * (dim**2 - size**2) > 3 * making
-    return columns * (dim**2 - size**2 / 2) > making
+        return ((18.5 if split else 16) * size, (3 if split else 2) * size**2), (8 * size + 11 * dim, 2 * dim**2)
+    return ((10.5 if split else 8) * size, (2 if split else 1) * size**2), (3 * size + 5 * dim, dim**2)
 
 
 GRAM_ELEMENTS = 1 << 22
@@ -238,10 +277,6 @@ def _centred(value_BMKE: Tensor) -> tuple[Tensor, Tensor]:
     return value_BMKE - mean_BME[:, :, None], mean_BME
 
 
-CPU_TILE, GPU_TILE = 1 << 19, 1 << 25
-"""Numbers in one buffer of a tile: a few buffers stay in the cache of a core, or fill a GPU."""
-
-
 class Span(NamedTuple):
     """Rows and columns of a tile."""
 
@@ -250,15 +285,19 @@ class Span(NamedTuple):
 
 
 def iterate_tiles(
-    tiles: Tiles, rows: int, columns: int, chunk: int, groups: tuple[int, int] = (1, 1)
+    tiles: Tiles, rows: int, columns: int, chunk: int | None, groups: tuple[int, int] = (1, 1)
 ) -> Iterator[Span]:
     """The tiles of a matrix, row by row of tiles; rows are opened before and closed after their tiles.
 
     No tile crosses the border of a group, where rows and columns fall into so many of equal size.
     """
     row_size, column_size = rows // groups[0], columns // groups[1]
-    pairs = max(1, (CPU_TILE if tiles.clamped.device.type == "cpu" else GPU_TILE) // tiles.elements)
-    wide = min(column_size, chunk, _ceil(math.isqrt(4 * pairs), 64) * 64)
+    device = devices.of(tiles.clamped.device)
+    pairs = max(1, device.tile // tiles.elements)
+    square = math.isqrt(4 * pairs)  # about four times as wide as high
+    if device.fused:  # a power of two divides most batches; few rows leave room for more
+        square = max(1 << (square.bit_length() - 1), pairs // row_size // 64 * 64)
+    wide = min(column_size, chunk or device.columns or column_size, _ceil(square, 64) * 64)
     high = _ceil(row_size, _ceil(row_size, max(1, pairs // wide)))
     for row_span in _spans(rows, row_size, high):
         tiles.open(row_span)
@@ -281,22 +320,24 @@ class _PairScores(torch.autograd.Function):
     """Scores by tiles; the backward pass scores each tile again."""
 
     @staticmethod
-    def forward(ctx: Any, make_tiles: MakeTiles, chunk: int, message_TW: Tensor, *operands: Tensor) -> Tensor:
+    def forward(ctx: Any, make_tiles: MakeTiles, chunk: int | None, message_TW: Tensor, *operands: Tensor) -> Tensor:
         ctx.make_tiles, ctx.chunk = make_tiles, chunk
         ctx.save_for_backward(message_TW, *operands)
-        tiles = make_tiles(operands, gradients=False)
-        score_BT = message_TW.new_empty(len(operands[0]), len(message_TW))
-        for rows, columns in iterate_tiles(tiles, len(score_BT), len(message_TW), chunk):
-            score_BT[rows, columns] = tiles.scores(message_TW[columns])
+        with torch.autocast(message_TW.device.type, enabled=False):
+            tiles = make_tiles(operands, gradients=False)
+            score_BT = message_TW.new_empty(len(operands[0]), len(message_TW))
+            for rows, columns in iterate_tiles(tiles, len(score_BT), len(message_TW), chunk):
+                score_BT[rows, columns] = tiles.scores(message_TW[columns])
         return score_BT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BT: Tensor) -> tuple[Any, ...]:
         message_TW, *operands = ctx.saved_tensors
-        tiles = ctx.make_tiles(operands, gradients=True)
-        message_gradient_TW = torch.zeros_like(message_TW)
-        for rows, columns in iterate_tiles(tiles, len(gradient_BT), len(message_TW), ctx.chunk):
-            tiles.scores(message_TW[columns])
-            tiles.backward(gradient_BT[rows, columns], message_gradient_TW[columns])
+        with torch.autocast(message_TW.device.type, enabled=False):
+            tiles = ctx.make_tiles(operands, gradients=True)
+            message_gradient_TW = torch.zeros_like(message_TW)
+            for rows, columns in iterate_tiles(tiles, len(gradient_BT), len(message_TW), ctx.chunk):
+                tiles.scores(message_TW[columns])
+                tiles.backward(gradient_BT[rows, columns], message_gradient_TW[columns])
         return None, None, message_gradient_TW, *tiles.gradients

@@ -9,6 +9,8 @@ same cosines share one protocol (`Tiles`):
 * `OutputGramTiles`: mixtures, through `W_O W_Oᵀ`: the mixture `c` is formed but not its projection,
   as `|c W_O|² = c W_O W_Oᵀ cᵀ`.
 
+The latter two have a twin for GPUs in `fused_tiles`.
+
 Centring is exact, because the weights of a head sum to 1, and is what keeps products of bf16 accurate: the deviation
 from the mean is rounded, not the mean. Products take operands in the precision of the features and are summed,
 as everything else, in fp32 (fp64 for fp64 features).
@@ -50,14 +52,29 @@ class Tiles(Protocol):
     def close(self) -> None: ...
 
 
-def product(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False, scale: float = 1.0) -> Tensor:
+def product(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False, scale: float = 1.0) -> None:
     """`out = left @ right · scale` (or `+=`), batched, in place; operands may be of lower precision than `out`."""
-    beta = 1 if add else 0
     if left.dtype == out.dtype:
-        return out.baddbmm_(left, right, beta=beta, alpha=scale)
-    if out.is_cuda:
-        return torch.baddbmm(out, left, right, out_dtype=out.dtype, beta=beta, alpha=scale, out=out)
-    return out.baddbmm_(left.to(out.dtype), right.to(out.dtype), beta=beta, alpha=scale)  # the same sums
+        out.baddbmm_(left, right, beta=int(add), alpha=scale)
+    elif out.is_cuda:
+        torch.ops.llip.wide_product(out, left, right, add, scale)
+    else:
+        out.baddbmm_(left.to(out.dtype), right.to(out.dtype), beta=int(add), alpha=scale)  # the same sums
+
+
+# An operator of its own: PyTorch's with `out_dtype` and `out` can be traced by no compiler.
+_library = torch.library.Library("llip", "DEF")
+_library.define("wide_product(Tensor(a!) out, Tensor left, Tensor right, bool add, float scale) -> ()")
+
+
+@torch.library.impl(_library, "wide_product", "CUDA")
+def _wide_product(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
+    torch.baddbmm(out, left, right, out_dtype=out.dtype, beta=int(add), alpha=scale, out=out)
+
+
+@torch.library.register_fake("llip::wide_product", lib=_library)
+def _(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
+    pass
 
 
 class Cosines(NamedTuple):
@@ -123,7 +140,8 @@ class CosineTiles:
     def scores(self, message_JW: Tensor) -> Tensor:
         self._message_JW = message_JW.to(self._precision)
         score_IJ = self._unit_BD.new_empty(len(self._unit_ID), len(message_JW))
-        return product(score_IJ[None], self._unit_ID[None], self._message_JW.T[None])[0]
+        product(score_IJ[None], self._unit_ID[None], self._message_JW.T[None])
+        return score_IJ
 
     def backward(self, gradient_IJ: Tensor, message_gradient_JW: Tensor) -> None:
         gradient_IJ = gradient_IJ.to(self._precision)

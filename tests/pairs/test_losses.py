@@ -1,5 +1,6 @@
 """Losses and all their gradients against the literal form and against open_clip, on one process."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import literal
 from torch import Tensor
 
+from llip import devices
 from llip.config import ObjectiveConfig
 from llip.model.features import Mixture, Pooled, Query
 from llip.pairs import scoring
@@ -40,7 +42,7 @@ def compare(kind: str, images: int, captions: int, config: ObjectiveConfig, **si
 def test_equals_the_literal_form(loss, kind, captions, monkeypatch):
     for chunk in (1, 3, 7, 1024):
         for tile in (1, 40, 1 << 19):
-            monkeypatch.setattr(scoring, "CPU_TILE", tile)
+            monkeypatch.setattr(devices, "CPU", replace(devices.CPU, tile=tile))
             assert compare(kind, 7, captions, ObjectiveConfig(loss=loss, chunk=chunk)) < 1e-12
 
 

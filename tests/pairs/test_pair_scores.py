@@ -1,5 +1,6 @@
 """Pair scores against the literal form: values and gradients, both ways of scoring mixtures, in every precision."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import literal
 from torch import Tensor
 
+from llip import devices
 from llip.config import ObjectiveConfig
 from llip.model.features import Mixture, Pooled, Query
 from llip.pairs import scoring
@@ -29,7 +31,7 @@ def force(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def compare(kind, images, texts, monkeypatch, *, chunk=1024, tile=None, **sizes) -> float:
     """Largest error of the scores and of all gradients, in fp64."""
     if tile is not None:
-        monkeypatch.setattr(scoring, "CPU_TILE", tile)
+        monkeypatch.setattr(devices, "CPU", replace(devices.CPU, tile=tile))
     image, text, out_proj_DD = literal.features(kind, images, texts, **sizes)
     leaves = [t for t in (*image, *text, out_proj_DD) if t is not None]
     expected = literal.scores(image, text, out_proj_DD=out_proj_DD, temperature=1.7)

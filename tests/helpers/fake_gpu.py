@@ -1,0 +1,203 @@
+"""A GPU without one: fake CUDA tensors, what a compiler would make for an A100, and counts of kernels and bytes."""
+
+import contextlib
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llip.devices import Fused
+
+A100 = types.SimpleNamespace(
+    name="NVIDIA A100-SXM4-80GB",
+    major=8,
+    minor=0,
+    multi_processor_count=108,
+    total_memory=80 * 2**30,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    warp_size=32,
+    shared_memory_per_block=49152,
+    shared_memory_per_block_optin=166912,
+    L2_cache_size=40 * 2**20,
+    gcnArchName="",
+)
+
+
+class Compiled(NamedTuple):
+    """What inductor makes of a function on an A100."""
+
+    kernels: int
+    bytes: int
+    """Read and written by all kernels."""
+
+
+@contextlib.contextmanager
+def a100() -> Iterator[None]:
+    """Compilers take this machine for one with an A100."""
+    import torch.utils._triton
+    from torch._dynamo.device_interface import CudaInterface
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    properties = staticmethod(lambda *_: A100)
+    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 80, 32), get_current_device=lambda: 0)
+    with contextlib.ExitStack() as stack:
+        for place, name, value in (
+            (CudaInterface, "get_device_properties", properties),
+            (CudaInterface, "get_compute_capability", staticmethod(lambda *_: 80)),
+            (CudaInterface, "is_available", staticmethod(lambda: True)),
+            (CudaInterface.Worker, "get_device_properties", properties),
+            (torch.cuda, "get_device_properties", lambda *_: A100),
+            (torch.cuda, "get_device_capability", lambda *_: (8, 0)),
+            (torch.cuda, "current_device", lambda: 0),
+            (torch.cuda, "is_available", lambda: True),
+            (torch.cuda, "device_count", lambda: 1),
+            (torch.utils._triton, "triton_hash_with_backend", lambda: ""),
+            (driver, "_active", target),
+        ):
+            stack.enter_context(mock.patch.object(place, name, value))
+        _forget_triton()
+        stack.callback(_forget_triton)
+        yield
+
+
+def _forget_triton() -> None:
+    """What PyTorch found out about Triton on this machine, it asks again."""
+    for function in list(vars(torch.utils._triton).values()):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
+def compile_for_a100(function: Callable[..., Any], *inputs: Tensor) -> Compiled:
+    """Lower a function of tensors on the CPU, of which only shapes count, to Triton code for a GPU."""
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with FakeTensorMode() as mode:
+        fake = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in inputs]
+        graph = GraphLowering(
+            make_fx(lambda *tensors: function(*tensors), decomposition_table=select_decomp_table())(*fake),
+            example_inputs=fake,
+            shape_env=ShapeEnv(),
+        )
+        with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()), a100():
+            graph.run(*fake)
+            code = graph.codegen()[0].value
+            return Compiled(code.count("async_compile.triton("), int(graph.count_bytes()[0]))
+
+
+PRODUCTS = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "baddbmm_",
+    "addmm_",
+    "wide_product",
+    "convolution",
+    "convolution_backward",
+)
+FILLS = ("zeros_like", "new_zeros", "new_full", "full", "zeros", "zero_", "fill_")
+UNCOUNTED = (
+    "_unsafe_view",
+    "_reshape_alias",
+    "detach",
+    "lift_fresh",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+)
+
+
+class Count(TorchDispatchMode):
+    """Adds up kernels, bytes and FLOPs of what runs inside; views are free, a broadcast operand counts as it is stored.
+
+    A `Fused` function is one kernel that reads its inputs and writes its outputs, unless `fused` is False.
+    """
+
+    def __init__(self, *, fused: bool = True) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        """By kind: product, elementwise, attention, collective, copy."""
+        self.flops = 0.0
+        self.synchronisations: Counter[str] = Counter()
+        self._fused = fused
+        self._quiet = False
+        self._patch = mock.patch.object(Fused, "__call__", lambda of, *tensors: self._call(of, *tensors))
+
+    def __enter__(self) -> "Count":
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.stop()
+
+    def _call(self, of: Fused, *tensors: Tensor) -> Any:
+        if not self._fused:
+            return of.function(*tensors)
+        before, self._quiet = self._quiet, True
+        try:
+            result = of.function(*tensors)
+        finally:
+            self._quiet = before
+        self._add("elementwise", tensors, result)
+        return result
+
+    def _add(self, kind: str, *tensors: Any) -> None:
+        self.kernels[kind] += 1
+        self.bytes[kind] += sum(stored(t) for t in pytree.tree_leaves(tensors) if isinstance(t, Tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if name in ("_local_scalar_dense", "item", "nonzero"):
+            self.synchronisations[name] += 1
+        if self._quiet or func.is_view or func.namespace == "prim" or name in UNCOUNTED:
+            return result
+        if name in PRODUCTS:
+            self._add("product", args, result if torch.is_tensor(result) and not name.endswith("_") else ())
+            self.flops += flops_of(name, args, result)
+        elif "attention" in name:
+            self._add("attention", args, result)
+            self.flops += flops_of(name, args, result)
+        elif func.namespace == "c10d":
+            self._add("collective", result)
+        elif name in FILLS:
+            self._add("elementwise", result)
+        else:
+            self._add("elementwise", args, result)
+        return result
+
+
+def stored(tensor: Tensor) -> int:
+    """Bytes of a tensor in memory, where an expanded axis takes none."""
+    sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return torch.Size(sizes).numel() * tensor.element_size()
+
+
+def flops_of(name: str, args: Any, result: Any) -> float:
+    from torch.utils.flop_counter import flop_registry
+
+    if name == "wide_product":
+        out, left, _, _, _ = args
+        return 2.0 * out.numel() * left.shape[-1]
+    packet = getattr(torch.ops.aten, name.rstrip("_"))
+    if packet not in flop_registry:
+        return 0.0
+    return float(flop_registry[packet](*args, out_val=result))

@@ -7,6 +7,7 @@ every leaf of `TrainingConfig` as an option too, by its dotted path and with the
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from llip import recipes, storage
 from llip.config import TrainingConfig
 from llip.fields import NONE, Leaf, field_docs, leaves, override, to_toml, value_of
 from llip.training.stopping import StoppedError
+from pipelines import logs
 
 Settings = TypeVar("Settings")
 
@@ -58,6 +60,7 @@ class Trained:
         return f"{whole}-seed{config.seed}"
 
 
+LOG_LEVEL = "--log-level"
 LONGEST_NAME = 80
 """Characters of a run's name before its seed; a longer one ends in a digest."""
 
@@ -83,8 +86,10 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
 
     What the user can mend ends with exit code 2 and one line that says how; a run that SIGTERM stopped, with 143.
     """
+    level: Any = _given(LOG_LEVEL, sys.argv[1:]) or logs.DEFAULT
     try:
         parsed = parse(settings, sys.argv[1:], description)
+        logs.configure(level)
         _refuse_a_relative_output_in_a_job(parsed)
         main(parsed)
     except (ValueError, *storage.FAILURES) as error:
@@ -93,6 +98,18 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+    except Exception as error:
+        if level == "debug":
+            raise
+        print(f"error: {_last_line(error)}\n{LOG_LEVEL} debug shows where", file=sys.stderr)
+        sys.exit(1)
+
+
+def _last_line(error: Exception) -> str:
+    """An error in one line. Ray puts whole tracebacks of other processes into its own, the cause last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if re.match(r"[\w.]+(Error|Exception)\b", last) else f"{type(error).__name__}: {last}"
 
 
 def _refuse_a_relative_output_in_a_job(settings: Any) -> None:
@@ -109,7 +126,7 @@ def parse(settings: type[Settings], arguments: Sequence[str], description: str =
     if not issubclass(settings, Trained):
         parsed = tyro.cli(_options(settings), args=arguments, description=description)
         return settings(**_own(settings, parsed))
-    source = _given_recipe(arguments) or settings.recipe
+    source = _given("--recipe", arguments) or settings.recipe
     base = recipes.load(source)
     start = override(base, _default_overrides(settings))
     parsed = tyro.cli(_options(settings, start), args=arguments, description=description)
@@ -156,15 +173,25 @@ def written(program: str, options: Mapping[str, Any]) -> str:
     return f"{program} {shlex.join(words)}"
 
 
+def repeating(program: str, settings: Trained) -> str:
+    """The command line that does the same: what is not as it is by default, with absolute places."""
+    own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "overrides"}
+    default = {f.name: f.default for f in dataclasses.fields(settings)}
+    changed = {name: value for name, value in own.items() if name == "recipe" or value != default[name]}
+    if "output" in own:
+        changed["output"] = storage.absolute(own["output"])
+    return written(program, changed | dict(settings.overrides))
+
+
 def _own(settings: type[Any], parsed: Any) -> dict[str, Any]:
     return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(settings) if f.name != "overrides"}
 
 
-def _given_recipe(arguments: Sequence[str]) -> str | None:
-    """The recipe has to be known first: its values are the defaults of the other options."""
+def _given(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option that has to be known first: the recipe's values are the defaults of the others."""
     for argument, following in itertools.pairwise([*arguments, ""]):
         name, _, value = argument.partition("=")
-        if name == "--recipe":
+        if name.replace("_", "-") == option:
             return value or following
     return None
 
@@ -185,6 +212,8 @@ def _options(settings: Any, base: TrainingConfig | None = None) -> Any:
     hints, docs = typing.get_type_hints(settings, include_extras=True), field_docs(settings)
     own = [f for f in dataclasses.fields(settings) if f.name != "overrides"]
     fields = [(f.name, _option(hints[f.name], docs.get(f.name, ""), f), _field(f)) for f in own]
+    told = tyro.conf.arg(help="What is said on the way; debug: everything, and where an error is from.")
+    fields.append(("log_level", Annotated[logs.Level, told], field(default=logs.DEFAULT)))
     if base is not None:
         printed = tyro.conf.arg(help="Write the whole configuration as TOML, what differs marked, and stop.")
         fields.append(("print_config", Annotated[tyro.conf.FlagCreatePairsOff[bool], printed], field(default=False)))
@@ -262,4 +291,4 @@ def start_ray() -> None:
     address = os.environ.get(
         "RAY_ADDRESS", "local"
     )  # a bare ray.init() would try a stale cluster of another user of this machine
-    ray.init(address=address, log_to_driver=True)
+    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from ray import tune
-from tqdm import tqdm
 
 from llip import storage
+from llip.progress import bar
 from pipelines.launching import CHANCE
 from tune import results
 from tune.results import Trial, TrialResult
@@ -31,7 +31,7 @@ class Recorder(tune.Callback):
         return {name: value for name, value in vars(self).items() if name != "_bar"}
 
     def setup(self, *args: Any, **info: Any) -> None:
-        self._bar = tqdm(desc="trials", total=self._planned, unit="img", unit_scale=True)
+        self._bar = bar(desc="trials", total=self._planned, unit="img", unit_scale=True)
 
     def on_trial_start(self, iteration: int, trials: Iterable[Any], trial: Any, **info: Any) -> None:
         planned: Trial = trial.config["trial"]

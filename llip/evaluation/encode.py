@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from llip.config import ModelConfig, PreprocessConfig
 from llip.contrastive import ContrastiveModel
@@ -35,6 +34,7 @@ from llip.model.features import (
     batch_slice,
     concatenate,
 )
+from llip.progress import bar as bar_of
 
 Arrays = dict[str, NDArray]
 """Named arrays that share the rows of a set as their first axis."""
@@ -78,7 +78,7 @@ class InProcess:
 
     def _do(self, task: ImageTask, pool: ThreadPoolExecutor) -> Arrays:
         parts = []
-        with tqdm(
+        with bar_of(
             total=task.rows.num_rows, desc=f"evaluate {task.name}", unit="image", disable=not self.progress
         ) as bar:
             for batch, pixels in decoded(task.name, task.rows, self.batch_size, self.model.config, pool):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.profiler import record_function
-from tqdm import tqdm
 
 import llip
 from llip.config import TrainingConfig
@@ -22,6 +21,8 @@ from llip.data.order import images_by_rank
 from llip.data.transforms import normalize
 from llip.interop.warm_start import init_from
 from llip.pairs import accumulation
+from llip.progress import bar as progress_bar
+from llip.progress import training_line
 from llip.training import checkpoint, run_folder
 from llip.training.checkpoint import AsyncCheckpointer, TrainingState
 from llip.training.metrics import Rates, SpikeDetector, Watched, peak_memory, utilisation
@@ -58,7 +59,7 @@ def train(
     evaluate: Evaluate | None = None,
     stop: Stop = lambda: False,
     profile: bool = False,
-    progress: Progress = tqdm,
+    progress: Progress = progress_bar,
 ) -> ContrastiveModel:
     """Train to the end from the newest checkpoint in the run's folder, or from the start. Returns the model.
 
@@ -121,6 +122,7 @@ def train(
                 if step > start and (last or stopping or every(step, config.checkpoint_every)):
                     tracker.flush()
                     checkpointer.begin(step)
+                    tracker.checkpoint(step, checkpoint.folder_of(folder, step))
                 if last or stopping:
                     checkpointer.finish(required=True)
                 if stopping and not last:
@@ -182,6 +184,7 @@ def train(
                 values |= rates.lap((step + 1) * config.data.batch_size, loader.stats, own_R)
                 values |= {"memory": peak_memory(world.device)}
                 tracker.log(step + 1, values)
+                bar.set_postfix_str(training_line(step + 1, steps, values), refresh=False)
             if tracing:
                 with rates.paused():
                     tracing.step()

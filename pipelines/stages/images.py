@@ -4,7 +4,6 @@ What travels is one row for each batch: the encoded pictures on the way there, s
 """
 
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, decoded, join, model_input
+from llip.progress import bar as progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class OnActors:
         following = 0
         with (
             ray.data.DataContext.current(context),
-            tqdm(total=sum(t.rows.num_rows for t in tasks), desc="evaluate", unit="image", file=sys.stderr) as bar,
+            progress_bar(total=sum(t.rows.num_rows for t in tasks), desc="evaluate", unit="image") as bar,
         ):
             results = ray.data.from_items(batches, override_num_blocks=len(batches)).map_batches(
                 Worker,

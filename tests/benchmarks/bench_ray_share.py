@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
@@ -31,7 +30,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import tyro
-from tqdm import tqdm
 
 from llip.fields import override
 from llip.recipes import recipe
@@ -105,7 +103,7 @@ def rank_alone(rank: int, run: launching.Run, ranks: int) -> None:
     """What one of the ranks does, started by torch.multiprocessing."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     dist.init_process_group("gloo", init_method=f"file://{run.folder}.store", rank=rank, world_size=ranks)
-    launching.train_and_evaluate(run, progress=partial(tqdm, disable=True) if rank else launching.local_bar)
+    launching.train_and_evaluate(run, progress=launching.silent)
     dist.destroy_process_group()
 
 

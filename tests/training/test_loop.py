@@ -57,6 +57,8 @@ def _crashing_after(step: int) -> Callable[..., object]:
 
         def __exit__(self, *_: object) -> None: ...
 
+        def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
+
         def update(self, n: int) -> None:
             self.left -= 1
             if self.left == 0:
@@ -174,7 +176,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
             if len(steps) == 3:
                 third.set()
 
-        return contextlib.nullcontext(SimpleNamespace(update=update))
+        return contextlib.nullcontext(SimpleNamespace(update=update, set_postfix_str=lambda *_, **__: None))
 
     monkeypatch.setattr(checkpoint, "write", write_once_a_third_step_is_made)
     _train(replace(small, checkpoint_every=2), shards, run_folder("a"), progress=progress)

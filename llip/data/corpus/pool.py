@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from llip import storage
 from llip.data import manifest
@@ -20,6 +19,7 @@ from llip.data.corpus.scenes import Scene, random_of, render, training_scene
 from llip.data.corpus.sources import SOURCES
 from llip.data.manifest import FileEntry, Manifest
 from llip.fields import to_dict
+from llip.progress import bar as progress_bar
 
 SCHEMA = pa.schema(
     {
@@ -72,7 +72,7 @@ def write_pool(folder: str, config: CorpusConfig, *, progress: bool = True) -> M
     if manifest.is_done(folder, "pool", to_dict(config)):
         return manifest.read(folder, "pool")
     files: list[FileEntry] = []
-    with tqdm(total=config.rows, desc="drawing the corpus", unit="image", disable=not progress) as bar:
+    with progress_bar(total=config.rows, desc="drawing the corpus", unit="image", disable=not progress) as bar:
         for start in range(0, config.rows, config.rows_per_file):
             drawn = []
             for row in rows(config, start, min(start + config.rows_per_file, config.rows)):

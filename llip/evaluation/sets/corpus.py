@@ -13,7 +13,6 @@
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from llip import storage
 from llip.data.corpus.captions import object_statement, statements
@@ -26,6 +25,7 @@ from llip.data.corpus.sources import HELD_OUT_STYLE, Drawing
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.fields import differences, to_dict
+from llip.progress import bar
 
 CONFIG = "corpus.json"
 
@@ -45,7 +45,7 @@ def write_evaluation(folder: str, config: CorpusConfig, *, progress: bool = True
                 f"{folder} was made with other settings ({'; '.join(changed)}); choose another folder or remove it"
             )
         return evaluation_set.find(folder)
-    for make in tqdm(BUILDERS, desc="evaluation sets", unit="set", disable=not progress):
+    for make in bar(BUILDERS, desc="evaluation sets", unit="set", disable=not progress):
         for data in make(catalogue(config), config):
             evaluation_set.write(storage.join(folder, data.name), data)
     storage.write_json(marker, to_dict(config))

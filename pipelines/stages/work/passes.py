@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import pickle
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from llip import storage
+from llip.progress import bar as progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -84,7 +83,7 @@ def run(
     """
     results = _finished(stage, len(units))
     todo = [i for i in range(len(units)) if i not in results]
-    with tqdm(total=sum(sizes), desc=stage.name, unit=" " + stage.noun, unit_scale=True, file=sys.stderr) as bar:
+    with progress_bar(total=sum(sizes), desc=stage.name, unit=" " + stage.noun, unit_scale=True) as bar:
         bar.update(sum(sizes[i] for i in results))
         if todo:
             work = partial(perform, stage=stage, function=function, shared=shared or {})

@@ -6,7 +6,6 @@
 Leaves `analysis.html` and, last, `analysis.json`.
 """
 
-import html
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -93,18 +92,14 @@ def _text(results: dict[str, dict[str, Any]]) -> str:
 
 def _page(results: dict[str, dict[str, Any]]) -> str:
     from llip.evaluation import figures
-    from llip.page import page, svg
+    from llip.page import page, svg, table
 
     numbers = _numbers(results)
     keys = list(next(iter(numbers.values())))
-    head = "<tr><th></th>" + "".join(f'<th class="n">{key}</th>' for key in keys) + "</tr>"
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>" + "".join(f'<td class="n">{of_run[key]:.4g}</td>' for key in keys) + "</tr>"
-        for name, of_run in numbers.items()
-    )
+    rows = [(name, *(f"{of_run[key]:.4g}" for key in keys)) for name, of_run in numbers.items()]
     values = {name: of_run["singular_values"] for name, of_run in results.items() if "singular_values" in of_run}
     plot = f"<h2>Spectrum of the output tokens</h2>{svg(figures.spectra(values))}" if values else ""
-    return page("Analysis", ["<h1>Image features</h1>", f"<table>{head}{rows}</table>", plot])
+    return page("Image features", [table(["", *keys], rows), plot])
 
 
 def cli() -> None:

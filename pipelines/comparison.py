@@ -1,16 +1,16 @@
 """Runs side by side: where their configurations differ, what they reached, and how they got there."""
 
-import html
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llip import storage
 from llip.evaluation import figures, report
 from llip.evaluation.metrics import Metric
-from llip.page import page, svg
+from llip.headline import headline
+from llip.page import render, svg
 from llip.training import run_folder
 from llip.training.tracking import read_metrics
 
@@ -139,62 +139,54 @@ class Comparison:
         return "\n".join(lines)
 
     def html(self) -> str:
-        """One page with both tables, the metrics as bars, and the training curves."""
-        names = [run.name for run in self.runs]
-        settings = [_row(key, map(str, values)) for key, values in self.differences().items()]
-        metrics = [
-            _row(self._marked(name), [f"{_chance(values):.3f}", *self._cells(name, values, "*{}")])
-            for name, values in self.metrics().items()
-        ]
-        return page(
-            " · ".join(names),
-            [
-                "<h1>Comparison</h1>",
-                f"<h2>Settings that differ</h2><table>{_row('', names, 'th')}{''.join(settings)}</table>",
-                *self._curves(),
-                f"<h2>Metrics</h2><p>{html.escape(self._warning())}</p>{self._bars()}",
-                "<p>An asterisk marks the highest of a row.</p>",
-                f"<table>{_row('metric', ['chance', *names], 'th')}{''.join(metrics)}</table>",
-                *self._over_seeds(),
-            ],
+        """One page with the headline, both tables, the metrics as bars, and the training curves."""
+        names, metrics = [run.name for run in self.runs], self.metrics()
+        rows = {
+            name: [self._marked(name), f"{_chance(values):.3f}", *self._cells(name, values, "*{}")]
+            for name, values in metrics.items()
+        }
+        return render(
+            "comparison.html",
+            title="Comparison",
+            facts={},
+            names=names,
+            warning=self._warning(),
+            headlines=[rows[name] for name in headline(metrics)],
+            differing=[[key, *map(str, values)] for key, values in self.differences().items()],
+            curves=self._curves(),
+            bars=self._bars(),
+            metrics=list(rows.values()),
+            groups=[name for name, _ in self.repeated()],
+            seeds=[[self._marked(n), f"{_chance(metrics[n]):.3f}", *cells] for n, cells in self.spreads().items()],
         )
 
-    def _over_seeds(self) -> Sequence[str]:
-        if not (groups := self.repeated()):
-            return []
-        head = _row("mean ± sd", ["chance", *(name for name, _ in groups)], "th")
-        rows = [
-            _row(self._marked(name), [f"{_chance(self.metrics()[name]):.3f}", *cells])
-            for name, cells in self.spreads().items()
-        ]
-        return [f"<h2>Over seeds</h2><table>{head}{''.join(rows)}</table>"]
-
-    def _bars(self) -> str:
+    def _bars(self) -> dict[str, str]:
         """The metrics that all runs have of one set, one figure for each set."""
         shared = {
             name: values
             for name, values in self.metrics().items()
             if all(v is not None for v in values) and self._compares(name)
         }
-        parts = []
+        parts: dict[str, str] = {}
         for data in dict.fromkeys(name.split("/")[0] for name in shared):
             of_set = {name.split("/", 1)[1]: values for name, values in shared.items() if name.startswith(data + "/")}
             bars = {run.name: [v[i].value for v in of_set.values()] for i, run in enumerate(self.runs)}  # type: ignore[union-attr]
-            figure = figures.grouped_bars(bars, list(of_set), [_chance(v) for v in of_set.values()])
-            parts.append(f"<h3>{html.escape(data)}</h3>{svg(figure)}")
-        return "".join(parts)
+            parts[data] = svg(figures.grouped_bars(bars, list(of_set), [_chance(v) for v in of_set.values()]))
+        return parts
 
-    def _curves(self) -> Sequence[str]:
-        """Loss, and what was evaluated on the way in all runs."""
+    def _curves(self) -> str:
+        """Loss, learning rate and the headlines that were evaluated on the way, in all runs."""
         logged = [{key for line in run.curve for key in line} for run in self.runs]
-        names = [n for n in ("loss", *self.metrics()) if all(n in of_run for of_run in logged)]
+        names = [
+            n for n in ("loss", "learning_rate", *headline(self.metrics())) if all(n in of_run for of_run in logged)
+        ]
         panels = {
             name: {run.name: [(line["step"], line[name]) for line in run.curve if name in line] for run in self.runs}
             for name in names
         }
         # a metric of the end alone is a point, which the table tells better
         panels = {n: p for n, p in panels.items() if all(len(points) > 1 for points in p.values())}
-        return ["<h2>On the way</h2>", svg(figures.curves(panels))] if panels else []
+        return svg(figures.curves(panels)) if panels else ""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -202,12 +194,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _row(name: str, cells: Iterable[str], tag: str = "td") -> str:
-    return f"<tr><{tag}>{html.escape(name)}</{tag}>" + "".join(
-        f'<{tag} class="n">{html.escape(cell)}</{tag}>' for cell in cells
-    )
 
 
 def _without_seed(group: Sequence[Run]) -> str:

@@ -37,7 +37,7 @@ def explain_image(settings: Explain) -> "Explanation":
     """Raises ValueError for a checkpoint that is no Llip and for an image that cannot be used."""
     from llip.evaluation import figures
     from llip.evaluation.explain import explain
-    from llip.page import heading, page, picture, svg
+    from llip.page import page, picture, svg
 
     weights = settings.weights(settings.checkpoint)
     if not storage.exists(settings.image):
@@ -50,7 +50,6 @@ def explain_image(settings: Explain) -> "Explanation":
     figure.savefig(png, format="png", dpi=150)
     facts = {"checkpoint": weights.uri, "image": settings.image}
     sections = [
-        heading("What the captions change", facts),
         picture(image),
         "<h2>Cosines</h2><p>Of the image feature given a caption (row) with each caption (column). In a column, the "
         "feature given that very caption should be the closest.</p>",
@@ -58,14 +57,12 @@ def explain_image(settings: Explain) -> "Explanation":
         f"<h2>Mixing weights</h2>{svg(figure)}",
     ]
     storage.write_bytes(storage.join(output, "explanation.png"), png.getvalue())
-    storage.write_bytes(storage.join(output, "explanation.html"), page("Explanation", sections, STYLE).encode())
+    content = page("What the captions change", sections, facts)
+    storage.write_bytes(storage.join(output, "explanation.html"), content.encode())
     values = {"captions": found.captions, "weights": found.weight_CMK.tolist(), "cosines": found.cosine_CC.tolist()}
     storage.write_json(storage.join(output, "explanation.json"), {"settings": vars(settings)} | values)
     print(f"{_text(found)}\n\n{storage.join(output, 'explanation.html')}")
     return found
-
-
-STYLE = "td.right { background: #dff1e7 } td.wrong { background: #f7e0e2 }"
 
 
 def _cosines(found: "Explanation") -> str:
@@ -79,7 +76,7 @@ def _cosines(found: "Explanation") -> str:
             for of, cosine in enumerate(found.cosine_CC[given])
         ]
         rows.append(f"<tr><th>given {html.escape(caption)}</th>{''.join(cells)}</tr>")
-    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _text(found: "Explanation") -> str:

@@ -30,7 +30,7 @@ def sweep_temperature(settings: Temperature) -> "Sweep":
 
     from llip.evaluation import figures
     from llip.evaluation.temperature import FACTORS, sweep
-    from llip.page import heading, page, svg
+    from llip.page import page, svg, table
 
     weights = settings.weights(settings.checkpoint)
     output = output_folder(settings, weights)
@@ -41,11 +41,10 @@ def sweep_temperature(settings: Temperature) -> "Sweep":
     with torch.inference_mode():
         found = sweep(model, sets, temperatures, runner(model, settings))
     plot = svg(figures.by_temperature(found.values, found.temperatures, trained))
-    best = "".join(f"<tr><td>{metric}</td><td class='n'>{found.best(metric):.3g}</td></tr>" for metric in found.values)
-    head = "<tr><th>metric</th><th class='n'>best τ</th></tr>"
+    best = table(["metric", "best τ"], [(metric, f"{found.best(metric):.3g}") for metric in found.values])
     facts = {"checkpoint": weights.uri, "trained temperature": f"{trained:.3g}"}
-    sections = [heading("Temperature at evaluation", facts), plot, f"<table>{head}{best}</table>"]
-    storage.write_bytes(storage.join(output, "temperature.html"), page("Temperature", sections).encode())
+    content = page("Temperature at evaluation", [plot, best], facts)
+    storage.write_bytes(storage.join(output, "temperature.html"), content.encode())
     storage.write_bytes(storage.join(output, "temperature.md"), f"{found.table()}\n".encode())
     storage.write_json(storage.join(output, "temperature.json"), vars(found))
     print(f"{found.table()}\n\n{storage.join(output, 'temperature.html')}")

@@ -1,8 +1,9 @@
 """What a sweep found, as a table: mean and spread over seeds, and what can be told apart."""
 
+import base64
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +90,53 @@ def verdict(summaries: Sequence[Summary]) -> str:
 
 def table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> str:
     """The summaries as aligned text, best first; stopped points last, with what they had seen."""
-    header = (*(axis.label for axis in axes), metric, "spread", "seeds", "chance", "samples")
-    ordered = sorted(summaries, key=lambda s: (not s.finished, -s.mean))
-    rows = [header, *(_row(s, axes) for s in ordered)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    rows = _table(summaries, metric, axes)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> list[tuple[str, ...]]:
+    header = (*(axis.label for axis in axes), metric, "spread", "seeds", "chance", "samples")
+    ordered = sorted(summaries, key=lambda s: (not s.finished, -s.mean))
+    return [header, *(_row(s, axes) for s in ordered)]
+
+
+def markdown(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis], command: str) -> str:
+    """What MLflow shows first of a sweep: the verdict, the command that trains the best point, the table."""
+    head, *rows = _table(summaries, metric, axes)
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([f"**{verdict(summaries)}**", "", "```", command, "```", "", *lines, ""])
+
+
+def page(
+    title: str,
+    summaries: Sequence[Summary],
+    metric: str,
+    axes: Sequence[Axis],
+    *,
+    command: str,
+    notes: Sequence[str],
+    plots: Mapping[str, bytes],
+) -> str:
+    """The sweep as one HTML page; `plots` are PNG by file name."""
+    from llip.page import render
+    from llip.training.run_folder import git_revision
+
+    head, *rows = _table(summaries, metric, axes)
+    first = best(summaries)
+    return render(
+        "search.html",
+        title=title,
+        facts={metric: f"{first.mean:.4f} (chance {first.chance:.4f})", "commit": git_revision()[:20]},
+        verdict=verdict(summaries),
+        command=command,
+        plots={name: base64.b64encode(content).decode() for name, content in plots.items()},
+        head=head,
+        rows=rows,
+        numbers_from=len(axes),
+        notes=notes,
+    )
 
 
 def _row(s: Summary, axes: Sequence[Axis]) -> tuple[str, ...]:

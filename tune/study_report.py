@@ -1,5 +1,6 @@
 """What a study found: a table of means and spreads by caption kind, and a figure."""
 
+import base64
 import json
 import statistics
 from collections import defaultdict
@@ -25,7 +26,7 @@ NAMES = {
     "learned_query": "learned query",
 }
 """Objectives as people write them."""
-TABLE, FIGURE, RESULTS = "study.md", "study.png", "results.json"
+TABLE, FIGURE, PAGE, RESULTS = "study.md", "study.png", "study.html", "results.json"
 
 Group = dict[Point, list[TrialResult]]
 
@@ -48,9 +49,11 @@ def files(
         "equal_steps": [r.written() for r in equal_steps],
         "equal_time": [r.written() for r in equal_time],
     }
+    figure = _figure(metric, steps, time)
     return {
         TABLE: _markdown(metric, choices, steps, time).encode(),
-        FIGURE: _figure(metric, steps, time),
+        FIGURE: figure,
+        PAGE: _page(metric, choices, steps, time, figure).encode(),
         RESULTS: json.dumps(everything, indent=2).encode(),
     }
 
@@ -72,32 +75,52 @@ def _by_point(results: Sequence[TrialResult]) -> Group:
     return groups
 
 
-def _markdown(metric: str, choices: Mapping[str, Any], steps: Group, time: Group) -> str:
+def _table(metric: str, steps: Group, time: Group) -> list[list[str]]:
+    """The head, the chance levels, then a row a variant."""
     shown = columns(metric, [r for group in steps.values() for r in group])
     data = metric.split("/")[0] + "/"
     first = next(iter(steps.values()))[0]
-    chance = [f"{first.chance[name]:.3f}" for name in shown]
-    rows = [_row(str(point), group, shown) for point, group in steps.items()]
-    rows += [_row(f"{point}, Llip's time", group, shown) for point, group in time.items()]
+    named = [(str(point), group) for point, group in steps.items()]
+    named += [(f"{point}, Llip's time", group) for point, group in time.items()]
+    return [
+        ["variant", "seeds", "images", *(name.removeprefix(data) for name in shown)],
+        ["chance", "", "", *(f"{first.chance[name]:.3f}" for name in shown)],
+        *([name, str(len(group)), f"{group[0].samples:,}", *_cells(group, shown)] for name, group in named),
+    ]
+
+
+def _cells(group: Sequence[TrialResult], shown: Sequence[str]) -> list[str]:
+    return [_spread([r.metrics[n] for r in group if n in r.metrics]) for n in shown]
+
+
+CHOSEN = "Learning rate, initial scale and bias chosen on another seed"
+
+
+def _markdown(metric: str, choices: Mapping[str, Any], steps: Group, time: Group) -> str:
+    head, *rows = _table(metric, steps, time)
+    rule = ["---", *("---:" for _ in head[1:])]
     settings = [f"- {NAMES[objective]}: {choice}" for objective, choice in choices.items()]
-    return "\n".join(
-        [
-            f"| variant | seeds | images | {' | '.join(name.removeprefix(data) for name in shown)} |",
-            f"| --- | ---: | ---: | {' | '.join('---:' for _ in shown)} |",
-            f"| chance | | | {' | '.join(chance)} |",
-            *rows,
-            "",
-            "Learning rate, initial scale and bias chosen on another seed:",
-            "",
-            *settings,
-            "",
-        ]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+    return "\n".join([*lines, "", f"{CHOSEN}:", "", *settings, ""])
+
+
+def _page(metric: str, choices: Mapping[str, Any], steps: Group, time: Group, figure: bytes) -> str:
+    from llip.page import render
+    from llip.training.run_folder import git_revision
+
+    head, *rows = _table(metric, steps, time)
+    return render(
+        "search.html",
+        title="Study",
+        facts={"metric": metric, "commit": git_revision()[:20]},
+        verdict=f"{CHOSEN}; means and spreads over seeds",
+        command="",
+        plots={FIGURE: base64.b64encode(figure).decode()},
+        head=head,
+        rows=rows,
+        numbers_from=1,
+        notes=[f"{NAMES[objective]}: {choice}" for objective, choice in choices.items()],
     )
-
-
-def _row(name: str, group: Sequence[TrialResult], shown: Sequence[str]) -> str:
-    cells = [_spread([r.metrics[n] for r in group if n in r.metrics]) for n in shown]
-    return f"| {name} | {len(group)} | {group[0].samples:,} | {' | '.join(cells)} |"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -57,7 +57,8 @@ def _contexts(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Ite
         rows = ((names[0], _cell(a, a > a_other), _cell(a_other)), (names[1], _cell(b_other), _cell(b, b > b_other)))
         body = "".join(f"<tr><td>{name}</td>{first}{second}</tr>" for name, first, second in rows)
         head = "<tr><th>caption</th><th>image given A</th><th>image given B</th></tr>"
-        yield f'<div class="context">{_picture(outcome, image)}<table>{head}{body}</table></div>'
+        shown = f'<div class="scroll"><table>{head}{body}</table></div>'
+        yield f'<div class="context">{_picture(outcome, image)}{shown}</div>'
 
 
 def _cell(value: float, right: bool | None = None) -> str:

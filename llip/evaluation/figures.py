@@ -111,7 +111,8 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> F
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=4)
+    if any(labels):
+        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside upper left", ncols=4)
     return figure
 
 

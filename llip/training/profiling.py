@@ -1,6 +1,7 @@
 """A trace of a few steps for Chrome's or Perfetto's viewer, and one page about where their time goes."""
 
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from llip import storage
+from llip.page import render
 from llip.training.tracking import Tracker
 
 FIRST, WARMUP, STEPS = 3, 2, 3
@@ -19,7 +21,7 @@ PHASES = ("load", "forward", "loss", "backward", "reduce", "update")
 
 `reduce` ends a step on all ranks: it takes the norm of the gradient and gathers the measurements.
 """
-TRACE, PAGE = "profile/trace.json", "profile/summary.md"
+TRACE, PAGE, HTML = "profile/trace.json", "profile/summary.md", "profile/summary.html"
 _COLLECTIVES = ("nccl", "gloo:")
 _BAR, _OPERATORS = 40, 15
 
@@ -43,8 +45,8 @@ def _finish(traced: profile, *, folder: str, tracker: Tracker, images: int, devi
         traced.export_chrome_trace(str(path))
         trace = path.read_text()
     events = list(traced.key_averages())
-    page = summary(events, images=images, device=device)
-    for name, content in ((TRACE, trace), (PAGE, page)):
+    found = phases_and_operators(events, images=images, device=device)
+    for name, content in ((TRACE, trace), (PAGE, summary(found)), (HTML, html(found))):
         storage.write_bytes(storage.join(folder, name), content.encode())
         tracker.artifact(name, content)
 
@@ -55,8 +57,21 @@ def _collectives(events: list[Any], device: torch.device) -> float:
     return sum(time for name, time in times if name.startswith(_COLLECTIVES)) / _total(events)
 
 
-def summary(events: list[Any], *, images: int, device: torch.device) -> str:
-    """The page, from the events of the profiler by name: Markdown with a bar for every phase."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where the time of the steps goes."""
+
+    text: str
+    phases: tuple[tuple[str, float, float], ...]
+    """Name, milliseconds a step, share."""
+    kind: str
+    """What is listed: kernel or operator."""
+    operators: tuple[tuple[str, float, float, float], ...]
+    """Name, milliseconds a step, share, calls a step; the longest first."""
+
+
+def phases_and_operators(events: list[Any], *, images: int, device: torch.device) -> Found:
+    """What the profiler found, from its events by name."""
     total, gpu = _total(events), device.type == "cuda"
     millis = total / STEPS / 1000
     phases = {name: sum(e.cpu_time_total for e in events if e.key == name) for name in PHASES}
@@ -67,29 +82,44 @@ def summary(events: list[Any], *, images: int, device: torch.device) -> str:
         if e.key not in PHASES and not e.key.startswith("ProfilerStep")
     }
     first = sorted(operators, key=lambda name: -operators[name][0])[:_OPERATORS]
-    lines = [
-        "# Where a step's time goes",
-        "",
+    text = (
         f"{STEPS} steps of {images} images on this rank, under the profiler: {millis:,.1f} ms each, "
         f"{1000 * images / millis:,.0f} images/s. "
-        f"Collectives are under way in {_collectives(events, device):.1%} of the time, waited for or not.",
-        "",
-    ]
+        f"Collectives are under way in {_collectives(events, device):.1%} of the time, waited for or not."
+    )
     if gpu:
         busy = sum(time for time, _ in operators.values()) / total
-        lines += [
-            f"Kernels take {busy:.0%} of the time. Phases are of the host: `reduce` is where it waits for the device.",
-            "",
-        ]
+        text += (
+            f" Kernels take {busy:.0%} of the time. Phases are of the host: `reduce` is where it waits for the device."
+        )
+    return Found(
+        text=text,
+        phases=tuple((name, time / STEPS / 1000, time / total) for name, time in phases.items()),
+        kind="kernel" if gpu else "operator",
+        operators=tuple(
+            (name[:80], time / STEPS / 1000, time / total, calls / STEPS)
+            for name in first
+            for time, calls in [operators[name]]
+        ),
+    )
+
+
+def html(found: Found) -> str:
+    """The page."""
+    rows = [(name, f"{ms:,.2f}", f"{share:.1%}", f"{calls:g}") for name, ms, share, calls in found.operators]
+    values = {"text": found.text, "phases": found.phases, "kind": found.kind, "operators": rows, "trace": TRACE}
+    return render("profile.html", title="Where a step's time goes", facts={}, **values)
+
+
+def summary(found: Found) -> str:
+    """The page as Markdown, with a bar for every phase."""
+    lines = ["# Where a step's time goes", "", found.text, ""]
     lines += ["| phase | ms | share | |", "| --- | ---: | ---: | --- |"]
-    for name, time in phases.items():
-        bar = "█" * round(_BAR * time / total)
-        lines.append(f"| {name} | {time / STEPS / 1000:,.2f} | {time / total:.1%} | {bar} |")
-    lines += ["", f"| {'kernel' if gpu else 'operator'} | ms | share | calls |", "| --- | ---: | ---: | ---: |"]
-    for name in first:
-        time, calls = operators[name]
-        label = name[:80].replace("|", "\\|")
-        lines.append(f"| {label} | {time / STEPS / 1000:,.2f} | {time / total:.1%} | {calls / STEPS:g} |")
+    lines += [f"| {n} | {ms:,.2f} | {share:.1%} | {'█' * round(_BAR * share)} |" for n, ms, share in found.phases]
+    lines += ["", f"| {found.kind} | ms | share | calls |", "| --- | ---: | ---: | ---: |"]
+    for name, ms, share, calls in found.operators:
+        label = name.replace("|", "\\|")
+        lines.append(f"| {label} | {ms:,.2f} | {share:.1%} | {calls:g} |")
     return "\n".join([*lines, "", f"`{TRACE}` opens in chrome://tracing and in Perfetto.", ""])
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from llip import storage
-from llip.page import COLOURS, GREY, INK, heading, page, picture, plain, svg
+from llip.page import COLOURS, GREY, INK, page, picture, plain, svg, table
 from pipelines import schema
 from pipelines.stages import card
 from pipelines.stages.filter import rules
@@ -19,10 +19,6 @@ from pipelines.stages.select import SAMPLES
 NAME = "data_card.html"
 ENTRIES = 15
 """Entries listed at either end of the counts."""
-STYLE = """
-.funnel { width: 100% } .funnel td:first-child { width: 20rem } .funnel td:last-child { width: 50% }
-.ends { display: flex; gap: 4rem }
-"""
 
 SIZES = {
     "shorter_side_pixels": "shorter side, pixels",
@@ -77,7 +73,6 @@ def make(pool: str, card: Mapping[str, Any], shown: Sequence[Mapping[str, Any]])
     if card["not_read"]:
         facts["found and not read"] = ", ".join(f"{n:,} {kind}" for kind, n in card["not_read"].items())
     sections = [
-        heading("Data card", facts),
         "<h2>What stayed</h2><p>Rows, and then captions, that are left after each rule.</p>",
         _funnel("rows", card["rows"], rules.ROW_REASONS),
         _funnel("captions", card["captions"], rules.CAPTION_REASONS),
@@ -86,7 +81,7 @@ def make(pool: str, card: Mapping[str, Any], shown: Sequence[Mapping[str, Any]])
         svg(_histograms({label: card[name] for name, label in SIZES.items() if card[name]})),
         f"<h2>Samples</h2><p>Drawn by seed, not chosen.</p>{_samples(shown)}",
     ]
-    return page("Data card", sections, STYLE)
+    return page("Data card", sections, facts)
 
 
 def _balancing(matching: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,7 +102,7 @@ def _funnel(name: str, counts: Mapping[str, Any], reasons: Sequence[str]) -> str
             left -= dropped
             lines.append(_step(reason, left, dropped, left / counts["in"]))
     head = f'<tr><th>{name}</th><th class="n">dropped</th><th class="n">left</th><th></th></tr>'
-    return f'<h3>{name.capitalize()}</h3><table class="funnel">{head}{"".join(lines)}</table>'
+    return f'<h3>{name.capitalize()}</h3><div class="scroll"><table class="wide">{head}{"".join(lines)}</table></div>'
 
 
 def _step(name: str, left: int, dropped: int, share: float) -> str:
@@ -145,8 +140,7 @@ def _curves(curve: Sequence[Mapping[str, float]], t: int) -> Figure:
 
 def _entries(title: str, counts: Mapping[str, int]) -> str:
     rows = sorted(counts.items(), key=lambda item: item[1], reverse=title == "Most common")[:ENTRIES]
-    body = "".join(f'<tr><td>{html.escape(entry)}</td><td class="n">{n:,}</td></tr>' for entry, n in rows)
-    return f'<table><tr><th>{title}</th><th class="n">texts</th></tr>{body}</table>'
+    return f"<div>{table([title, 'texts'], [(entry, f'{n:,}') for entry, n in rows])}</div>"
 
 
 def _histograms(sizes: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -1,29 +1,35 @@
 """A browser that looks at one of the project's own pages."""
 
+import html
 import re
 import subprocess
 from pathlib import Path
 
-PROBE = (
-    "<script>addEventListener('load', () => {const images = [...document.images];"
-    "document.title = [document.documentElement.scrollWidth <= innerWidth,"
-    "images.every(i => i.naturalWidth > 0), images.length].join(' ')})</script>"
-)
-"""The page tells by its title what a reader would see."""
+FRAME = """<!doctype html><title></title>
+<iframe id="seen" style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<script>addEventListener('load', () => {{
+  const page = seen.contentDocument, images = [...page.images]
+  document.title = [page.documentElement.scrollWidth <= seen.contentWindow.innerWidth,
+    images.every(i => i.naturalWidth > 0), images.length].join(' ')
+}})</script>"""
+"""The frame tells by its title what a reader would see; a window has a least width."""
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+PHONE, DESKTOP = 390, 1280
 
 
-def seen(html: str, folder: Path) -> tuple[bool, bool, int]:
-    """Whether a page fits its width, whether all its pictures are shown, and how many it has."""
-    page = folder / "page.html"
-    page.write_text(html.replace("</body>", PROBE + "</body>"))
+def seen(text: str, folder: Path, width: int = DESKTOP, picture: Path | None = None) -> tuple[bool, bool, int]:
+    """Whether a page fits a width in pixels, whether all its pictures are shown, and how many it has.
+
+    `picture` gets what is seen, as PNG.
+    """
+    frame = folder / "frame.html"
+    frame.write_text(FRAME.format(width=width, page=html.escape(text)))
+    command = ["chromium", *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", f"--window-size={DESKTOP + 20},950"]
     found = subprocess.run(
-        ["chromium", *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+        [*command, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
+    if picture:
+        subprocess.run([*command, f"--screenshot={picture}", frame.as_uri()], capture_output=True, check=True)
     title = re.search("<title>(true|false) (true|false) ([0-9]+)</title>", found.stdout)
     assert title is not None, "the page's script has run"
     return title[1] == "true", title[2] == "true", int(title[3])

@@ -10,7 +10,7 @@ import torch
 from llip.config import TrainingConfig
 from llip.training.loop import train
 from llip.training.parallel import current_world
-from llip.training.profiling import FIRST, PAGE, PHASES, STEPS, TRACE, WARMUP
+from llip.training.profiling import FIRST, HTML, PAGE, PHASES, STEPS, TRACE, WARMUP
 from llip.training.tracking import Tracker, Tracking, open_run
 
 
@@ -45,7 +45,8 @@ def test_a_trace_and_a_page_are_left_and_logged(
     assert steps == {f"ProfilerStep#{FIRST + WARMUP + n}" for n in range(STEPS)}
 
     client, run_id = open_run(tracking, folder)
-    assert [a.path for a in client.list_artifacts(run_id, "profile")] == [PAGE, TRACE]
+    assert [a.path for a in client.list_artifacts(run_id, "profile")] == [HTML, PAGE, TRACE]
+    assert "<td>backward</td>" in Path(client.download_artifacts(run_id, HTML)).read_text()
     assert Path(client.download_artifacts(run_id, PAGE)).read_text() == page
     assert "Collectives are under way in 0.0% of the time" in page
 

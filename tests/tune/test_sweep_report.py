@@ -10,7 +10,7 @@ from llip.config import TrainingConfig
 from tune.axes import Axis, drawn, grid, parse_all
 from tune.figures import IMPORTANCE, PARALLEL, figures
 from tune.points import Point, Space, select
-from tune.report import Summary, best, summarise, table, verdict
+from tune.report import Summary, best, markdown, page, summarise, table, verdict
 from tune.results import Evaluation, TrialResult
 
 METRIC = "scenes/text_to_image_map"
@@ -57,6 +57,18 @@ def test_table_has_the_best_first_and_stopped_points_last() -> None:
     assert lines[2].split() == ["llip_tiny_k8", "4", "2", "0.6000", "±0.1414", "2", "0.0200", "1,000"]
     assert lines[3].split() == ["siglip_tiny", "0.3000", "1", "0.0200", "1,000"]
     assert lines[4].split()[:2] == ["llip_tiny_k8", "1"] and lines[4].split()[-2:] == ["500", "(stopped)"]
+
+
+def test_the_page_and_the_note_have_the_verdict_the_command_and_every_point() -> None:
+    summaries = summarise(RESULTS, METRIC)
+    html = page(
+        "Sweep a<b", summaries, METRIC, AXES, command="train it", notes=["one failed"], plots={"sweep.png": b"png"}
+    )
+    note = markdown(summaries, METRIC, AXES, "train it")
+    for text in (html, note):
+        assert verdict(summaries) in text and "train it" in text
+        assert all(f"{s.mean:.4f}" in text for s in summaries)
+    assert "Sweep a&lt;b" in html and "one failed" in html and "data:image/png;base64," in html
 
 
 @pytest.mark.parametrize(

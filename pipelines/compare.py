@@ -5,6 +5,7 @@
 A run is named by its folder, or by its id in MLflow. Leaves `comparison.html` and `comparison.md`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,12 +34,29 @@ def compare(settings: Compare) -> "Comparison":
     """Read the runs, write the pages and print the tables. Raises ValueError for a run that cannot be read."""
     from pipelines.comparison import Comparison, Run
 
-    comparison = Comparison([Run.read(_folder(run, settings.tracking)) for run in settings.runs])
+    folders = [_folder(run, settings.tracking) for run in settings.runs]
+    comparison = Comparison([Run.read(folder) for folder in folders])
     output = storage.absolute(settings.output)
     storage.write_bytes(storage.join(output, "comparison.html"), comparison.html().encode())
     storage.write_bytes(storage.join(output, "comparison.md"), comparison.markdown().encode())
     print(f"{comparison.markdown()}\n{storage.join(output, 'comparison.html')}")
+    if page := _in_mlflow(folders):
+        print(f"in MLflow    {page}")
     return comparison
+
+
+def _in_mlflow(folders: Sequence[str]) -> str | None:
+    """Where MLflow compares the runs; None where they are not all in one store."""
+    from llip.training.mlflow_writer import sqlite_file
+    from llip.training.tracking import tracking_of
+    from pipelines import ui
+
+    uris = {tracking.uri if (tracking := tracking_of(folder)) else None for folder in folders}
+    uri = uris.pop()
+    if uris or uri is None:
+        return None
+    file = sqlite_file(uri)
+    return ui.address(uri, str(file.parent) if file else "", folders)
 
 
 def _folder(run: str, tracking: str | None) -> str:

@@ -7,7 +7,6 @@ output, so that another `--t` or `--seed` (with another `--output`) does not mat
 goes on where it stopped when it is started again. Where MLFLOW_TRACKING_URI is set, the card is a run of MLflow.
 """
 
-import os
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,8 +16,7 @@ from typing import Any, Literal
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
-from llip.training.tracking import Tracker, Tracking
-from pipelines import command
+from pipelines import command, data_runs
 from pipelines.stages import balance, card, card_page, read, select
 from pipelines.stages.dedup import deduplicating
 from pipelines.stages.dedup.deduplicating import Dedup
@@ -320,15 +318,10 @@ def _select(
 
 
 def curate_and_track(settings: Curate) -> None:
-    """`curate`, and its settings and its data card as a run of MLflow where MLFLOW_TRACKING_URI says of which."""
-    result = curate(settings)
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        output = storage.absolute(settings.output)
-        tracking = Tracking(uri=uri, experiment="llip", run_name=output.rsplit("/", 1)[1])
-        with Tracker(tracking, output) as tracker:
-            tracker.parameters({**result.config, "summary": result.summary})
-            for name, content in card_page.documents(output).items():
-                tracker.artifact(name, content)
+    """`curate`, and its settings and its data card as a run of MLflow, where there is one."""
+    curate(settings)
+    output = storage.absolute(settings.output)
+    data_runs.track(output, "curated", card_page.documents(output))
 
 
 def _say(result: Manifest) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llip import storage
 from llip.config import MIXTURE_HEADS
 from llip.fields import differences
+from llip.training import run_folder
 from llip.training.run_folder import git_revision
 from pipelines import command
 from pipelines.checkpoints import WeightsOptions, chosen_device
@@ -31,6 +32,9 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
     from pipelines.evaluation_cache import EvaluationCache
 
 SCHEMA_VERSION = 1
+MOST = 20
+"""Characters of a commit or a date on the page."""
+PAGES = ("report.html", "report.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     settings.
     """
     from llip.evaluation.evaluate import named
-    from llip.evaluation.report import NAME, table
+    from llip.evaluation.report import NAME
     from pipelines.evaluation_cache import EvaluationCache
 
     weights = settings.weights(settings.checkpoint)
@@ -93,7 +97,8 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     of_sets = {source.name: source.digest() for source in sources}
     inputs = {"model": weights.digest(), "sets": of_sets}
     if (finished := _finished(output, request, inputs)) is not None:
-        print(f"{storage.join(output, NAME)} is complete: nothing to do\n\n{table(finished)}")
+        print(f"{storage.join(output, NAME)} is complete: nothing to do")
+        print(f"\n{_headlines(finished)}")
         return finished
     sets = [source.read() for source in sources]
     model = weights.load()
@@ -112,9 +117,10 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "metrics": {name: {"value": m.value, "chance": m.chance} for name, m in metrics.items()},
     }
     _write_report(output, weights, model, outcomes)
-    _track(weights, metrics)
+    _track(weights, metrics, sources, sets, output)
     storage.write_json(storage.join(output, NAME), result)
-    print(f"{table(metrics)}\n\n{storage.join(output, 'report.html')}")
+    print(_headlines(metrics))
+    print(f"\nall {len(metrics)} metrics, figures, examples: {storage.join(output, 'report.html')}")
     return metrics
 
 
@@ -130,6 +136,15 @@ def _evaluated(
             cache.save(outcome)
             found[outcome.data.name] = outcome
     return filter(None, found.values())
+
+
+def _headlines(metrics: dict[str, Metric]) -> str:
+    """A line a set, beside chance."""
+    from llip.evaluation.report import table
+    from llip.headline import headline
+
+    lines = table({name: metrics[name] for name in headline(metrics)}).splitlines()
+    return "\n".join(filter(None, lines))
 
 
 def output_folder(settings: Evaluate, weights: Weights) -> str:
@@ -187,6 +202,7 @@ def runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
 
 def _write_report(output: str, weights: Weights, model: ContrastiveModel, outcomes: list[Outcome]) -> None:
     from llip.evaluation.report import Report
+    from llip.training.tracking import read_metrics
 
     config = model.config
     facts = {
@@ -197,19 +213,47 @@ def _write_report(output: str, weights: Weights, model: ContrastiveModel, outcom
     if config.head.kind in MIXTURE_HEADS:
         facts |= {"mixture tokens": str(config.mixture_tokens), "heads": str(config.head.heads)}
     facts |= {"step": f"{weights.step:,}"} if weights.step is not None else {}
-    report = Report(title=f"Evaluation of {weights.given.rsplit('/', 1)[1]}", facts=facts, outcomes=outcomes)
+    story = run_folder.story(weights.run)
+    facts |= {name: story[name][:MOST] for name in ("commit", "date") if name in story}
+    report = Report(
+        title=f"Evaluation of {weights.given.rsplit('/', 1)[1]}",
+        facts=facts,
+        outcomes=outcomes,
+        story=story,
+        curve=read_metrics(weights.run) if weights.run else (),
+    )
     storage.write_bytes(storage.join(output, "report.html"), report.html().encode())
     storage.write_bytes(storage.join(output, "report.md"), report.markdown().encode())
 
 
-def _track(weights: Weights, metrics: dict[str, Metric]) -> None:
+def _track(
+    weights: Weights, metrics: dict[str, Metric], sources: list[Source], sets: list[EvaluationSet], output: str
+) -> None:
     """Log to the MLflow run of the run folder, where it has one."""
+    from llip.training import lineage
+    from llip.training.notebook import description
     from llip.training.tracking import Tracker, tracking_of
+    from pipelines.launching import data_of
 
     if weights.run is None or (tracking := tracking_of(weights.run)) is None:
         return
+    story = run_folder.story(weights.run)
+    note = description(
+        recipe=story.get("recipe", ""),
+        differing=story.get("differing", ()),
+        command=story.get("command", ""),
+        metrics=metrics,
+        step=weights.step,
+        sources=lineage.makers(tracking.made_from, tracking.uri),
+    )
     with Tracker(tracking, weights.run) as tracker:
+        tracker.tags({lineage.NOTE: note})
+        tracker.inputs(data_of(sources, sets))
+        if weights.step is not None:
+            tracker.checkpoint(weights.step, weights.uri)
         tracker.log(weights.step or 0, {name: metric.value for name, metric in metrics.items()})
+        for name in PAGES:
+            tracker.artifact(name, storage.read_bytes(storage.join(output, name)).decode())
 
 
 def cli() -> None:

@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,17 @@ from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
-from llip.evaluation.sets import find_sets
+from llip.evaluation.sets import Source, find_sets
+from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.fields import to_dict
-from llip.training import run_folder, stopping
+from llip.headline import headline
+from llip.progress import bar as progress_bar
+from llip.progress import training_line
+from llip.training import lineage, notebook, run_folder, stopping
 from llip.training.loop import NonFiniteError, Progress, train
 from llip.training.parallel import current_world
 from llip.training.stopping import Stop, StoppedError
-from llip.training.tracking import Tracker, Tracking, open_run
+from llip.training.tracking import Tracker, Tracking, open_run, read_metrics
 from pipelines import command
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,11 @@ class Run:
     evaluation: str | None = None
     """Folder that holds evaluation sets, for evaluation in training; None: no evaluation."""
     tracking: Tracking | None = None
+    recipe: str = ""
+    """Name of what the configuration started from, and in `differing` what is other than there."""
+    differing: tuple[str, ...] = ()
+    command: str = ""
+    """The command line that repeats the run."""
     documents: dict[str, dict[str, Any] | str] = field(default_factory=dict)
     """How the shards were curated, for the tracker: JSON values and pages by file name."""
     profile: bool = False
@@ -52,7 +61,7 @@ def train_and_evaluate(
     *,
     on_evaluation: OnEvaluation | None = None,
     preempted: Stop = lambda: False,
-    progress: Progress = tqdm,
+    progress: Progress = progress_bar,
 ) -> dict[str, Metric]:
     """Train to the end, from wherever the run's folder has got to, and return the metrics of the last evaluation.
 
@@ -66,11 +75,17 @@ def train_and_evaluate(
     first = world.rank == 0
     if first:
         run_folder.claim(run.folder, run.config, run.shards)
-    sets = [source.read() for source in find_sets(run.evaluation)] if run.evaluation else []
+        run_folder.tell(run.folder, {"recipe": run.recipe, "differing": list(run.differing), "command": run.command})
+    sources = find_sets(run.evaluation) if run.evaluation else []
+    sets = [source.read() for source in sources]
 
     with Tracker(run.tracking, run.folder, enabled=first) as tracker, stopping.watched(run.folder) as asked:
         tracker.parameters(to_dict(run.config) | {"shards": run.shards, "world_size": world.size})
         tracker.artifact("config.json", to_dict(run.config))
+        if first:
+            tracker.tags(notebook.tags(run.config, recipe=run.recipe, shards=run.shards, world_size=world.size))
+            tracker.inputs([*notebook.shards_data(run.shards), *data_of(sources, sets)])
+            tracker.tags(_note(run, metrics))
         for name, content in run.documents.items():
             tracker.artifact(name, content)
 
@@ -84,6 +99,10 @@ def train_and_evaluate(
                 if failure:
                     raise failure
             tracker.log(step, {name: metric.value for name, metric in metrics.items()})
+            tracker.tags(_note(run, metrics, step))
+            if first:
+                told = (f"{n} {metrics[n].value:.3f} ({metrics[n].chance:.3f})" for n in headline(metrics))
+                logger.info("step %s, beside (chance): %s", f"{step:,}", ", ".join(told))
             if on_evaluation:
                 on_evaluation(step, metrics)
 
@@ -99,6 +118,26 @@ def train_and_evaluate(
             progress=progress,
         )
     return metrics
+
+
+def data_of(sources: Sequence[Source], sets: Sequence[EvaluationSet]) -> list[notebook.Data]:
+    """Evaluation sets as MLflow knows them: one digest for one set, whatever run reads it."""
+    return [
+        notebook.Data(name=s.name, digest=s.digest(), uri=s.uri, rows=data.table.num_rows, context="evaluation")
+        for s, data in zip(sources, sets, strict=True)
+    ]
+
+
+def _note(run: Run, metrics: dict[str, Metric], step: int | None = None) -> dict[str, str]:
+    text = notebook.description(
+        recipe=run.recipe,
+        differing=run.differing,
+        command=run.command,
+        metrics=metrics,
+        step=step,
+        sources=lineage.makers(run.tracking.made_from, run.tracking.uri) if run.tracking else (),
+    )
+    return {"mlflow.note.content": text} if text else {}
 
 
 def fit(
@@ -123,7 +162,6 @@ def fit(
     if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
         with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
             open_run(run.tracking, run.folder)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its notes would break into the progress bar
     work: Any = _train_on_worker if workers else _train_here
     trainer = TorchTrainer(
         work,
@@ -142,7 +180,8 @@ def fit(
             callbacks=list(callbacks),
         ),
     )
-    result: Any = trainer.fit()
+    with _followed(run) if workers and not callbacks else contextlib.nullcontext():
+        result: Any = trainer.fit()
     if isinstance(result.return_value, Exception):
         raise result.return_value
     return dict(result.return_value)
@@ -150,6 +189,9 @@ def fit(
 
 RESIZE_SECONDS = 60.0
 """How often a run that has lost workers looks for new ones."""
+
+SECONDS_BETWEEN_LOOKS = 5.0
+"""How often the driver looks how far its workers are."""
 
 CHANCE = "chance:"
 """Prefix of a metric's chance level in what is reported."""
@@ -177,7 +219,7 @@ def _cluster_gpus() -> int:
 
 
 def _train_here(config: dict[str, Any]) -> dict[str, Metric]:
-    return train_and_evaluate(config["run"], progress=local_bar)
+    return train_and_evaluate(config["run"])
 
 
 def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
@@ -196,7 +238,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
             run,
             on_evaluation=report,
             preempted=_preemption(),
-            progress=_cluster_bar if context.get_world_rank() == 0 else _no_bar,
+            progress=silent,
         )
     except StoppedError as error:
         if stopping.stop_requested(run.folder):
@@ -225,19 +267,33 @@ def _preemption() -> Stop:
     return lambda: told.preemption_info is not None
 
 
-def local_bar(**settings: Any) -> Any:
-    """A bar of this process; seldom drawn where nobody watches it move."""
-    return tqdm(**settings, mininterval=0.5 if sys.stderr.isatty() else 10)
+@contextlib.contextmanager
+def _followed(run: Run) -> Iterator[None]:
+    """Show in this process what a run on workers has logged, for as long as the block lasts."""
+    steps = run_folder.for_shards(run.config, run.shards).total_steps
+    done = threading.Event()
+
+    def follow() -> None:
+        with progress_bar(desc="train", total=steps * run.config.data.batch_size, unit="img") as bar:
+            last = False
+            while not last:
+                last = done.wait(SECONDS_BETWEEN_LOOKS)
+                lines: list[dict[str, Any]] = []
+                with contextlib.suppress(Exception):  # it is written whole, but a store may fail
+                    lines = [line for line in read_metrics(run.folder) if "loss" in line]
+                if lines:
+                    bar.set_postfix_str(training_line(lines[-1]["step"], steps, lines[-1]), refresh=False)
+                    bar.update(lines[-1]["samples"] - bar.n)
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(60)
 
 
-def _cluster_bar(*, initial: int, **settings: Any) -> Any:
-    """A bar that the driver draws."""
-    from ray.experimental import tqdm_ray
-
-    bar = tqdm_ray.tqdm(**settings)
-    bar.update(initial)
-    return contextlib.closing(bar)
-
-
-def _no_bar(**settings: Any) -> Any:
+def silent(**settings: Any) -> Any:
+    """No bar."""
     return tqdm(**settings, disable=True)

@@ -51,6 +51,7 @@ def prepare(
         tail_share = CORPUS_TAIL_SHARE
         pool, metadata, corpus_sets = _corpus(output, corpus_images)
         evaluation = evaluation or corpus_sets
+    from pipelines import data_runs
     from pipelines.curate import Curate, curate
     from pipelines.shard import Shard, shard
     from pipelines.stages import card_page
@@ -58,10 +59,13 @@ def prepare(
     shards = storage.join(output, "shards")
     if curation == "none":
         shard(Shard(pool=pool, output=shards))
+        data_runs.track(shards, "shards", card_page.documents(shards), output=output)
         return Prepared(shards=shards, evaluation=evaluation, documents=card_page.documents(shards))
     curated, shards = storage.join(output, "curated"), storage.join(output, "shards")
     curate(Curate(pool=pool, output=curated, metadata=metadata, tail_share=tail_share))
+    data_runs.track(curated, "curated", card_page.documents(curated), output=output)
     shard(Shard(curated=curated, output=shards))
+    data_runs.track(shards, "shards", {}, output=output)
     return Prepared(shards=shards, evaluation=evaluation, documents=card_page.documents(curated))
 
 

@@ -13,11 +13,11 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llip import storage
+from llip import recipes, storage
 from llip.config import TrainingConfig
-from llip.fields import setting
+from llip.fields import differences, setting
 from llip.training import run_folder
-from pipelines import command, prepare_data
+from pipelines import command, prepare_data, ui
 from pipelines.command import Trained
 from pipelines.prepare_data import Curation
 
@@ -105,7 +105,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     run_folder.check(folder, config)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
-    from llip.training import checkpoint, lease, stopping
+    from llip.training import checkpoint, lease, notebook, stopping
     from llip.training.tracking import Tracking, default_store
     from pipelines import launching
 
@@ -131,7 +131,17 @@ def pretrain(settings: Pretrain) -> Outcome:
             shards=data.shards,
             folder=folder,
             evaluation=data.evaluation if config.evaluate_every else None,
-            tracking=Tracking(uri=uri, experiment="llip", run_name=name, artifact_location=artifacts),
+            tracking=Tracking(
+                uri=uri,
+                experiment="llip",
+                run_name=name,
+                artifact_location=artifacts,
+                tags=notebook.context_tags(),
+                made_from=(data.shards,) if isinstance(data.shards, str) else data.shards,
+            ),
+            recipe=command.brief_recipe(settings.recipe),
+            differing=tuple(differences(recipes.load(settings.recipe), config)),
+            command=command.repeating("uv run pipelines/pretrain.py", settings),
             documents=data.documents,
             profile=settings.profile,
         )
@@ -147,8 +157,9 @@ def pretrain(settings: Pretrain) -> Outcome:
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
     )
     print(f"\ncheckpoint   {outcome.checkpoint}")
-    if uri.startswith("sqlite:"):
-        print(f"all runs     uv run mlflow ui --backend-store-uri {uri}")
+    print(f"all runs     {ui.address(uri, output)}")
+    runs = " ".join(storage.join(output, "runs", name) for name in ("NAME", "OTHER"))
+    print(f"compare      uv run pipelines/compare.py {runs}")
     return outcome
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
-from pipelines import command, schema
+from pipelines import command, data_runs, schema
 from pipelines.curate import Curate, PoolRules, config_of, curate
 from pipelines.stages import card, card_page, shuffle
 from pipelines.stages.encode import Encoding, Format
@@ -253,9 +253,15 @@ def _clean(output: str) -> None:
         storage.remove(storage.join(output, name))
 
 
+def shard_and_track(settings: Shard) -> None:
+    """`shard`, and its settings as a run of MLflow, where there is one."""
+    shard(settings)
+    data_runs.track(storage.absolute(settings.output), "shards", {})
+
+
 def cli() -> None:
     """The command line."""
-    command.run(Shard, shard, "Turn a curated pool, or any pool as it is, into training shards.")
+    command.run(Shard, shard_and_track, "Turn a curated pool, or any pool as it is, into training shards.")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,11 @@ def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, An
     `fixed` is what may not change from one session to the next, `heads` are the kinds of those that are compared.
     Raises ValueError, before any work, for a folder of other settings, and before training for an unknown metric.
     """
+    from llip.training.tracking import default_store
+
     check(folder, kind, fixed)
     output = storage.absolute(settings.output)
+    check_store(default_store(output)[0], settings.concurrency)
     shards = settings.shards
     data = prepare_data.prepare(
         output,
@@ -95,14 +98,17 @@ def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, An
         evaluation=settings.evaluation and storage.absolute(settings.evaluation),
         corpus_images=settings.corpus_images,
     )
-    from llip.training.tracking import Tracking, default_store
+    from llip.training.notebook import context_tags
+    from llip.training.tracking import Tracking
     from tune.trials import Plan
 
     assert data.evaluation is not None
     check_metric(settings.metric, data.evaluation, heads)
     storage.write_json(storage.join(folder, f"{kind}.json"), fixed)
     uri, artifacts = default_store(output)
-    tracking = Tracking(uri=uri, experiment="llip", run_name=settings.name, artifact_location=artifacts)
+    tracking = Tracking(
+        uri=uri, experiment="llip", run_name=settings.name, artifact_location=artifacts, tags=context_tags()
+    )
     parent = open_parent(tracking, folder)
     return Plan(
         folder=folder,
@@ -122,6 +128,17 @@ def check(folder: str, kind: str, fixed: Mapping[str, Any]) -> None:
     if storage.exists(uri) and (changed := differences(storage.read_json(uri), dict(fixed))):
         raise ValueError(
             f"{folder} holds a {kind} of other settings ({'; '.join(changed)}); choose another --name or remove it"
+        )
+
+
+def check_store(uri: str, concurrency: int | None) -> None:
+    """Raises ValueError for more trials at once than the file of a database takes."""
+    from tune.trials import MOST_ON_SQLITE
+
+    if uri.startswith("sqlite:") and concurrency is not None and concurrency > MOST_ON_SQLITE:
+        raise ValueError(
+            f"--concurrency {concurrency}: a sqlite file takes one writer at a time, and at most {MOST_ON_SQLITE} "
+            "trials; name an MLflow server on PostgreSQL in MLFLOW_TRACKING_URI (cluster/mlflow.yaml is one)"
         )
 
 
@@ -178,8 +195,10 @@ def open_parent(tracking: "Tracking", folder: str) -> Parent | None:
         return None
 
 
-def log_report(plan: "Plan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> None:
-    """Log settings, metrics and files to the parent run, if there is one, and end it."""
+def log_report(
+    plan: "Plan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float], note: str
+) -> None:
+    """Log settings, metrics, files and a description to the parent run, if there is one, and end it."""
     if plan.parent_run_id is None or (parent := open_parent(plan.tracking, plan.folder)) is None:
         return
     client, run_id = parent
@@ -190,6 +209,7 @@ def log_report(plan: "Plan", settings: Any, files: Mapping[str, bytes], metrics:
                 client.log_param(run_id, name, value)
             elif known[name] != str(value):  # of a sweep that was extended
                 client.set_tag(run_id, name, value)
+        client.set_tag(run_id, "mlflow.note.content", note)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
         with tempfile.TemporaryDirectory() as local:

@@ -151,8 +151,8 @@ def study(settings: Study) -> str:
     _write(plan.folder, study_report.files(settings.metric, choices, results, []))
     files = study_report.files(settings.metric, choices, results, rounds.equal_time(choices))
     _write(plan.folder, files)
-    experiment.log_report(plan, settings, files, {})
     table = files[study_report.TABLE].decode()
+    experiment.log_report(plan, settings, files, {}, table)
     print(f"\n{table}\nplot         {storage.join(plan.folder, study_report.FIGURE)}")
     return table
 

@@ -198,6 +198,7 @@ def report(
     notes: Sequence[str],
 ) -> "list[Summary]":
     """Write, print and log what the sweep found."""
+    from llip.training.notebook import published
     from tune import figures
     from tune import report as tables
 
@@ -210,20 +211,33 @@ def report(
     best = tables.best(summaries)
     train = best_command(settings, space, best.point)
     text = "\n".join([table, "", tables.verdict(summaries), *notes, *failed, "", train, ""])
-    files = figures.figures(summaries, settings.metric, space.axes, configs) | {"sweep.txt": text.encode()}
+    plots = figures.figures(summaries, settings.metric, space.axes, configs)
+    page = tables.page(
+        f"Sweep {settings.name}",
+        summaries,
+        settings.metric,
+        space.axes,
+        command=train,
+        notes=[*notes, *failed],
+        plots=plots,
+    )
+    files = plots | {"sweep.txt": text.encode(), "sweep.html": page.encode()}
     for name, content in files.items():
         storage.write_bytes(storage.join(plan.folder, name), content)
     everything = files | {"results.json": storage.read_bytes(storage.join(plan.folder, "results.json"))}
     _end_stopped(plan, results)
-    experiment.log_report(plan, settings, everything, {settings.metric: best.mean})
+    note = tables.markdown(summaries, settings.metric, space.axes, train)
+    experiment.log_report(plan, settings, everything, {published(settings.metric): best.mean}, note)
     print(f"\n{table}\n\n{tables.verdict(summaries)}")
     print(f"figures      {', '.join(storage.join(plan.folder, name) for name in files if name.endswith('.png'))}")
+    print(f"report       {storage.join(plan.folder, 'sweep.html')}")
     print(f"best         {train}")
     return summaries
 
 
 def _end_stopped(plan: "Plan", results: "Mapping[str, TrialResult]") -> None:
     """End the MLflow runs of trials that the scheduler stopped before they could send their last numbers."""
+    from llip.training.notebook import with_headlines
     from llip.training.tracking import open_run
 
     try:
@@ -232,7 +246,7 @@ def _end_stopped(plan: "Plan", results: "Mapping[str, TrialResult]") -> None:
                 continue
             tracking = replace(plan.tracking, run_name=name, parent_run_id=plan.parent_run_id)
             client, run_id = open_run(tracking, plan.trial_folder(name))
-            for metric, value in result.metrics.items():
+            for metric, value in with_headlines(result.metrics).items():
                 client.log_metric(run_id, metric, value, step=result.evaluations[-1].step)
             client.set_terminated(run_id, "KILLED")
     except Exception as error:  # results.json has their numbers

@@ -3,13 +3,12 @@
 A trial's record in its folder is what a later session goes on from, under a fresh Tune experiment.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
-
-from tqdm import tqdm
 
 from llip import storage
 from tune import results
@@ -19,6 +18,12 @@ if TYPE_CHECKING:  # Ray and torch are imported once something is run
     from llip.evaluation import Metric
     from llip.training.tracking import Tracking
     from tune.search import Suggestions
+
+
+logger = logging.getLogger(__name__)
+
+MOST_ON_SQLITE = 8
+"""Trials that write one database file at a time without waiting for each other for long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Plan:
 
     def trial_tracking(self, trial: Trial) -> "Tracking":
         """The trial's MLflow run, a child of the sweep's, tagged with what is varied."""
-        tags = {path: str(value) for path, value in trial.point.fields}
+        tags = self.tracking.tags | {path: str(value) for path, value in trial.point.fields}
         return replace(self.tracking, run_name=trial.name, parent_run_id=self.parent_run_id, tags=tags)
 
 
@@ -93,7 +98,7 @@ def _fit(plan: Plan, left: list[Trial], known: Mapping[str, TrialResult], sugges
             scheduler=scheduler,
             search_alg=Queue(left, plan.metric, suggestions),
             num_samples=-1,
-            max_concurrent_trials=plan.concurrency or _concurrency(plan.workers),
+            max_concurrent_trials=plan.concurrency or _concurrency(plan),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -112,12 +117,17 @@ def _gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _concurrency(workers: int) -> int:
-    """Trials whose workers fit at the same time. More of them would hold resources and wait for each other forever."""
+def _concurrency(plan: Plan) -> int:
+    """Trials whose workers fit at the same time, and that a database file can take. More of them would hold resources
+    and wait for each other forever."""
     import ray
 
     units = _gpus() or int(ray.cluster_resources()["CPU"])
-    return max(1, units // max(1, workers))
+    fit = max(1, units // max(1, plan.workers))
+    if plan.tracking.uri.startswith("sqlite:") and fit > MOST_ON_SQLITE:
+        logger.warning("%d trials at a time, not %d: a server in MLFLOW_TRACKING_URI takes more", MOST_ON_SQLITE, fit)
+        return MOST_ON_SQLITE
+    return fit
 
 
 def _resources(workers: int) -> dict[str, float]:
@@ -132,7 +142,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from pipelines import launching
+    from pipelines import command, launching
 
     trial: Trial = config["trial"]
     job = launching.Run(
@@ -141,6 +151,8 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         folder=plan.trial_folder(trial.name),
         evaluation=plan.evaluation,
         tracking=plan.trial_tracking(trial),
+        recipe=command.brief_recipe(trial.point.recipe),
+        differing=tuple(f"{path}: {value}" for path, value in trial.point.fields),
     )
     if plan.workers:
         launching.fit(job, workers=plan.workers, callbacks=[TuneReportCallback()])
@@ -149,4 +161,4 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
     def report(step: int, metrics: "dict[str, Metric]") -> None:
         tune.report(launching.reported(trial.config, step, metrics))
 
-    launching.train_and_evaluate(job, on_evaluation=report, progress=partial(tqdm, disable=True))
+    launching.train_and_evaluate(job, on_evaluation=report, progress=launching.silent)

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llip.training.logged_models import LoggedModels
+from llip.training.notebook import EVALUATION, Data, wants_system_metrics, with_headlines
+
 logger = logging.getLogger(__name__)
 
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100  # MLflow's limits
@@ -21,13 +24,15 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Error codes of what no later try changes."""
 
 Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 
 class MlflowWriter:
     """Holds metrics, parameters and artifacts of a run in memory until the server has taken them."""
 
     PAUSE, LONGEST_PAUSE, PATIENCE = 1.0, 60.0, 60.0
-    """Seconds between deliveries, between tries of a dead server, and for the last delivery."""
+    PAUSE_AT_END = 5.0
+    """Seconds between deliveries, between tries of a dead server, for the last delivery, and between its tries."""
 
     def __init__(
         self,
@@ -43,11 +48,18 @@ class MlflowWriter:
         """
         self._uri, self._connect, self._history = uri, connect, history
         self._client: Any = None
-        self._run_id, self._status = known_run, "FINISHED"
+        self._run_id, self._status, self._deadline = known_run, "FINISHED", 0.0
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._metrics: list[tuple[str, float, int, int]] = []
         self._parameters: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._data: dict[str, Data] = {}
+        self._checkpoints: dict[int, str] = {}
+        self._models: LoggedModels | None = None
         self._artifacts: dict[str, dict[str, Any] | str] = {}
+        self._all_tags: dict[str, str] = {}
+        self._all_data: dict[str, Data] = {}
+        self._all_checkpoints: dict[int, str] = {}
         self._all_parameters: dict[str, str] = {}
         self._all_artifacts: dict[str, dict[str, Any] | str] = {}
         self._names, self._refused = Names(), set[str]()
@@ -66,18 +78,35 @@ class MlflowWriter:
             self._parameters |= values
             self._all_parameters |= values
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        with self._lock:
+            self._tags |= values
+            self._all_tags |= values
+
+    def inputs(self, data: Sequence[Data]) -> None:
+        with self._lock:
+            self._data |= {f"{d.context}/{d.name}": d for d in data}
+            self._all_data |= self._data
+
+    def checkpoint(self, step: int, state: str) -> None:
+        with self._lock:
+            self._checkpoints[step] = self._all_checkpoints[step] = state
+
     def artifact(self, name: str, content: dict[str, Any] | str) -> None:
         with self._lock:
             self._artifacts[name] = self._all_artifacts[name] = content
 
     def close(self, status: str) -> str | None:
         """Deliver the rest, for at most PATIENCE seconds, and end the run. Returns what was not delivered, or None."""
-        self._status = status
+        self._status, self._deadline = status, time.monotonic() + self.PATIENCE
         self._closing.set()
         self._thread.join(self.PATIENCE)
         left = {
             "metrics": len(self._metrics),
             "parameters": len(self._parameters),
+            "tags": len(self._tags),
+            "data sets": len(self._data),
+            "models": len(self._checkpoints),
             "artifacts": len(self._artifacts),
         }
         if not any(left.values()):
@@ -86,21 +115,26 @@ class MlflowWriter:
         return f"{counts} were not delivered to {self._uri} ({_brief(self._error)})"
 
     def _work(self) -> None:
-        pause, closing = self.PAUSE, False
-        while not closing:
+        pause, reached, last = self.PAUSE, False, False
+        while not last:
             closing = self._closing.wait(pause)
             try:
                 try:
                     self._deliver()
                 except GoneError:
                     self._deliver()  # to a new run
+                reached = True
                 if closing:
                     self._end()
-                pause, self._error = self.PAUSE, None
+                pause, last, self._error = self.PAUSE, closing, None
             except Exception as error:  # however a server fails, training goes on
                 if self._error is None and not closing:
                     logger.warning("MLflow at %s: %s; metrics are kept and sent later", self._uri, _brief(error))
                 pause, self._error = min(2 * pause, self.LONGEST_PAUSE), error
+                if closing:  # a server that has answered may come back; one that never did is not waited for
+                    left = self._deadline - time.monotonic() if reached else 0.0
+                    last = left <= 0
+                    time.sleep(max(0.0, min(pause, left, self.PAUSE_AT_END)))
 
     def _deliver(self) -> None:
         if self._client is not None and self._file != file_identity(self._uri):
@@ -110,9 +144,15 @@ class MlflowWriter:
             if self._run_id and run_id != self._run_id:
                 self._start_over()
             self._run_id, self._file = run_id, file_identity(self._uri)
+            if self._monitor:  # of the run before
+                self._monitor.finish()
             self._monitor = _system_monitor(self._uri, self._run_id)
-            self._client = client
-        self._deliver_metrics()
+            self._client, self._models = client, None
+        count = len(self._metrics)  # those that come later may be of models that come later too
+        self._deliver_tags()
+        self._deliver_data()
+        self._deliver_models()
+        self._deliver_metrics(count)
         self._deliver_parameters()
         self._deliver_artifacts()
 
@@ -125,15 +165,71 @@ class MlflowWriter:
                 for metric in _timed(line["step"], {name: v for name, v in line.items() if name != "step"})
             ]
             self._parameters, self._artifacts = dict(self._all_parameters), dict(self._all_artifacts)
+            self._tags, self._data = dict(self._all_tags), dict(self._all_data)
+            self._checkpoints = dict(self._all_checkpoints)
 
-    def _deliver_metrics(self) -> None:
+    def _deliver_metrics(self, count: int) -> None:
         from mlflow.entities import Metric
 
-        while some := self._metrics[:METRICS_PER_CALL]:
-            metrics = [Metric(self._names.accepted(name), value, at, step) for name, value, at, step in some]
+        while some := self._metrics[: min(METRICS_PER_CALL, count)]:
+            metrics = [
+                Metric(self._names.accepted(name), value, at, step, **self._of_model(name, step))
+                for name, value, at, step in some
+            ]
             self._send(metrics, lambda items: self._client.log_batch(self._run_id, metrics=items), "metric")
             with self._lock:
                 del self._metrics[: len(some)]
+            count -= len(some)
+
+    def _of_model(self, name: str, step: int) -> dict[str, str | None]:
+        """The model and the evaluation set that a metric is of; nothing for one of training."""
+        if not name.startswith(EVALUATION):
+            return {}
+        data = self._all_data.get(f"evaluation/{name.split('/')[1]}")
+        found: dict[str, str | None] = {"model_id": self._models.of_step(step) if self._models else None}
+        return found | ({"dataset_name": data.name, "dataset_digest": data.short_digest} if data else {})
+
+    def _deliver_models(self) -> None:
+        with self._lock:
+            waiting = dict(self._checkpoints)
+        if not self._all_checkpoints:
+            return
+        try:
+            if self._models is None:
+                self._models = LoggedModels(self._client, self._run_id, lambda: self._all_parameters)
+            for step, state in waiting.items():
+                self._models.add(step, state)
+            self._models.refresh()
+        except Exception as error:
+            if not self._is_refusal(error):
+                raise
+            self._drop("model", ", ".join(map(str, waiting)), error)
+        self._forget(self._checkpoints, waiting)
+
+    def _deliver_tags(self) -> None:
+        from mlflow.entities import RunTag
+
+        with self._lock:
+            waiting = dict(self._tags)
+        if waiting:
+            given = [RunTag(self._names.accepted(name), value) for name, value in waiting.items()]
+            self._send(given, lambda items: self._client.log_batch(self._run_id, tags=items), "tag")
+            self._forget(self._tags, waiting)
+
+    def _deliver_data(self) -> None:
+        with self._lock:
+            waiting = dict(self._data)
+        if waiting:
+            given = [data.entity() for data in waiting.values()]
+            self._send(given, lambda items: self._client.log_inputs(self._run_id, items), "data set")
+            self._forget(self._data, waiting)
+
+    def _forget(self, held: dict[Key, Item], sent: Mapping[Key, Item]) -> None:
+        """Drop what was sent, but for what has been given another value since."""
+        with self._lock:
+            for name, value in sent.items():
+                if held.get(name) is value:
+                    del held[name]
 
     def _deliver_parameters(self) -> None:
         from mlflow.entities import Param
@@ -148,9 +244,7 @@ class MlflowWriter:
         for i in range(0, len(new), PARAMETERS_PER_CALL):
             some = new[i : i + PARAMETERS_PER_CALL]
             self._send(some, lambda items: self._client.log_batch(self._run_id, params=items), "parameter")
-        with self._lock:
-            for name in waiting:
-                self._parameters.pop(name, None)
+        self._forget(self._parameters, waiting)
 
     def _deliver_artifacts(self) -> None:
         """One that cannot be written now keeps no other from being written."""
@@ -210,7 +304,13 @@ class MlflowWriter:
     def _end(self) -> None:
         if self._monitor:
             self._monitor.finish()
+            self._monitor = None
         self._client.set_terminated(self._run_id, self._status)
+        if self._models:
+            try:
+                self._models.finish()
+            except Exception as error:  # the checkpoint is there, and so is its model
+                logger.warning("MLflow at %s: the last model is not served (%s)", self._uri, _brief(error))
 
 
 class GoneError(RuntimeError):
@@ -280,16 +380,15 @@ def connection_uri(uri: str) -> str:
 
 def _timed(step: int, values: Mapping[str, float]) -> list[tuple[str, float, int, int]]:
     now = int(time.time() * 1000)
-    return [(name, float(value), now, step) for name, value in values.items()]
+    return [(name, float(value), now, step) for name, value in with_headlines(values).items()]
 
 
 def _system_monitor(uri: str, run_id: str) -> Any:
-    """MLflow's record of CPU, GPU, disk and network, where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING asks for it."""
-    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+    """MLflow's record of CPU, GPU, disk and network, where it is wanted."""
+    if not wants_system_metrics():
+        return None
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
-        return None
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
     monitor.start()
     return monitor

@@ -4,9 +4,11 @@ version of this program trains is said here too."""
 import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from llip import storage
 from llip.config import TrainingConfig
@@ -14,6 +16,8 @@ from llip.data import manifest
 from llip.fields import differences, leaves, to_dict
 
 NAME = "config.json"
+STORY = "about.json"
+"""Recipe, what differs from it, the command that repeats the run, commit and date."""
 
 OPERATIONAL = tuple(leaf.path for leaf in leaves(TrainingConfig) if leaf.operational)
 """Settings that change nothing of what is learned: a run may go on with other ones."""
@@ -50,10 +54,29 @@ def claim(folder: str, config: TrainingConfig, shards: str | Sequence[str]) -> N
     storage.write_json(storage.join(folder, NAME), content)
 
 
+def tell(folder: str, story: Mapping[str, Any]) -> None:
+    """Note what a report has to say of a run; the date is that of its first start."""
+    uri = storage.join(folder, STORY)
+    if not storage.exists(uri):
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        storage.write_json(uri, {**story, "commit": git_revision(), "date": now})
+
+
+def story(folder: str | None) -> dict[str, Any]:
+    """What `tell` noted; empty where nothing was."""
+    uri = storage.join(folder, STORY) if folder else ""
+    return dict(storage.read_json(uri)) if uri and storage.exists(uri) else {}
+
+
 def fingerprint(shards: str | Sequence[str]) -> str:
     """SHA-256 over the checksums of the shards: the same for the same samples, wherever they lie."""
     folders = (shards,) if isinstance(shards, str) else shards
-    checksums = [file.sha256 for folder in folders for file in manifest.read(folder, "shards").files]
+    return files_digest(*(manifest.read(folder, "shards") for folder in folders))
+
+
+def files_digest(*manifests: manifest.Manifest) -> str:
+    """SHA-256 over the checksums of the files of folders."""
+    checksums = [file.sha256 for found in manifests for file in found.files]
     return hashlib.sha256("\n".join(checksums).encode()).hexdigest()
 
 

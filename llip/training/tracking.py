@@ -6,12 +6,14 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llip import storage
+from llip.training import lineage, logged_models, notebook
 from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file
 from llip.training.run_folder import git_revision
 from llip.training.stopping import StoppedError
@@ -20,12 +22,19 @@ logger = logging.getLogger(__name__)
 
 NAME, METRICS = "tracking.json", "metrics.jsonl"
 SECONDS_BETWEEN_WRITES = 10.0
+QUIET = {"mlflow": "WARNING", "mlflow.store.db.utils": "WARNING", "mlflow.utils.environment": "ERROR"}
+MODELS = "models:/"
+"""Scheme of MLflow's models."""
+CHECKPOINT_STATE = "state.json"
+"""File of a checkpoint that is written when the others are."""
 IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",
 }
-"""MLflow waits two minutes for an answer, and tries eight times, unless told otherwise."""
+"""MLflow waits two minutes for an answer, tries eight times, and stores the lock file of uv with a model, unless told
+otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +47,12 @@ class Tracking:
     run_name: str
     artifact_location: str | None = None
     """Folder for the artifacts of an experiment that does not exist yet; None: the server decides."""
+    made_from: tuple[str, ...] = ()
+    """Folders that the run reads; the runs that made them are told."""
     parent_run_id: str | None = None
     """Run of a sweep that this run is a trial of."""
     tags: dict[str, str] = field(default_factory=dict)
+    """Tags of a run that is made."""
 
 
 def default_store(output: str) -> tuple[str, str | None]:
@@ -57,7 +69,43 @@ def default_store(output: str) -> tuple[str, str | None]:
 def tracking_of(run_folder: str) -> Tracking | None:
     """The place where a run has been tracked, for what comes later; None for a run that MLflow has not seen."""
     known = _known(run_folder)
-    return Tracking(**known["tracking"]) if known else None
+    return Tracking(**known["tracking"] | {"made_from": tuple(known["tracking"]["made_from"])}) if known else None
+
+
+def run_id_of(run_folder: str) -> str:
+    """Id of the MLflow run of a run folder. Raises ValueError where MLflow has not seen it."""
+    known = _known(storage.absolute(run_folder))
+    if known is None:
+        raise ValueError(f"{run_folder} has no {NAME}: MLflow has not seen a run of it")
+    return str(known["run_id"])
+
+
+def checkpoint_of(uri: str, store: str | None = None) -> str:
+    """The checkpoint of `models:/<model id>`, `models:/<name>/<version>` or `models:/<name>@<alias>`.
+
+    MLflow is asked at `store`, else at MLFLOW_TRACKING_URI or in ./output. Raises ValueError where it knows none.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    store = store or default_store("output")[0]
+    client = MlflowClient(store)
+    name = uri.removeprefix(MODELS).strip("/")
+    try:
+        version = None
+        if alias := re.fullmatch(r"([^/@]+)@([^/@]+)", name):
+            version = client.get_model_version_by_alias(*alias.groups())
+        elif numbered := re.fullmatch(r"([^/@]+)/(\d+)", name):
+            version = client.get_model_version(*numbered.groups())
+        if version is not None:  # the registry of a database keeps no id, but where its files lie, which has it
+            found_id = re.search(r"\bm-[0-9a-f]{32}\b", version.source or "")
+            name = found_id[0] if found_id else ""
+        found = client.get_logged_model(name).tags.get(logged_models.TAG)
+    except MlflowException as error:
+        raise ValueError(f"{uri}: MLflow at {store} has no such model ({error.message})") from error
+    if found is None:
+        raise ValueError(f"{uri} has no tag {logged_models.TAG}: it was not made by training")
+    return str(found)
 
 
 def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
@@ -68,8 +116,10 @@ def open_run(tracking: Tracking, run_folder: str) -> tuple[Any, str]:
     """
     for name, value in IMPATIENCE.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # its notes would break into the progress bar
     from mlflow import MlflowClient
+
+    for name, level in QUIET.items():  # its notes would break into the progress bar
+        logging.getLogger(name).setLevel(level)
 
     with _alone_with(tracking.uri):
         client = MlflowClient(connection_uri(tracking.uri))
@@ -86,18 +136,24 @@ def _new_run(client: Any, tracking: Tracking, run_folder: str) -> str:
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
         location = tracking.artifact_location
-        experiment_id = client.create_experiment(tracking.experiment, artifact_location=location)
+        experiment_id = client.create_experiment(tracking.experiment, artifact_location=location, tags=notebook.KIND)
     else:
         experiment_id = experiment.experiment_id
         if experiment.lifecycle_stage == "deleted":  # its name is taken all the same
             logger.warning("MLflow experiment %s was deleted: it is restored for this run", tracking.experiment)
             client.restore_experiment(experiment_id)
-    tags = {"mlflow.source.git.commit": git_revision(), "run_folder": run_folder} | tracking.tags
+    commit = git_revision().partition("+")[0]
+    tags = {"mlflow.source.git.commit": commit, "run_folder": run_folder} | tracking.tags
     if tracking.parent_run_id:
         tags["mlflow.parentRunId"] = tracking.parent_run_id
     run_id = client.create_run(experiment_id, run_name=tracking.run_name, tags=tags).info.run_id
-    note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id}
+    note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id, "experiment_id": experiment_id}
     storage.write_json(storage.join(run_folder, NAME), note)
+    user = lineage.Maker(tracking.run_name, run_id, experiment_id)
+    try:
+        lineage.note_use(client, tracking.made_from, tracking.uri, user)
+    except Exception as error:  # a run before was deleted: what is made now is there all the same
+        logger.warning("MLflow at %s: what the run was made from is not linked (%s)", tracking.uri, error)
     return str(run_id)
 
 
@@ -194,6 +250,21 @@ class Tracker:
         """Log nested settings, flattened to names like `optimizer.learning_rate`."""
         if self._mlflow:
             self._mlflow.parameters(dict(_flat(values)))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run; `mlflow.note.content` is its description."""
+        if self._mlflow:
+            self._mlflow.tags(values)
+
+    def inputs(self, data: Sequence[notebook.Data]) -> None:
+        """Name the data sets that the run reads."""
+        if self._mlflow:
+            self._mlflow.inputs(data)
+
+    def checkpoint(self, step: int, uri: str) -> None:
+        """Make a checkpoint a model of MLflow, once it is complete; those that are gone by then are deleted there."""
+        if self._mlflow:
+            self._mlflow.checkpoint(step, storage.join(uri, CHECKPOINT_STATE))
 
     def artifact(self, name: str, content: dict[str, Any] | str) -> None:
         """Log a JSON file, or a text file such as a page."""

@@ -14,6 +14,7 @@ from llip.interop import llip_release, open_clip, open_clip_config, sharded_safe
 from llip.interop.tensor_files import SUFFIXES, read_tensors
 from llip.recipes import recipe as recipe_of
 from llip.training import checkpoint
+from llip.training.tracking import MODELS, checkpoint_of
 
 
 class Loaded(NamedTuple):
@@ -39,9 +40,9 @@ def load(
 
         model, preprocess, tokenize = llip.load("output/runs/<name>")
 
-    `source` is a run folder (its newest checkpoint is taken), a checkpoint, a folder with a model, one of open_clip, or
-    a file of released weights, local or remote; the rest is what such files may not tell. Raises ValueError, naming
-    what would be right, for anything else.
+    `source` is a run folder (its newest checkpoint is taken), a checkpoint, `models:/…` of MLflow, a folder with a
+    model, one of open_clip, or a file of released weights, local or remote; the rest is what such files may not tell.
+    Raises ValueError, naming what would be right, for anything else.
     """
     told = {"activation": activation, "vision_head_width": vision_head_width, "text_head_width": text_head_width}
     model = Weights.find(source, recipe=recipe, **told).load().eval()  # type: ignore[arg-type]
@@ -82,6 +83,8 @@ class Weights:
     ) -> "Weights":
         """Raises ValueError for what is none of them, and for what is told of weights that tell it themselves."""
         uri = os.fspath(uri)
+        if uri.startswith(MODELS):
+            uri = checkpoint_of(uri)
         given = storage.absolute(uri).rstrip("/")
         if not storage.exists(given):
             raise ValueError(f"{uri} does not exist; name {', or '.join(KINDS)}")

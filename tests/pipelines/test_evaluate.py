@@ -15,6 +15,7 @@ from llip.evaluation import evaluate_model
 from llip.evaluation.evaluate import evaluate_sets
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
+from llip.headline import headline
 from llip.interop import RELEASE_NAMES, save_model
 from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
@@ -58,7 +59,7 @@ def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(job, tmp_path, capsy
         "chance": found["scenes/text_to_image_map"].chance,
     }
     out = capsys.readouterr().out
-    assert all(name in out for name in found)
+    assert all(name in out for name in headline(found)) and f"all {len(found)} metrics" in out
 
 
 def test_retrieval_in_two_stages_is_another_request_with_its_own_outcomes(job, tmp_path):
@@ -140,9 +141,11 @@ def test_everything_may_lie_in_a_bucket(s3_bucket):
 def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
     client, run_id = open_run(Tracking(uri=mlflow_store, experiment="llip", run_name="first"), job.checkpoint)
     found = evaluate(job)
-    logged = client.get_run(run_id).data.metrics
-    assert {name: logged[name] for name in found} == {name: metric.value for name, metric in found.items()}
-    assert client.get_metric_history(run_id, "things/top1")[0].step == 800
+    run = client.get_run(run_id)
+    assert {name: run.data.metrics[f"eval/{name}"] for name in found} == {n: m.value for n, m in found.items()}
+    assert client.get_metric_history(run_id, "eval/things/top1")[0].step == 800
+    assert "| things | top1 |" in run.data.tags["mlflow.note.content"]
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"pairs", "scenes", "things"}
 
 
 def test_actors_give_the_same_numbers(job, tmp_path, ray_session):

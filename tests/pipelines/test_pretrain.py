@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llip.training.notebook import published
 from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
 from pipelines import launching
 from pipelines.pretrain import Outcome, Pretrain, pretrain
@@ -56,8 +57,22 @@ def test_one_mlflow_run_holds_training_and_evaluation(chain: Chain) -> None:
     run = client.get_run(run_id)
     assert run.data.params["model.vision.tokens"] == "8" and run.data.params["optimizer.learning_rate"] == "0.001"
     last = read_metrics(chain.outcome.folder)[0]
-    assert run.data.metrics.keys() >= last.keys() - {"step"} | chain.outcome.metrics.keys()
-    assert {a.path for a in client.list_artifacts(run_id)} >= {"config.json", "data_card.json", "data_card.html"}
+    assert run.data.metrics.keys() >= {published(n) for n in last.keys() - {"step"} | chain.outcome.metrics.keys()}
+    told = {"recipe": "llip_dense_tiny_k8", "family": "llip", "K": "24", "dataset": "shards", "gpus": "none"}
+    assert run.data.tags.items() >= told.items() and run.data.tags["mlflow.user"]
+    note = run.data.tags["mlflow.note.content"]
+    assert (
+        f"- `steps: 1200 → {STEPS}`" in note and "uv run pipelines/pretrain.py" in note and "| concept | top1 |" in note
+    )
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} >= {"shards", "concept", "scenes_in_style"}
+    assert {a.path for a in client.list_artifacts(run_id)} >= {"config.json", "data_card.html", "report.html"}
+    others = {r.info.run_name: r for r in client.search_runs([run.info.experiment_id])}
+    notes = {name: r.data.tags["mlflow.note.content"] for name, r in others.items()}
+    assert "used by [shards]" in notes["curated"] and "made by [curated]" in notes["shards"]
+    assert f"used by [{run.info.run_name}]" in notes["shards"] and "what [shards]" in note
+    digests = {d.dataset.name: d.dataset.digest for d in run.inputs.dataset_inputs}
+    made = {d.dataset.name: d.dataset.digest for d in others["shards"].inputs.dataset_inputs}
+    assert digests["shards"] == made["shards"] and set(made) == {"curated", "shards"}
 
 
 def test_the_same_command_again_does_nothing(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +83,7 @@ def test_the_same_command_again_does_nothing(chain: Chain, capsys: pytest.Captur
     text = capsys.readouterr().out
     assert f"{chain.outcome.folder} is trained already" in text
     assert "scenes_in_style/text_to_image_map" in text and chain.outcome.checkpoint in text
-    assert f"uv run mlflow ui --backend-store-uri sqlite:///{chain.output}/mlflow.db" in text
+    assert f"uv run pipelines/ui.py --output {chain.output}" in text
     assert again == chain.outcome and weights.stat().st_mtime_ns == before
     assert {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")} == stamps
 

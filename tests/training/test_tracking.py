@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from llip.evaluation import Metric
 from llip.training.mlflow_writer import MlflowWriter, Names
+from llip.training.notebook import KIND, Data, description, with_headlines
 from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
 
@@ -40,6 +43,7 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
         tracker.parameters({"optimizer": {"learning_rate": 0.5, "betas": [0.9, 0.95]}, "name": "x"})
         tracker.artifact("config.json", {"a": 1})
         tracker.artifact("page.html", "<p>é</p>")
+        tracker.inputs([Data(name="set", digest="0" * 64, uri="/set", rows=7, context="evaluation")])
         tracker.log(1, {"loss": 3.0})
         tracker.log(2, {"loss": 2.0})
     with Tracker(tracking_of(folder), folder) as tracker:
@@ -48,15 +52,21 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
 
     client, run_id = open_run(_sqlite(tmp_path), folder)
     run = client.get_run(run_id)
-    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 3.0), (2, 2.0), (3, 1.5)]
-    assert run.data.metrics["set/top1"] == 0.25
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "train/loss")] == [
+        (1, 3.0),
+        (2, 2.0),
+        (3, 1.5),
+    ]
+    assert run.data.metrics["eval/set/top1"] == 0.25
     assert run.data.params == {
         "optimizer.learning_rate": "0.5",
         "optimizer.betas": "[0.9, 0.95]",
         "name": "x",
         "new": "1",
     }
-    assert run.data.tags["colour"] == "red" and run.data.tags["mlflow.source.git.commit"]
+    assert run.data.tags["colour"] == "red" and re.fullmatch("[0-9a-f]{40}", run.data.tags["mlflow.source.git.commit"])
+    assert client.get_experiment(run.info.experiment_id).tags == KIND
+    assert [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs] == [("set", "0" * 32)]
     assert next((tmp_path / "mlartifacts").rglob("page.html")).read_text() == "<p>é</p>"
     stored = next((tmp_path / "mlartifacts").rglob("config.json"))
     assert json.loads(stored.read_text()) == {"a": 1}
@@ -88,7 +98,7 @@ def test_a_dead_server_costs_one_warning_and_a_report(tmp_path: Path, caplog: py
         tracker.artifact("config.json", {})
     report = caplog.records[-1].getMessage()
     assert report == (
-        f"10 metrics, 1 artifacts were not delivered to {uri} (connection refused); "
+        f"15 metrics, 1 artifacts were not delivered to {uri} (connection refused); "
         f"all metrics are in {folder}/metrics.jsonl"
     )
     assert len(read_metrics(folder)) == 5
@@ -116,10 +126,10 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.
 
     monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
     delivery = MlflowWriter("http://nowhere", connect)
-    delivery.metrics(1, {"loss": 7.0})
+    delivery.metrics(1, {"memory": 7.0})
     while len(tries) < 3:
         pass
-    delivery.metrics(2, {"loss": 8.0})
+    delivery.metrics(2, {"memory": 8.0})
     assert delivery.close("FINISHED") is None
     assert client.taken == [7.0, 8.0] and client.status == "FINISHED"
 
@@ -147,6 +157,21 @@ def test_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_store("s3://bucket/out")[0] == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert default_store("out") == ("http://tracking:5000", None)
+
+
+def test_the_loss_and_one_metric_a_set_come_first_in_mlflow() -> None:
+    values = {"loss": 2.0, "a/top1": 0.5, "a/top5": 0.9, "b/text_to_image_r1": 0.3, "system/gpu": 1.0}
+    names = sorted(with_headlines(values))
+    assert names[:3] == ["Headline/Loss", "Headline/a top1", "Headline/b text_to_image_r1"]
+    assert names[3:] == ["eval/a/top1", "eval/a/top5", "eval/b/text_to_image_r1", "system/gpu", "train/loss"]
+
+
+def test_a_description_has_numbers_beside_chance_what_differs_and_the_command() -> None:
+    text = description(
+        recipe="tiny", differing=["steps: 9 → 3"], command="do it", metrics={"a/top1": Metric(0.5, 0.1)}, step=3
+    )
+    assert text.startswith("After step 3:") and "| a | top1 | **0.500** | 0.100 |" in text
+    assert "Recipe `tiny`, with\n\n- `steps: 9 → 3`" in text and "```\ndo it\n```" in text
 
 
 @pytest.mark.parametrize(
@@ -189,9 +214,10 @@ class StubServer:
         from mlflow.exceptions import MlflowException
         from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-        if any(item.key in self.refused for item in (*metrics, *params)):
+        names = [item.key.removeprefix("train/") for item in (*metrics, *params)]
+        if any(name in self.refused for name in names):
             raise MlflowException("no such name", INVALID_PARAMETER_VALUE)
-        self.taken += [item.key for item in (*metrics, *params)]
+        self.taken += names
 
     def get_run(self, run_id: str) -> SimpleNamespace:
         return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"), data=SimpleNamespace(params={}))
@@ -217,7 +243,11 @@ def test_what_is_refused_is_left_out_and_said_once(refused: tuple[str, ...], cap
         assert writer.close("FINISHED") is None
     expected = {f"m{i}" for i in range(7)} | {f"p{i}" for i in range(3)} | {"whole.json"}
     assert set(server.taken) == expected - set(refused) and server.status == "FINISHED"
-    said = [message.split(" (")[0].split()[-1] for message in caplog.messages if "does not take" in message]
+    said = [
+        message.split(" (")[0].split()[-1].removeprefix("train/")
+        for message in caplog.messages
+        if "does not take" in message
+    ]
     assert sorted(said) == sorted(["broken.json", *refused])
 
 
@@ -266,7 +296,7 @@ def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
         tracker.log(3, {"loss": 1.0})
     client, third = open_run(tracking, folder)
     assert len({first, second, third}) == 3
-    assert [(m.step, m.value) for m in client.get_metric_history(third, "loss")] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [(m.step, m.value) for m in client.get_metric_history(third, "train/loss")] == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
 FRESH = """
@@ -284,3 +314,23 @@ def test_a_fresh_database_is_made_by_one_process_at_a_time(tmp_path: Path) -> No
     assert [process.wait() for process in processes] == [0, 0, 0]
     runs = {json.loads((tmp_path / str(i) / "tracking.json").read_text())["run_id"] for i in range(3)}
     assert len(runs) == 3
+
+
+def test_a_server_that_comes_back_while_the_run_ends_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, fails = StubServer(()), [0, 1, 1, 0]
+    send = server.log_batch
+
+    def log_batch(*arguments: Any, **options: Any) -> None:
+        if fails and fails.pop(0):
+            raise ConnectionError("away")
+        send(*arguments, **options)
+
+    monkeypatch.setattr(server, "log_batch", log_batch)
+    monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
+    writer = MlflowWriter("http://nowhere", lambda: (server, "run"))
+    writer.metrics(1, {"memory": 1.0})
+    while len(fails) == 4:
+        time.sleep(0.01)
+    writer.metrics(2, {"memory": 2.0})
+    assert writer.close("FINISHED") is None
+    assert server.taken == ["memory", "memory"] and server.status == "FINISHED"

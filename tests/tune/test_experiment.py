@@ -37,3 +37,13 @@ def test_a_metric_that_no_trial_would_have_is_refused(
         return
     with pytest.raises(ValueError, match=message):
         experiment.check_metric(metric, str(tmp_path), heads)
+
+
+def test_more_trials_at_once_than_a_database_file_takes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match=r"--concurrency 50: .* at most 8 trials; name an MLflow server on PostgreSQL"):
+        sweep(Sweep(concurrency=50, output=str(tmp_path)))
+    assert not any(tmp_path.iterdir())
+    experiment.check_store("http://tracking:5000", 50)

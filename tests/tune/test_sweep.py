@@ -215,8 +215,14 @@ def test_a_report_is_logged_and_ends_the_runs_of_stopped_trials(
     assert "0.4000" in text and "64 (stopped)" in text
     assert "--recipe llip_tiny_k8 --steps 500 --model.vision.tokens 4 --model.head.heads 1 --output" in text
     run = client.get_run(run_id)
-    assert (run.info.status, run.data.metrics[METRIC], run.data.params["seeds"]) == ("FINISHED", 0.4, "1")
-    assert {a.path for a in client.list_artifacts(run_id)} == {"sweep.png", "sweep.txt", "results.json"}
+    assert (run.info.status, run.data.metrics[f"eval/{METRIC}"], run.data.params["seeds"]) == ("FINISHED", 0.4, "1")
+    assert {a.path for a in client.list_artifacts(run_id)} == {
+        "sweep.html",
+        "sweep.png",
+        "sweep.txt",
+        "results.json",
+    }
+    assert "4000" in run.data.tags["mlflow.note.content"]
     assert [client.get_run(c).info.status for c in children] == ["RUNNING", "KILLED"]
     assert client.get_run(children[0]).data.tags["model.head.heads"] == "1"
     assert "a note" in (tmp_path / "sweep" / "sweep.txt").read_text()

@@ -1,0 +1,134 @@
+"""Training, evaluation and a sweep against an MLflow server on PostgreSQL with artifacts on S3, which dies once."""
+
+import socket
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.postgres import postgresql, programs
+
+import llip
+from llip import storage
+from llip.training.mlflow_writer import MlflowWriter
+from llip.training.tracking import open_run, read_metrics, tracking_of
+from pipelines.evaluate import Evaluate, evaluate
+from pipelines.pretrain import Pretrain, pretrain
+from pipelines.ui import serving
+from tune.sweep import Sweep, sweep
+
+STEPS = 40
+
+
+class Server:
+    """An MLflow server that can be killed and started again at the same address."""
+
+    def __init__(self, store: str, artifacts: str) -> None:
+        self._options = ("--default-artifact-root", artifacts, "--no-serve-artifacts")
+        self._store, self._running = store, None
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+
+    def start(self) -> str:
+        self._running: Any = serving(self._store, "127.0.0.1", self.port, None, *self._options)
+        url, _ = self._running.__enter__()
+        return str(url)
+
+    def stop(self) -> None:
+        if self._running:
+            self._running.__exit__(None, None, None)
+        self._running = None
+
+    def die_once(self, file: Path) -> None:
+        """Die when the run has logged something, and come back."""
+        while not file.exists() or not file.read_text().count("\n"):
+            time.sleep(0.1)
+        self.stop()
+        time.sleep(5)
+        self.start()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(programs() is None, reason="needs Debian's postgresql")
+def test_what_is_trained_while_the_server_is_away_is_found_once(
+    ray_session: None, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MlflowWriter, "PATIENCE", 300.0)
+    monkeypatch.setattr(MlflowWriter, "LONGEST_PAUSE", 2.0)
+    monkeypatch.setattr("llip.training.tracking.SECONDS_BETWEEN_WRITES", 0.5)
+    with postgresql() as store:
+        server = Server(store, f"{s3_bucket}/artifacts")
+        try:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", server.start())
+            settings = Pretrain(
+                output=str(tmp_path),
+                corpus_images=192,
+                name="killed",
+                workers=0,
+                overrides={"steps": STEPS, "log_every": 1, "checkpoint_every": 20, "evaluate_every": 20},
+            )
+            killer = threading.Thread(target=server.die_once, args=(tmp_path / "runs/killed/metrics.jsonl",))
+            killer.start()
+            outcome = pretrain(settings)
+            killer.join()
+            _found_once(outcome.folder, s3_bucket)
+            evaluate(Evaluate(checkpoint=outcome.folder, evaluation=str(tmp_path / "evaluation")))
+            swept = Sweep(
+                vary=("k=1,4",),
+                seeds=1,
+                evaluations=1,
+                output=str(tmp_path),
+                corpus_images=192,
+                name="small",
+                concurrency=1,
+                overrides={"steps": 4},
+            )
+            sweep(swept)
+            sweep(replace(swept, vary=("k=1,2,4",)))
+            _one_family(str(tmp_path / "sweeps/small"))
+        finally:
+            server.stop()
+
+
+def _found_once(folder: str, bucket: str) -> None:
+    tracking = tracking_of(folder)
+    assert tracking is not None and tracking.uri.startswith("http://")
+    client, run_id = open_run(tracking, folder)
+    run = client.get_run(run_id)
+    client.set_terminated(run_id)
+    assert run.info.artifact_uri.startswith(bucket)
+    steps = Counter(m.step for m in client.get_metric_history(run_id, "train/loss"))
+    assert steps == dict.fromkeys(range(1, STEPS + 1), 1)
+    values = {m.step: m.value for m in client.get_metric_history(run_id, "train/loss")}
+    assert values == {line["step"]: line["loss"] for line in read_metrics(folder) if "loss" in line}
+    artifacts = {a.path for a in client.list_artifacts(run_id)}
+    assert artifacts >= {"config.json", "report.html", "data_card.html"}
+    models = client.search_logged_models([run.info.experiment_id])
+    assert sorted((m.tags["step"], m.status.name) for m in models) == [("20", "READY"), (str(STEPS), "READY")]
+    last = next(m for m in models if m.tags["step"] == str(STEPS))
+    assert last.artifact_location.startswith(bucket)
+    assert not [uri for uri in storage.listing(last.artifact_location) if uri.endswith(".safetensors")]
+    model = llip.load(f"models:/{last.model_id}").model
+    assert sum(p.numel() for p in model.parameters()) > 0
+    names = Counter(r.info.run_name for r in client.search_runs([run.info.experiment_id]))
+    assert names == {"killed": 1, "curated": 1, "shards": 1}
+    makers = {r.info.run_name: r.data.tags["mlflow.note.content"] for r in client.search_runs([run.info.experiment_id])}
+    assert "used by [killed]" in makers["shards"] and "used by [shards]" in makers["curated"]
+    assert "[shards](#/experiments/" in makers["killed"] and "[curated](" in makers["shards"]
+
+
+def _one_family(folder: str) -> None:
+    tracking = tracking_of(folder)
+    assert tracking is not None
+    client, parent = open_run(tracking, folder)
+    client.set_terminated(parent)
+    run = client.get_run(parent)
+    children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert sorted(r.data.tags["model.vision.tokens"] for r in children) == ["1", "2", "4"]
+    assert {r.info.status for r in children} == {"FINISHED"}
+    assert "| K |" in run.data.tags["mlflow.note.content"] or "| k |" in run.data.tags["mlflow.note.content"]
+    assert {a.path for a in client.list_artifacts(parent)} >= {"sweep.html", "sweep.png", "sweep.txt"}

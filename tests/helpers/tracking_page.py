@@ -5,23 +5,19 @@
 needs `chromium` and `chromedriver` (Debian: chromium, chromium-driver).
 """
 
-import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
-from urllib.error import URLError
-from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import tyro
+
+from llip.training.notebook import comparison_page
+from pipelines.ui import serving
 
 CHROMIUM_FLAGS = (
     "--headless",
@@ -44,35 +40,8 @@ def serve(store: str, *options: str) -> Iterator[str]:
     """URL of an MLflow server on 127.0.0.1 that shows the store, for as long as the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1", *options]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=log, stderr=log)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(url, server)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
-    while True:
-        try:
-            with urlopen(Request(f"{url}/health")):
-                return
-        except URLError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
-def comparison(url: str, runs: Sequence[str], experiments: Sequence[str]) -> str:
-    """Address of the page that compares runs."""
-    listed = {"runs": json.dumps(list(runs)), "experiments": json.dumps(list(experiments))}
-    return f"{url}/#/compare-runs?" + "&".join(f"{name}={quote(value)}" for name, value in listed.items())
+    with tempfile.TemporaryFile("w+") as log, serving(store, "127.0.0.1", port, log, *options) as (url, _):
+        yield url
 
 
 def look(page: str, *, until: Sequence[str], picture: Path, size: tuple[int, int] = (1200, 2200)) -> str:
@@ -121,7 +90,7 @@ def main(
     known = client.search_runs([found.experiment_id])
     chosen = [r for r in known if r.info.run_name in runs] if runs else known[:3]
     with serve(store) as url:
-        page = comparison(url, [r.info.run_id for r in chosen], [found.experiment_id])
+        page = comparison_page(url, [found.experiment_id], [r.info.run_id for r in chosen])
         look(page, until=[r.info.run_name for r in chosen], picture=output)
     print(output)
 

@@ -363,8 +363,8 @@ class TrainingConfig:
     """Passes over the shards, in place of `steps`, which follow from it."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast of the towers; parameters, norms and losses stay in fp32."""
-    compile: bool = setting(False, operational=True)
-    """Compile the towers with torch.compile."""
+    compile: bool | None = setting(None, operational=True)
+    """Compile the towers with torch.compile; None: on GPUs."""
     parallel: Literal["ddp", "fsdp"] = setting("ddp", operational=True)
     """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state."""
     activation_checkpointing: bool = setting(False, operational=True)

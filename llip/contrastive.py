@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llip.config import ModelConfig, TrainingConfig
 from llip.model.features import ImageFeatures, Message, Mixture, Pooled, Query, TextFeatures
 from llip.model.mixing import Head, mix
-from llip.model.packing import pack
+from llip.model.packing import PackedCaptions, pack
 from llip.model.text import TextTransformer
 from llip.model.transformer import Transformer
 from llip.model.vision import VisionTransformer
@@ -40,8 +40,13 @@ class ContrastiveModel(nn.Module):
         """Features of [B, 3, S, S] normalised pixels. Raises ValueError for another shape."""
         return self.head.image_features(self.vision(pixels_BCHW))
 
-    def encode_text(self, token_ids_TL: Tensor) -> TextFeatures:
-        """Features of [T, L] token ids, 0-padded to any L up to the context. Raises ValueError beyond it.
+    def encode_text(self, token_ids_TL: Tensor | PackedCaptions) -> TextFeatures:
+        """Features of [T, L] token ids, 0-padded to any L up to the context. Raises ValueError beyond it."""
+        packed = self.pack(token_ids_TL) if isinstance(token_ids_TL, Tensor) else token_ids_TL
+        return self.head.text_features(self.text(*packed))
+
+    def pack(self, token_ids_TL: Tensor) -> PackedCaptions:
+        """Token ids as the text tower takes them, on the model's device. Raises ValueError beyond the context.
 
         They are packed on the CPU: ids that lie there already spare an accelerator a round trip.
         """
@@ -49,9 +54,9 @@ class ContrastiveModel(nn.Module):
         if length > context:
             raise ValueError(f"captions have {length} tokens; this model takes at most {context}")
         packed = pack(token_ids_TL, latents=self.text.latent_count, context_length=context)
-        return self.head.text_features(self.text(*packed.to(self.logit_scale.device)))
+        return packed.to(self.logit_scale.device)
 
-    def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
+    def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor | PackedCaptions) -> tuple[ImageFeatures, TextFeatures]:
         """Features of a batch of images and of captions, which need not be as many."""
         texts = self.encode_text(token_ids_TL)  # first, so that packing waits for nothing of this step
         return self.encode_image(pixels_BCHW), texts

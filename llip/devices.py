@@ -1,4 +1,4 @@
-"""What depends on the device: the form and the size of tiles, compiling, and what gets from memory to it how.
+"""What depends on the device: the form and the size of tiles, compiling, and how batches get there.
 
 All of the library asks `of(device)`. `as_on(A100)` answers for another device, so that the choices of a GPU can be
 seen, tested and counted on a machine without one.
@@ -28,8 +28,6 @@ class Device:
     """Tiles in few passes over memory, each an elementwise function between two products, in place of few FLOPs."""
     compiled: bool
     """Towers and elementwise functions of tiles are compiled."""
-    pinned: bool
-    """Batches wait in pinned memory and are copied beside the computation."""
     product_flops: float | None = None
     """FLOP/s that bf16 products of tiles reach; None: forms are compared by their products alone."""
     single_flops: float | None = None
@@ -38,13 +36,12 @@ class Device:
     """Bytes a second that elementwise functions reach."""
 
 
-CPU = Device(tile=1 << 19, columns=1024, fused=False, compiled=False, pinned=False)
+CPU = Device(tile=1 << 19, columns=1024, fused=False, compiled=False)
 A100 = Device(
     tile=1 << 25,
     columns=None,
     fused=True,
     compiled=True,
-    pinned=True,
     product_flops=0.4 * 312e12,
     single_flops=0.7 * 19.5e12,
     bandwidth=1.6e12,
@@ -68,6 +65,35 @@ def as_on(device: Device) -> Iterator[None]:
         yield
     finally:
         _answer = before
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the device. From pinned memory to a GPU it is copied beside the computation, which waits for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    beside, current = _copying(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(beside):
+        sent = tensor.to(device, non_blocking=True)
+    current.wait_stream(beside)
+    sent.record_stream(current)
+    return sent
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether towers are compiled where nothing is said; a GPU that lacks a compiler is warned of."""
+    if not of(device).compiled:
+        return False
+    from torch.utils._triton import has_triton
+
+    if device.type == "cuda" and not has_triton():
+        logger.warning("towers run as they are, not compiled: there is no Triton for %s", device)
+        return False
+    return True
 
 
 class Fused:

@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "llip.data": BOTTOM,
     "llip.interop": BOTTOM | {"recipes", "contrastive"},
     "llip.evaluation": BOTTOM | {"page", "model", "contrastive", "data"},
-    "llip.training": BOTTOM | {"page", "recipes", "model", "pairs", "contrastive", "summary", "data", "interop", ""},
+    "llip.training": BOTTOM
+    | {"devices", "page", "recipes", "model", "pairs", "contrastive", "summary", "data", "interop", ""},
     "llip": {"recipes", "contrastive", "interop", "training"},
 }
 """Rooms of the library that each of them may import; "" is the package itself."""

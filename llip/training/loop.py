@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 import llip
+from llip import devices
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.data.loader import Batch, LaneLoader
@@ -196,7 +197,7 @@ def parts(batch: Batch, pieces: int, config: TrainingConfig, device: torch.devic
 
     Captions stay in main memory: the text tower packs them there, and would wait for the device to read them back.
     """
-    pixels_BCHW = batch.images.to(device, non_blocking=True)
+    pixels_BCHW = devices.send(batch.images, device)
     ids_CBL = batch.token_ids.unflatten(0, (config.data.captions_per_image, -1))
     return [
         (normalize(pixels, torch.float32, config.model.preprocessing), ids.flatten(0, 1))

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llip import devices
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import ImageFeatures, TextFeatures
@@ -31,7 +32,14 @@ class World:
 
     def scalars(self, values: Sequence[Tensor | float]) -> list[tuple[float, ...]]:
         """Each of some scalars as it is on every rank, in the order of ranks; one message, the same on all of them."""
-        own_V = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values])
+        # Numbers go to the device in one copy, for which nothing waits.
+        numbers = torch.tensor(
+            [0.0 if isinstance(v, Tensor) else float(v) for v in values],
+            dtype=torch.float64,
+            pin_memory=self.device.type == "cuda",
+        ).to(self.device, non_blocking=True)
+        found = zip(values, numbers.unbind(), strict=True)
+        own_V = torch.stack([v.detach().double() if isinstance(v, Tensor) else number for v, number in found])
         everyone = own_V
         if self.group is not None:
             everyone = own_V.new_empty(self.size * len(own_V))
@@ -84,12 +92,13 @@ class Towers:
         self._world = world
         self._replicated: list[nn.Parameter] = []
         sharded = world.group is not None and config.parallel == "fsdp"
-        if config.compile and sharded:
+        compiled = devices.compiles(world.device) if config.compile is None else config.compile
+        if compiled and sharded:
             for block in _blocks(model):  # what FSDP does around a block does not compile
                 block.compile(fullgraph=True)
-        elif config.compile:
+        elif compiled:
             model.compile_towers()
-        self._forward: Any = model
+        self._model, self._forward = model, cast(Any, model)
         if sharded:
             self._replicated = _shard(model, world)
         elif world.group is not None:
@@ -98,8 +107,9 @@ class Towers:
 
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
         """Features in the run's precision."""
+        packed = self._model.pack(token_ids_TL)  # here, as FSDP would send the ids to the device first
         with self._autocast:
-            images, texts = self._forward(pixels_BCHW, token_ids_TL)
+            images, texts = self._forward(pixels_BCHW, packed)
         return images, texts
 
     @contextlib.contextmanager

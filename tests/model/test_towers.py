@@ -1,15 +1,20 @@
 """What towers do in training: compiling, recomputing, dropping patches, autocast."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
+from typing import Any
 
 import pytest
 import torch
 
-from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip import devices
+from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, TextConfig, TrainingConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
-from llip.model.packing import pack
+from llip.model.packing import PackedCaptions, pack
 from llip.model.transformer import Block, quick_gelu_mlp
 from llip.model.vision import VisionTransformer
+from llip.training.parallel import Towers, single_process
 
 END = 30
 CONFIG = ModelConfig(
@@ -29,9 +34,11 @@ def batch(captions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 3, 12, 12, generator=generator), ids_TL.scatter(1, end_T1, END)
 
 
-def gradients(model: ContrastiveModel, captions: int = 5) -> dict[str, torch.Tensor]:
+def gradients(
+    model: ContrastiveModel, captions: int = 5, forward: Callable[..., Any] | None = None
+) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    images, texts = model(*batch(captions))
+    images, texts = (forward or model)(*batch(captions))
     (model.pair_scores(images, texts) * torch.arange(captions)).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -66,15 +73,32 @@ def test_towers_compile_without_a_break_and_not_anew_for_every_batch(text_tokens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [False, True])
-def test_compiled_towers_train_alike(recompute: bool) -> None:
+@pytest.mark.parametrize(("recompute", "bf16"), [(False, False), (True, False), (False, True)])
+def test_compiled_towers_train_alike(recompute: bool, bf16: bool) -> None:
+    """As a run has them, the choice left to a GPU: whole graphs or an error, through AOT autograd."""
     torch.manual_seed(0)
+    config = TrainingConfig(model=CONFIG, precision="bf16" if bf16 else "fp32", activation_checkpointing=recompute)
     model = create_model(CONFIG)
-    plain = gradients(model)
-    model.set_activation_checkpointing(recompute)
-    model.compile_towers(backend="aot_eager")
-    for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    plain = gradients(model, forward=Towers(model, replace(config, compile=False), single_process()))
+    with devices.as_on(devices.A100), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveModel, "compile_towers", partialmethod(ContrastiveModel.compile_towers, "aot_eager"))
+        towers = Towers(model, config, single_process())
+    assert model.vision._compiled_call_impl and model.text._compiled_call_impl
+    tolerance = {"rtol": 0.02, "atol": 0.02} if bf16 else {"rtol": 1e-4, "atol": 1e-5}
+    for name, gradient in gradients(model, forward=towers).items():
+        torch.testing.assert_close(gradient, plain[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_captions_are_packed_before_the_wrapped_model_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP sends tensors among the inputs to the device, from which packing would read the ids back."""
+    torch.manual_seed(0)
+    model, seen = create_model(CONFIG), []
+    expected = model(*batch(5))
+    forward = ContrastiveModel.forward
+    monkeypatch.setattr(ContrastiveModel, "forward", lambda *inputs: (seen.append(inputs[2]), forward(*inputs))[1])
+    found = Towers(model, TrainingConfig(model=CONFIG, precision="fp32"), single_process())(*batch(5))
+    assert isinstance(seen[0], PackedCaptions)
+    torch.testing.assert_close(found, expected)
 
 
 def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:

@@ -29,12 +29,14 @@ class Accelerator:
     """Dense matrix FLOPs a second in bf16."""
     memory: int
     """Bytes."""
+    bandwidth: float
+    """Bytes a second of that memory."""
 
 
 ACCELERATORS = {
-    "a100-40gb": Accelerator(bf16_flops=312e12, memory=40 * GIB),
-    "a100-80gb": Accelerator(bf16_flops=312e12, memory=80 * GIB),
-    "h100-80gb": Accelerator(bf16_flops=989e12, memory=80 * GIB),
+    "a100-40gb": Accelerator(bf16_flops=312e12, memory=40 * GIB, bandwidth=1.555e12),
+    "a100-80gb": Accelerator(bf16_flops=312e12, memory=80 * GIB, bandwidth=2.039e12),
+    "h100-80gb": Accelerator(bf16_flops=989e12, memory=80 * GIB, bandwidth=3.35e12),
 }
 
 
@@ -46,7 +48,8 @@ class Plan(Trained):
     """GPUs that train together, with shares of the batch as equal as its lanes allow."""
     gpu: Literal["a100-40gb", "a100-80gb", "h100-80gb"] = "a100-80gb"
     mfu: float = 0.35
-    """Model FLOPs utilisation: the share of the GPUs' peak that is reached; 0.37 for the paper's CLIP L/14."""
+    """Model FLOPs utilisation of the towers: the share of the GPUs' peak that they reach, 0.37 for the paper's CLIP
+    L/14. Pair scores take the time of their bytes and products."""
     caption_tokens: int | None = None
     """Tokens of a caption on average; the context length where not given."""
     pool: int = 400_000_000
@@ -75,7 +78,7 @@ class Memory:
     activations: int
     """Tensors that both towers keep for the backward pass."""
     pairs: int
-    """Scoring one chunk of captions, and the gathered captions with their gradients."""
+    """Scoring one tile, and the gathered captions with their gradients."""
 
     @property
     def total(self) -> int:
@@ -97,6 +100,8 @@ class Capacity:
     """Model FLOPs of a step in the pair scores, forward and backward."""
     memory: Memory
     seconds_per_step: float
+    pair_seconds: float
+    """Of these, in the pair scores."""
     days: float
     shard_bytes: int
     read_bytes_per_second: float
@@ -123,7 +128,9 @@ def plan(settings: Plan) -> Capacity:
     captions = data.captions_per_image
     tower_flops = 3.0 * data.batch_size * (size.image_flops + captions * size.caption_flops)
     pair_flops = 3.0 * captions * data.batch_size**2 * pair_forward_flops(config.model)
-    seconds = (tower_flops + pair_flops) / (settings.gpus * gpu.bf16_flops * settings.mfu)
+    recomputed = 4 / 3 if config.activation_checkpointing or config.objective.micro_batches(largest_share) > 1 else 1
+    of_pairs = captions * data.batch_size**2 / settings.gpus * pair_seconds(config, gpu)
+    seconds = recomputed * tower_flops / (settings.gpus * gpu.bf16_flops * settings.mfu) + of_pairs
     return Capacity(
         batch_size=data.batch_size,
         batch_per_gpu=largest_share,
@@ -133,11 +140,38 @@ def plan(settings: Plan) -> Capacity:
         pair_flops=pair_flops,
         memory=memory(config, size.parameters, largest_share, tokens),
         seconds_per_step=seconds,
+        pair_seconds=of_pairs,
         days=config.total_steps * seconds / 86_400,
         shard_bytes=settings.pool * settings.image_bytes,
         read_bytes_per_second=data.batch_size * settings.image_bytes / seconds,
         checkpoint_bytes=12 * size.parameters,
     )
+
+
+def pair_seconds(config: TrainingConfig, gpu: Accelerator) -> float:
+    """Seconds of one (image, caption) pair, forward and backward: what goes through memory, and the products.
+
+    Counted for the tiles that a GPU takes, at the share of its bandwidth and of its peak that `llip.devices` assumes of
+    an A100. tests/benchmarks/bench_gpu_budget.py counts the same on the step as it runs.
+    """
+    from llip.devices import A100
+    from llip.pairs.scoring import fused_costs, gram_is_cheaper
+
+    assert A100.bandwidth is not None and A100.product_flops is not None
+    bandwidth = gpu.bandwidth * A100.bandwidth / ACCELERATORS["a100-80gb"].bandwidth
+    flops = gpu.bf16_flops * A100.product_flops / ACCELERATORS["a100-80gb"].bf16_flops
+    model, columns = config.model, config.data.batch_size * config.data.captions_per_image
+    d, k, m = model.embed_dim, model.mixture_tokens, model.head.heads
+    if model.head.kind not in ("text_query", "image_query"):
+        return 4 * LOSS_NUMBERS / bandwidth + 3 * 2 * d / flops
+    split = config.objective.split_gram
+    gram = gram_is_cheaper(tokens=k, heads=m, dim=d, columns=columns, gradients=True, split=split, device=A100)
+    numbers, multiplications = fused_costs(m * k, d, gradients=True, split=split)[0 if gram else 1]
+    return 4 * (numbers + LOSS_NUMBERS) / bandwidth + 2 * (multiplications + 6 * k * d) / flops
+
+
+LOSS_NUMBERS = 30
+"""fp32 numbers of a pair that its loss reads and writes, scores and slopes included."""
 
 
 def pair_forward_flops(model: ModelConfig) -> float:
@@ -181,17 +215,21 @@ def block_bytes(tower: VisionConfig | TextConfig, *, bf16: bool, checkpointing: 
     return 4 * width * tower.layers + whole if checkpointing else whole * tower.layers
 
 
-PAIR_TENSORS = 4
-"""Tensors of the size of the mixing weights that are alive at once: logits, weights, and the gradients of both."""
+PAIR_TENSORS = 5
+"""fp32 tensors of the size of the mixing weights that are alive at once, of a bf16 one half: logits, values, products
+with the Gram matrix, and what the next products read."""
 
 
 def _pair_bytes(config: TrainingConfig, batch_per_gpu: int) -> int:
-    """fp32: weights of one chunk, and every caption of the step as query and target with their gradients."""
+    """One tile, and every caption of the step as query and target with their gradients, in fp32."""
+    from llip.devices import A100
+
     model, data = config.model, config.data
     mixed = model.head.kind in ("text_query", "image_query")
-    width = model.head.heads * model.mixture_tokens if mixed else 1
-    chunk = PAIR_TENSORS * 4 * batch_per_gpu * min(config.objective.chunk or 1024, data.batch_size) * width
-    return chunk + 2 * 4 * (2 if mixed else 1) * model.embed_dim * data.batch_size * data.captions_per_image
+    columns = min(config.objective.chunk or data.batch_size, data.batch_size)
+    tile = min(A100.tile, batch_per_gpu * columns * (model.head.heads * model.mixture_tokens if mixed else 1))
+    gathered = (2 if mixed else 1) * model.embed_dim * data.batch_size * data.captions_per_image
+    return PAIR_TENSORS * 4 * tile + 2 * 4 * gathered
 
 
 def table(settings: Plan, capacity: Capacity) -> str:
@@ -212,6 +250,7 @@ def table(settings: Plan, capacity: Capacity) -> str:
         ),
         ("model FLOPs a step", f"{flops:.3g}, pair scores {c.pair_flops / flops:.1%}"),
         ("time a step", f"{c.seconds_per_step:.2f} s at {settings.mfu:.0%} MFU, {c.images_per_second:,.0f} images/s"),
+        ("  pair scores", f"{c.pair_seconds:.2f} s"),
         ("time of the run", f"{c.days:,.1f} days, {c.days * 24 * settings.gpus:,.0f} GPU hours"),
         ("memory a GPU", f"{m.total / GIB:.1f} of {gpu.memory / GIB:.0f} GiB, {fits}"),
         ("  parameters", f"{m.parameters / GIB:.1f} GiB"),

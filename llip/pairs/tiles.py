@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from llip import devices
+
 SMALLEST_SQUARE = 1e-24
 """Squared norms are at least this, as in `torch.nn.functional.normalize`."""
 
@@ -56,10 +58,10 @@ def product(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False, scal
     """`out = left @ right · scale` (or `+=`), batched, in place; operands may be of lower precision than `out`."""
     if left.dtype == out.dtype:
         out.baddbmm_(left, right, beta=int(add), alpha=scale)
-    elif out.is_cuda:
+    elif devices.of(out.device).fused:
         torch.ops.llip.wide_product(out, left, right, add, scale)
     else:
-        out.baddbmm_(left.to(out.dtype), right.to(out.dtype), beta=int(add), alpha=scale)  # the same sums
+        _wide_product_on_cpu(out, left, right, add, scale)
 
 
 # An operator of its own: PyTorch's with `out_dtype` and `out` can be traced by no compiler.
@@ -70,6 +72,11 @@ _library.define("wide_product(Tensor(a!) out, Tensor left, Tensor right, bool ad
 @torch.library.impl(_library, "wide_product", "CUDA")
 def _wide_product(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
     torch.baddbmm(out, left, right, out_dtype=out.dtype, beta=int(add), alpha=scale, out=out)
+
+
+@torch.library.impl(_library, "wide_product", "CPU")
+def _wide_product_on_cpu(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
+    out.baddbmm_(left.to(out.dtype), right.to(out.dtype), beta=int(add), alpha=scale)  # the same sums
 
 
 @torch.library.register_fake("llip::wide_product", lib=_library)

@@ -21,7 +21,9 @@ def test_steps_time_and_storage_of_clip_b32_by_hand() -> None:
     text = 11 * 77 * (24 * 512**2 + 308 * 512) + 77 * 4 * 512**2 + 20 * 512**2 + 308 * 512 + 2 * 512 * 512
     assert capacity.tower_flops == 3 * 32_768 * (vision + text)
     assert capacity.pair_flops == 3 * 32_768**2 * 2 * 512
-    seconds = (capacity.tower_flops + capacity.pair_flops) / (128 * 312e12 * 0.5)
+    # A pair of pooled features: what its loss reads and writes, and three products.
+    assert capacity.pair_seconds == pytest.approx(32_768**2 / 128 * (4 * 30 / 1.6e12 + 3 * 2 * 512 / (0.4 * 312e12)))
+    seconds = capacity.tower_flops / (128 * 312e12 * 0.5) + capacity.pair_seconds
     assert capacity.seconds_per_step == pytest.approx(seconds)
     assert capacity.days == pytest.approx(390_624 * seconds / 86_400)
     assert capacity.shard_bytes == 20_000_000_000
@@ -83,8 +85,43 @@ def test_memory_by_hand_and_with_checkpointing() -> None:
     image = (64 + 256) * (4 * 1280 * 32 + 8 * 1280 + 2 * (6 * 1280 + 2 * 5120))
     caption = 77 * (4 * 1024 * 24 + 8 * 1024 + 2 * (6 * 1024 + 2 * 4096))
     assert capacity.memory.activations == 128 * (image + caption)
-    assert capacity.memory.pairs == 4 * 4 * 128 * 1024 * 8 * 64 + 2 * 4 * 2 * 1024 * 32_768
+    assert capacity.memory.pairs == 5 * 4 * 2**25 + 2 * 4 * 2 * 1024 * 32_768
     assert capacity.checkpoint_bytes == 12 * parameters
+
+
+def test_pair_scores_take_the_time_of_their_bytes() -> None:
+    """L/14 with 32 tokens: 18.5 numbers a weight through memory, and products; a tenth of a step, not 3 %."""
+    capacity = plan(Plan(recipe="llip_l14_k32", gpus=128))
+    numbers, multiplications = 18.5 * 256 + 30, 3 * 256**2 + 6 * 32 * 768
+    seconds = 32_768**2 / 128 * (4 * numbers / 1.6e12 + 2 * multiplications / (0.4 * 312e12))
+    assert capacity.pair_seconds == pytest.approx(seconds)
+    assert capacity.pair_seconds / capacity.seconds_per_step > 0.09
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "paper", "ratio"),
+    [
+        ("clip_l14", 128, 1.11, 1.00),
+        ("llip_l14_k32", 128, 1.43, 0.97),
+        ("clip_h14", 256, 2.20, 0.75),
+        ("llip_h14_k64", 256, 3.10, 0.71),
+        ("clip_g14", 256, 4.55, 1.02),
+    ],
+)
+def test_seconds_beside_those_of_the_paper(name: str, gpus: int, paper: float, ratio: float) -> None:
+    """The Llip paper's, with one calibration: 37 %, of CLIP L/14. The page gives the same numbers."""
+    seconds = plan(Plan(recipe=name, gpus=gpus, mfu=0.37)).seconds_per_step
+    assert seconds / paper == pytest.approx(ratio, abs=0.01)
+    page = (Path(__file__).parents[2] / "cluster" / "README.md").read_text()
+    assert f"| {name}, {gpus} | {paper:.2f} | {seconds:.2f} | {seconds / paper:.2f} |" in page
+
+
+def test_recomputing_takes_a_third_more() -> None:
+    whole, again = (
+        plan(Plan(recipe="clip_l14", gpus=128, overrides={"activation_checkpointing": on})) for on in (False, True)
+    )
+    tower_seconds = [c.seconds_per_step - c.pair_seconds for c in (whole, again)]
+    assert tower_seconds[1] / tower_seconds[0] == pytest.approx(4 / 3)
 
 
 def test_short_captions_need_less() -> None:

@@ -37,7 +37,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 def commands() -> list[str]:
     """Script or -m module with its options, of every command that a page or a file of the cluster prints."""
     texts = [(ROOT / "cluster/slurm.sh").read_text().replace("# ", "")]
-    texts.append(yaml.safe_load((ROOT / "cluster/rayjob.yaml").read_text())["spec"]["entrypoint"])
+    texts.append(yaml.safe_load((ROOT / "cluster/kubernetes/job/rayjob.yaml").read_text())["spec"]["entrypoint"])
     for page in PAGES:
         text = page.read_text()
         texts += [block for language, block in blocks(text) if language in ("", "bash")]

@@ -138,7 +138,8 @@ def check_store(uri: str, concurrency: int | None) -> None:
     if uri.startswith("sqlite:") and concurrency is not None and concurrency > MOST_ON_SQLITE:
         raise ValueError(
             f"--concurrency {concurrency}: a sqlite file takes one writer at a time, and at most {MOST_ON_SQLITE} "
-            "trials; name an MLflow server on PostgreSQL in MLFLOW_TRACKING_URI (cluster/kubernetes/base/mlflow.yaml is one)"
+            "trials; name an MLflow server on PostgreSQL in MLFLOW_TRACKING_URI "
+            "(cluster/kubernetes/base/mlflow.yaml is one)"
         )
 
 

@@ -4,8 +4,9 @@
 `model, preprocess, tokenize = llip.load("output/runs/<name>")`
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llip.lazy import lazily
 
 if TYPE_CHECKING:
     from llip.contrastive import create_model
@@ -15,19 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["create_model", "load", "load_model", "recipe"]
 
-_HOME = {
-    "create_model": "llip.contrastive",
-    "load": "llip.training.weights",
-    "load_model": "llip.interop",
-    "recipe": "llip.recipes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: stages of the data pipeline import this package and never need torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "create_model": "llip.contrastive",
+        "load": "llip.training.weights",
+        "load_model": "llip.interop",
+        "recipe": "llip.recipes",
+    },
+)
 
 
 def __dir__() -> list[str]:

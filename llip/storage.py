@@ -143,12 +143,11 @@ def remove(uri: Uri) -> None:
     fs.invalidate_cache()
     if not fs.exists(path):
         return
+    named = fs.info(path)["type"] == "file"  # an object may have the name of a folder, which `find` would then hide
     found = fs.find(path, detail=True, withdirs=True)
     files = {name for name, info in found.items() if info["type"] != "directory" or name.endswith("/")}
-    if fs.info(path)["type"] == "file":  # an object may have the name of a folder
-        files.add(path)
     with ThreadPoolExecutor(_THREADS) as pool:  # `fs.rm` would take a name for a pattern
-        list(pool.map(fs.rm_file, files))
+        list(pool.map(fs.rm_file, files | {path} if named else files))
     fs.invalidate_cache()
     if fs.exists(path):  # where folders are more than parts of names, they stay
         for folder in sorted({path, *found} - files, reverse=True):
@@ -225,22 +224,6 @@ def _writes(uri: Uri, codes: Sequence[int] = ()) -> Iterator[None]:
 def write_bytes(uri: Uri, content: bytes) -> None:
     with atomic_writer(uri) as file:
         file.write(content)
-
-
-def create(uri: Uri, content: bytes) -> bool:
-    """Write a file that is not there yet; whether it was not. Of several that try at once, one succeeds."""
-    with _writes(uri):
-        fs, path = filesystem(uri)
-        try:
-            if is_local(uri):
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                with Path(path).open("xb") as file:
-                    file.write(content)
-            else:
-                fs.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            return False
-    return True
 
 
 def read_json(uri: Uri) -> Any:

@@ -11,6 +11,7 @@ import tyro
 from llip import storage
 from llip.data import corpus
 from llip.data.corpus.config import CorpusConfig
+from llip.lease import sole_writer
 from pipelines import command
 
 
@@ -27,10 +28,11 @@ def write_corpus(settings: Corpus) -> None:
     """Write everything. Raises ValueError for an output that holds another corpus."""
     from llip.evaluation.sets.corpus import write_evaluation
 
-    pool = corpus.write_pool(storage.join(settings.output, "pool"), settings.corpus)
-    write_evaluation(storage.join(settings.output, "evaluation"), settings.corpus)
-    corpus.write_metadata(storage.join(settings.output, "metadata.json"), settings.corpus)
-    corpus.write_contact_sheet(storage.join(settings.output, "contact_sheet.png"), settings.corpus)
+    with sole_writer(settings.output):
+        pool = corpus.write_pool(storage.join(settings.output, "pool"), settings.corpus)
+        write_evaluation(storage.join(settings.output, "evaluation"), settings.corpus)
+        corpus.write_metadata(storage.join(settings.output, "metadata.json"), settings.corpus)
+        corpus.write_contact_sheet(storage.join(settings.output, "contact_sheet.png"), settings.corpus)
     print(f"{pool.rows:,} images, {pool.bytes / 1e6:.0f} MB in {settings.output}")
 
 

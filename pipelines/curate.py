@@ -16,6 +16,7 @@ from typing import Any, Literal
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
+from llip.lease import sole_writer
 from pipelines import command, data_runs
 from pipelines.stages import balance, card, card_page, read, select
 from pipelines.stages.dedup import deduplicating
@@ -28,7 +29,7 @@ from pipelines.stages.match.matched import Matched, matches_of
 from pipelines.stages.match.matching import TextRules
 from pipelines.stages.read import Pool
 from pipelines.stages.select import Draw
-from pipelines.stages.work import Stage, digest, only_writer, run, tallies
+from pipelines.stages.work import Stage, digest, run, tallies
 
 Preset = Literal["none", "datacomp_basic"]
 TAIL_SHARE = 0.06
@@ -182,7 +183,7 @@ def curate(settings: Curate) -> Manifest:
     if not pool.pictures:
         _refuse_rules_of_pictures(settings, pool, thresholds)
     command.start_ray()
-    with only_writer(output):
+    with sole_writer(output):
         return _curate(settings, pool, lists, config, text_rules, image_rules)
 
 

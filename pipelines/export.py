@@ -8,10 +8,12 @@ stopped when it is started again.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from llip import storage
 from llip.data import integrity, manifest
 from llip.data.manifest import FileEntry, Manifest
+from llip.lease import sole_writer
 from pipelines import command
 
 
@@ -29,10 +31,9 @@ def export(settings: Export) -> Manifest:
     """Write the tars; returns the manifest of the output. Does nothing where that is done already.
 
     Raises ValueError where `shards` is no finished folder of shards, where one of its files is missing or damaged, and
-    for an output made from others.
+    for an output made from others or being written.
     """
-    from pipelines.stages import write_webdataset
-    from pipelines.stages.work import Stage, digest, run
+    from pipelines.stages.work import digest
 
     output, folder = storage.absolute(settings.output), storage.absolute(settings.shards)
     shards = manifest.read(folder, "shards")
@@ -42,6 +43,14 @@ def export(settings: Export) -> Manifest:
         return manifest.read(output, "webdataset")
     integrity.check_sizes(folder, shards)
     command.start_ray()
+    with sole_writer(output):
+        return _export(folder, shards, config, output)
+
+
+def _export(folder: str, shards: Manifest, config: dict[str, Any], output: str) -> Manifest:
+    from pipelines.stages import write_webdataset
+    from pipelines.stages.work import Stage, digest, run
+
     progress = storage.join(output, "progress")
     written = run(
         Stage(name="export", markers=storage.join(progress, digest(config))),

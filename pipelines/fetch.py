@@ -2,25 +2,28 @@
 
     uv run pipelines/fetch.py --links s3://bucket/links --output s3://bucket/pool
 
-The list is Parquet, CSV or JSONL with addresses and captions, or WAT files of Common Crawl; or a folder of links that
-`curate.py` left, whose pictures are then for `shard.py`. Run again, it tries what failed once more; what came is not
-fetched again. `_failed` in the output names the reason for every link.
+The list is Parquet, CSV, TSV, JSONL or JSON with addresses and captions, or WAT files of Common Crawl; or a folder of
+links that `curate.py` left, whose pictures are then for `shard.py`. Run again, it tries what failed once more; what
+came is not fetched again. `_failed` in the output names the reason for every link.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
+from llip.lease import sole_writer
 from pipelines import command
 from pipelines.stages.fetch.addresses import Allowed
 
 if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
     from pipelines.stages.fetch.download import Limits
+    from pipelines.stages.fetch.links import Columns
     from pipelines.stages.work import Unit
 
 
@@ -29,14 +32,14 @@ class Fetch:
     """Which pictures are fetched, and how."""
 
     links: str
-    """A folder, file or prefix of Parquet, CSV or JSONL with addresses and captions, or of .wat.gz files."""
+    """A folder, file or prefix of Parquet, CSV, TSV, JSONL or JSON with addresses and captions, or of .wat.gz files."""
     output: str = "output/pool"
     """Folder of the pictures and their captions."""
     url_column: str | None = None
-    """Column of the addresses; found by name (url, URL, image_url, src) where not given. They may be relative where
-    there is a column `page`."""
+    """Column of the addresses; found by name (url, URL, image_url, src, coco_url) where not given. They may be
+    relative where there is a column `page`."""
     caption_column: str | None = None
-    """Column of the captions; found by name (captions, caption, text, TEXT, alt) where not given."""
+    """Column of the captions; found by name (captions, caption, text, TEXT, alt, raw_caption) where not given."""
     sha256_column: str | None = None
     """Column of checksums that pictures have to have, hexadecimal; a null is not checked."""
     connections: int = 128
@@ -71,6 +74,12 @@ class Fetch:
                 raise ValueError(f"--{name} is {value}; it has to be at least 0")
         Allowed(self.allow)
 
+    def columns(self) -> Columns:
+        """What the columns of the list mean."""
+        from pipelines.stages.fetch.links import Columns
+
+        return Columns(url=self.url_column, captions=self.caption_column, sha256=self.sha256_column)
+
     def limits(self, workers: int) -> Limits:
         """Those of each worker."""
         from pipelines.stages.fetch.download import Limits
@@ -83,56 +92,88 @@ def fetch(settings: Fetch) -> Manifest:
     """Fetch what is not there yet; returns the manifest of the output.
 
     Raises ValueError, before anything is fetched, for a list that cannot be read or repeats an id, and for an output
-    made from another one.
+    made from another one or being written.
     """
     from pipelines.stages.fetch import fetching, links
-    from pipelines.stages.fetch.links import Columns
-    from pipelines.stages.read import files
-    from pipelines.stages.work import Stage, Unit, digest, run
+    from pipelines.stages.read import fields, files
+    from pipelines.stages.work import Unit
 
     output, source = storage.absolute(settings.output), storage.absolute(settings.links)
-    found = files.find(source)
-    kind = files.format_of(source, [f.name for f in found], links.SUFFIXES)
-    if kind is None:
-        raise ValueError(f"{source} holds no list of links: {', '.join(links.SUFFIXES)} files are read")
-    columns = Columns(url=settings.url_column, captions=settings.caption_column, sha256=settings.sha256_column)
+    unread = Counter[str]()
+    found = files.find(source, unread)
+    kind, chosen = files.of_format(source, found, links.SUFFIXES, weak=(".json",))
     config = {
         "links_digest": files.identity(found),
-        "columns": asdict(columns),
+        "columns": asdict(settings.columns()),
         "unit_rows": settings.unit_rows,
     } | ({"only_list": True} if settings.only_list else {})
     purpose = "curated" if manifest.kind_of(source) == "curated" else "pool"
-    done = manifest.read(output, purpose) if manifest.is_done(output, purpose, config) else None
-    if done and (settings.only_list or not set(done.summary["failed"]) - set(fetching.FINAL)):
+
+    def done() -> Manifest | None:
+        return manifest.read(output, purpose) if manifest.is_done(output, purpose, config) else None
+
+    if (before := done()) and (settings.only_list or not set(before.summary["failed"]) - set(fetching.FINAL)):
         print(f"{output} holds all that can be {'listed' if settings.only_list else 'fetched'} already")
-        return done
-    command.start_ray()
-    progress = storage.join(output, "_progress")
-    markers = storage.join(progress, digest(config))
-    listed = output if settings.only_list else storage.join(output, "_links")
-    chosen = [f for f in found if links.SUFFIXES.get(files.suffix(f.name)) == kind]
+        return before
+    if purpose == "pool":  # beside curated links lies what curation says of them
+        unread.update(f"files {fields.ending(f.name)}" for f in found if f not in chosen)
     lists = [Unit(index=i, file=f.uri, name=f.name, size=1) for i, f in enumerate(chosen)]
-    entries = []
+    command.start_ray()
+    with sole_writer(output):
+        result = _fetch(settings, lists, kind, config, done(), unread, curated=purpose == "curated")
+        result = replace(result, kind=purpose, config=config, source={"links": source})
+        manifest.write(output, result)
+        storage.remove(storage.join(output, "_progress"))
+    _say(result)
+    return result
+
+
+def _fetch(
+    settings: Fetch,
+    lists: list[Unit],
+    kind: str,
+    config: dict[str, Any],
+    done: Manifest | None,
+    unread: Counter[str],
+    *,
+    curated: bool,
+) -> Manifest:
+    from pipelines.stages.fetch import links
+    from pipelines.stages.work import Stage, digest, run
+
+    output = storage.absolute(settings.output)
+    markers = storage.join(output, "_progress", digest(config))
+    listed = output if settings.only_list else storage.join(output, "_links")
+    entries: list[FileEntry] = []
     if done is None:
-        entries = run(
+        results = run(
             Stage(name="list", markers=markers, noun="files"),
             lists,
             links.list_unit,
             sizes=[1] * len(lists),
-            shared={"folder": listed, "kind": kind, "columns": columns, "row_group_size": settings.unit_rows},
+            shared={
+                "folder": listed,
+                "kind": kind,
+                "columns": settings.columns(),
+                "row_group_size": settings.unit_rows,
+                "curated": curated,
+            },
         )
+        entries = [FileEntry(**result["file"]) for result in results]
+        not_read = dict(sum((Counter(result["unread"]) for result in results), unread).most_common())
+        rows = sum(entry.rows for entry in entries)
+        if not rows:
+            raise ValueError(f"{storage.absolute(settings.links)} holds no links{_in_words(not_read)}")
         if kind == "parquet":  # the rows of other lists get ids of their own
-            links.refuse_repeated_ids(_listed(listed, lists), sum(entry["rows"] for entry in entries))
+            links.refuse_repeated_ids(_listed(listed, lists), rows)
+    else:
+        not_read = done.summary["not_read"]
     units = _units(listed, lists, settings.unit_rows)
     if settings.only_list:
-        result = Manifest(kind="pool", files=tuple(FileEntry(**entry) for entry in entries), config=config)
-        print(f"{result.rows:,} links")
-    else:
-        result = replace(_attempt(settings, units, config, done, output, markers), kind=purpose)
-        _say(result)
-    manifest.write(output, result)
-    storage.remove(progress)
-    return result
+        summary = {"links": rows, "not_read": not_read}
+        return Manifest(kind="pool", files=tuple(e for e in entries if e.rows), config=config, summary=summary)
+    result = _attempt(settings, units, config, done, output, markers)
+    return replace(result, summary=result.summary | {"not_read": not_read})
 
 
 def _listed(folder: str, lists: list[Unit]) -> list[tuple[str, str]]:
@@ -143,17 +184,15 @@ def _listed(folder: str, lists: list[Unit]) -> list[tuple[str, str]]:
 
 
 def _units(folder: str, lists: list[Unit], unit_rows: int) -> list[Unit]:
-    """Units of the links as they were written down. Raises ValueError where lists differ in what they carry along."""
+    """Units of the links as they were written down. Raises ValueError where lists have columns of one name and of
+    types that are none together."""
     from pipelines.stages.read import parquet
 
     listed = _listed(folder, lists)
     footers = parquet.read_footers(listed)
-    columns = [footer.schema.to_arrow_schema() for footer in footers]
-    if other := next((i for i, found in enumerate(columns) if not found.equals(columns[0])), None):
-        raise ValueError(
-            f"{lists[other].file} has other columns than {lists[0].file}: {', '.join(columns[other].names)} against"
-            f" {', '.join(columns[0].names)}; all files of a list need the same"
-        )
+    parquet.unified(
+        {unit.file: f.schema.to_arrow_schema() for unit, f in zip(lists, footers, strict=True) if f.num_rows}
+    )
     return parquet.units(listed, footers, unit_rows)
 
 
@@ -181,16 +220,24 @@ def _attempt(
     links = sum(u.size for u in units)
     result = Manifest(kind="pool", files=(*(done.files if done else ()), *new), config=config)
     assert links == result.rows + sum(failed.values()), f"{links} links, but {result.rows} fetched and {failed} failed"
-    summary = {"links": links, "fetched": result.rows, "failed": failed, "attempts": attempt + 1}
-    source = {"links": storage.absolute(settings.links)}
-    return replace(result, source=source, summary=summary)
+    return replace(result, summary={"links": links, "fetched": result.rows, "failed": failed, "attempts": attempt + 1})
 
 
 def _say(result: Manifest) -> None:
-    fetched, links, failed = (result.summary[name] for name in ("fetched", "links", "failed"))
-    print(f"{fetched:,} of {links:,} pictures, {result.bytes / 1e6:,.1f} MB")
-    for reason, count in failed.items():
+    summary = result.summary
+    if "fetched" in summary:
+        print(f"{summary['fetched']:,} of {summary['links']:,} pictures, {result.bytes / 1e6:,.1f} MB")
+    else:
+        print(f"{summary['links']:,} links")
+    for reason, count in summary.get("failed", {}).items():
         print(f"{count:12,} {reason}")
+    if summary["not_read"]:
+        print(_in_words(summary["not_read"]).removeprefix("; "))
+
+
+def _in_words(not_read: Mapping[str, int]) -> str:
+    found = ", ".join(f"{count:,} {kind}" for kind, count in not_read.items())
+    return f"; found and not read: {found}" if found else ""
 
 
 def cli() -> None:

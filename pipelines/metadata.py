@@ -9,13 +9,15 @@ Leaves `metadata.json` and, last, `manifest.json`. A pure function of what it re
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
+from llip.lease import sole_writer
 from pipelines import command
 from pipelines.stages.match import lexicon, metadata
-from pipelines.stages.read import files
+from pipelines.stages.read import Pool, files
 from pipelines.stages.work import digest
 
 
@@ -65,11 +67,17 @@ def build(settings: Metadata) -> Manifest:
     if manifest.is_done(output, "metadata", config):
         print(f"{output} holds the metadata already")
         return manifest.read(output, "metadata")
+    if corpus:
+        command.start_ray()
+    with sole_writer(output):
+        return _build(settings, corpus, config, output)
+
+
+def _build(settings: Metadata, corpus: Pool | None, config: dict[str, Any], output: str) -> Manifest:
     sources: dict[str, list[str]] = {}
     if settings.wordnet:
         sources["wordnet"] = lexicon.lemmas(storage.absolute(settings.wordnet))
     if corpus:
-        command.start_ray()
         progress = storage.join(output, "progress", digest(config))
         sources["corpus"] = metadata.of_corpus(
             corpus, folder=progress, markers=progress, min_count=settings.min_count, min_pmi=settings.min_pmi

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llip import recipes, storage
 from llip.config import TrainingConfig
 from llip.fields import differences, setting
+from llip.lease import sole_writer
 from llip.training import run_folder
 from pipelines import command, prepare_data, ui
 from pipelines.command import Trained
@@ -105,7 +106,7 @@ def pretrain(settings: Pretrain) -> Outcome:
     run_folder.check(folder, config)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
-    from llip.training import checkpoint, lease, notebook, stopping
+    from llip.training import checkpoint, notebook, stopping
     from llip.training.tracking import Tracking, default_store
     from pipelines import launching
 
@@ -147,7 +148,7 @@ def pretrain(settings: Pretrain) -> Outcome:
         )
         if workers:
             command.start_ray()  # before the handler of SIGTERM, since Ray sets one of its own
-        with lease.sole_writer(folder):
+        with sole_writer(folder):
             stopping.clear_stop(folder)
             with stopping.on_sigterm(folder):
                 launching.fit(

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
+from llip.lease import sole_writer
 from pipelines import command, data_runs, schema
 from pipelines.curate import Curate, PoolRules, config_of, curate
 from pipelines.stages import card, card_page, shuffle
 from pipelines.stages.encode import Encoding, Format
 from pipelines.stages.shuffle import Curated
-from pipelines.stages.work import Stage, digest, only_writer, run
+from pipelines.stages.work import Stage, digest, run
 
 GROUP_ROWS = 128
 """Rows of a row group, where a pool is large enough to have many."""
@@ -116,7 +117,7 @@ def shard(settings: Shard) -> Manifest:
         print(f"{output} holds the shards already")
         _clean(output)
         return manifest.read(output, "shards")
-    with only_writer(output):
+    with sole_writer(output):
         if settings.pool is not None:
             curated = curate(made)
         result = _shard(settings, config, curated, folder, output, source)

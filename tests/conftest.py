@@ -15,6 +15,8 @@ import torch
 from helpers.s3 import s3_environment, service
 from hypothesis import settings
 
+from llip import lease
+
 # One change, one result: a failure is of what was changed. No deadline: the first call of compiled code is slow.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -24,6 +26,12 @@ settings.load_profile("repeatable")
 def one_thread() -> None:
     """Tests share few cores with workers of their own."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_rivals() -> None:
+    """Leases in a bucket are taken without waiting for others that take them at the same moment."""
+    lease.SETTLE_SECONDS = 0.05
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOPS = ("llip", "pipelines", "tune", "cluster")
 
-BOTTOM = {"fields", "config", "storage", "progress", "headline"}
+BOTTOM = {"fields", "config", "storage", "lazy", "progress", "headline"}
 ALLOWED: dict[str, set[str]] = {
     "llip.fields": set(),
     "llip.storage": set(),
@@ -17,6 +17,8 @@ ALLOWED: dict[str, set[str]] = {
     "llip.devices": set(),
     "llip.progress": set(),
     "llip.headline": set(),
+    "llip.lazy": set(),
+    "llip.lease": {"storage"},
     "llip.config": {"fields"},
     "llip.recipes": {"fields", "config", "storage"},
     "llip.model": {"config"},
@@ -29,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "llip.evaluation": BOTTOM | {"page", "model", "contrastive", "data"},
     "llip.training": BOTTOM
     | {"devices", "page", "recipes", "model", "pairs", "contrastive", "summary", "data", "interop", ""},
-    "llip": {"recipes", "contrastive", "interop", "training"},
+    "llip": {"lazy", "recipes", "contrastive", "interop", "training"},
 }
 """Rooms of the library that each of them may import; "" is the package itself."""
 

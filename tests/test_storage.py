@@ -38,6 +38,13 @@ def test_remove_takes_files_folders_and_nothing(tmp_path: Path) -> None:
     assert not storage.exists(str(tmp_path / "a"))
 
 
+def test_an_object_of_a_folder_s_name_goes_with_the_folder(s3_bucket: str) -> None:
+    for name in ("d", "d/e", "d/f/g", "d1", "d.txt"):
+        storage.write_bytes(f"{s3_bucket}/{name}", b"x")
+    storage.remove(f"{s3_bucket}/d")
+    assert storage.listing(s3_bucket) == [f"{s3_bucket}/d.txt", f"{s3_bucket}/d1"]
+
+
 def test_absolute_keeps_remote_uris() -> None:
     assert storage.absolute("s3://bucket/key") == "s3://bucket/key"
     assert storage.absolute("file:///data/x") == "/data/x"

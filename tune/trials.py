@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from llip import storage
+from llip.lease import sole_writer
 from tune import results
 from tune.results import Trial, TrialResult
 
@@ -65,7 +66,8 @@ def run(plan: Plan, suggestions: "Suggestions | None" = None) -> dict[str, Trial
     known = {name: results.read(plan.trial_folder(name), trial) for name, trial in plan.trials.items()}
     left = [trial for name, trial in plan.trials.items() if not known[name].ended]
     if left or suggestions:
-        _fit(plan, left, known, suggestions)
+        with sole_writer(plan.folder):
+            _fit(plan, left, known, suggestions)
     trials = {**plan.trials, **(suggestions.planned if suggestions else {})}
     found = {name: results.read(plan.trial_folder(name), trial) for name, trial in trials.items()}
     for name, result in found.items():

@@ -11,14 +11,15 @@ from llip import storage
 ENCODINGS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 """Other encodings, by their byte order marks."""
 HEAD = 1 << 10
-"""Bytes that are looked at for an encoding without a mark: texts have no zero bytes, those of UTF-16 are half of them
-zero."""
+"""Bytes that are looked at for an encoding without a mark."""
+ZEROS = 8
+"""In texts of UTF-16 about every second byte is zero; one of more than so many shows them."""
 
 
 def refuse_other_encodings(head: bytes, where: str | os.PathLike[str]) -> None:
     """Raise ValueError where the beginning of a file is of an encoding with wider letters."""
     name = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), None)
-    if name or b"\0" in head[:HEAD]:
+    if name or head[:HEAD].count(0) * ZEROS > len(head[:HEAD]):
         raise ValueError(f"{where} is {name or 'UTF-16 or no text'}; it has to be UTF-8")
 
 

@@ -18,9 +18,15 @@ TEMPERATURES = {768: 5.0, 1024: 1.0, 1280: 5.0, 1664: 5.0}
 """Mixing temperature by the width of the vision tower: B, L, H and bigG (Llip, table 2)."""
 
 
+def is_release(state: dict[str, Tensor]) -> bool:
+    """Whether tensors are those of a model that mixes tokens, by name."""
+    return "k_proj" in state and "v_proj" in state
+
+
 def load_llip_release(
     path: str | os.PathLike[str],
     *,
+    tensors: dict[str, Tensor] | None = None,
     num_heads: int = 8,
     temperature: float | None = None,
     activation: Activation = "quick_gelu",
@@ -29,37 +35,12 @@ def load_llip_release(
 ) -> ContrastiveModel:
     """A checkpoint of Llip's public release, local or remote.
 
-    The keyword arguments are what shapes cannot tell: 8 heads, and what is not given is that of the published size.
+    tensors: what was read from it, where that was done before. The other arguments are what shapes cannot tell: 8
+    heads, and what is not given is that of the published size.
     Raises ValueError for a file of another format, naming what does not fit, and for a size that is not published.
     """
     path = os.fspath(path)
-    return from_tensors(
-        read_tensors(path),
-        path,
-        num_heads=num_heads,
-        temperature=temperature,
-        activation=activation,
-        vision_head_width=vision_head_width,
-        text_head_width=text_head_width,
-    )
-
-
-def is_release(state: dict[str, Tensor]) -> bool:
-    """Whether tensors are those of a model that mixes tokens, by name."""
-    return "k_proj" in state and "v_proj" in state
-
-
-def from_tensors(
-    state: dict[str, Tensor],
-    path: str,
-    *,
-    num_heads: int = 8,
-    temperature: float | None = None,
-    activation: Activation = "quick_gelu",
-    vision_head_width: int | None = None,
-    text_head_width: int | None = None,
-) -> ContrastiveModel:
-    """`load_llip_release` of tensors that were read from `path`."""
+    state = read_tensors(path) if tensors is None else tensors
     if "out_proj" in state:  # its name in older files
         state = {"pred.out_proj" if name == "out_proj" else name: tensor for name, tensor in state.items()}
     check_tokens(state, 2, "[K, width] of Llip's tokens", path)

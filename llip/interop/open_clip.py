@@ -41,11 +41,13 @@ OTHER_ARCHITECTURES = {
 def load_open_clip(
     path: str | os.PathLike[str],
     *,
+    tensors: dict[str, Tensor] | None = None,
     activation: Activation | None = None,
     vision_head_width: int | None = None,
     text_head_width: int | None = None,
 ) -> ContrastiveModel:
-    """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer, local or remote.
+    """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer, local or remote; `tensors` are what
+    was read from it, where that was done before.
 
     Weights show neither their activation nor the number of heads nor how images are prepared for them: an
     `open_clip_config.json` beside them tells. Without one, heads have the widths of the published sizes, images are
@@ -54,24 +56,7 @@ def load_open_clip(
     Raises ValueError for any other model, naming what does not fit.
     """
     path = os.fspath(path)
-    return from_tensors(
-        read_tensors(path),
-        path,
-        activation=activation,
-        vision_head_width=vision_head_width,
-        text_head_width=text_head_width,
-    )
-
-
-def from_tensors(
-    state: dict[str, Tensor],
-    path: str,
-    *,
-    activation: Activation | None = None,
-    vision_head_width: int | None = None,
-    text_head_width: int | None = None,
-) -> ContrastiveModel:
-    """`load_open_clip` of tensors that were read from `path`."""
+    state = read_tensors(path) if tensors is None else tensors
     by_openai = "input_resolution" in state
     state = {TEXT_MODULE.sub("", name): tensor for name, tensor in state.items() if not name.endswith(NO_PARAMETERS)}
     for prefix, architecture in OTHER_ARCHITECTURES.items():
@@ -103,7 +88,7 @@ def from_tensors(
         warnings.warn(
             f"{path} does not say its activation, and no {CONFIG} lies beside it: taken for QuickGELU, as OpenAI's and "
             "MetaCLIP's weights are. Say activation='quick_gelu', or 'gelu', the exact one (--activation)",
-            stacklevel=3,
+            stacklevel=2,
         )
     return model
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from llip.training.logged_models import LoggedModels
 from llip.training.notebook import EVALUATION, Data, wants_system_metrics, with_headlines
@@ -348,8 +349,13 @@ def is_active(client: Any, run_id: str) -> bool:
 
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a tracking URI; None for a server."""
-    path = uri.removeprefix("sqlite:///")
-    return Path(path) if path != uri and path not in ("", ":memory:") else None
+    path = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
+    return Path(path) if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
+def sqlite_uri(file: str) -> str:
+    """The tracking URI of a database file, in which `?` would begin options and `%` a letter."""
+    return "sqlite:///" + file.replace("%", "%25").replace("?", "%3F")
 
 
 def file_identity(uri: str) -> tuple[int, int] | None:
@@ -375,7 +381,8 @@ def connection_uri(uri: str) -> str:
         met[-1] = file_identity(uri)
     if not met or met[-1] != file_identity(uri) or met[-1] is None:
         met.append(file_identity(uri))
-    return f"sqlite:///{file.parent}/{'./' * (len(met) - 1)}{file.name}"
+    spelling = sqlite_uri(f"{file.parent}/{'./' * (len(met) - 1)}{file.name}")
+    return spelling + "".join(uri.partition("?")[1:])
 
 
 def _timed(step: int, values: Mapping[str, float]) -> list[tuple[str, float, int, int]]:

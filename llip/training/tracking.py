@@ -14,7 +14,7 @@ from typing import Any
 
 from llip import storage
 from llip.training import lineage, logged_models, notebook
-from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file
+from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file, sqlite_uri
 from llip.training.run_folder import git_revision
 from llip.training.stopping import StoppedError
 
@@ -63,7 +63,7 @@ def default_store(output: str) -> tuple[str, str | None]:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri, None
     folder = storage.absolute(output if storage.is_local(output) else ".")
-    return f"sqlite:///{folder}/mlflow.db", f"{folder}/mlartifacts"
+    return sqlite_uri(f"{folder}/mlflow.db"), f"{folder}/mlartifacts"
 
 
 def tracking_of(run_folder: str) -> Tracking | None:

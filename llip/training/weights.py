@@ -147,9 +147,9 @@ class Weights:
             text_head_width = text_head_width or expected.text.width // expected.text.heads
             activation = activation or expected.activation
         if llip_release.is_release(state):
-            model = llip_release.from_tensors(
-                state,
+            model = llip_release.load_llip_release(
                 self.uri,
+                tensors=state,
                 num_heads=expected.head.heads if expected else 8,
                 temperature=expected.head.temperature if expected else None,
                 activation=activation or "quick_gelu",
@@ -157,9 +157,9 @@ class Weights:
                 text_head_width=text_head_width,
             )
         else:
-            model = open_clip.from_tensors(
-                state,
+            model = open_clip.load_open_clip(
                 self.uri,
+                tensors=state,
                 activation=activation,
                 vision_head_width=vision_head_width,
                 text_head_width=text_head_width,

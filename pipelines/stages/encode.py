@@ -37,8 +37,8 @@ class Encoding:
 def encode(data: bytes, encoding: Encoding, boxes: Sequence[Box] = ()) -> bytes:
     """The picture as it is stored, with some boxes (faces) blurred: the same bytes where nothing has to change.
 
-    Raises UnusableImageError. What is passed on as it came has been decoded as the loader does it, so that no training
-    step meets a file that it cannot read.
+    Raises UnusableImageError. What is passed on as it came, and every JPEG, has been decoded as the loader does it, so
+    that no training step meets a file that it cannot read, nor what is left of a damaged one.
     """
     return read(data, partial(_stored, encoding=encoding, boxes=boxes))
 
@@ -52,11 +52,10 @@ def _stored(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequen
     unchanged = source == wanted and not large and not boxes and _plain(picture)
     if unchanged and source != "JPEG":  # Pillow may yet fail on what lies behind the pixels, as others with it would
         picture.load()
-    if unchanged and orientation(picture) == 1:
-        if _is_loadable(data):
-            return data
-        if source == "JPEG":  # Pillow shows what is left of a damaged one
-            raise UnusableImageError(UNDECODABLE)
+    if source == "JPEG" and not _is_loadable(data):  # Pillow shows what is left of a damaged one
+        raise UnusableImageError(UNDECODABLE)
+    if unchanged and orientation(picture) == 1 and (source == "JPEG" or _is_loadable(data)):
+        return data
     if large and source == "JPEG":  # decoded at a half, quarter or eighth of its size where that is enough
         picture.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS, reducing_gap=1.0)
     result = pixels(picture)

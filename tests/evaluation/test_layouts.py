@@ -13,6 +13,7 @@ import pytest
 from clip_benchmark.datasets.builder import build_wds_dataset
 from PIL import Image
 
+from llip import storage
 from llip.evaluation.sets import evaluation_set, find_sets, image_references, names, read_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.sets.image_references import encoded
@@ -191,14 +192,33 @@ def test_sets_lie_side_by_side_also_in_a_bucket(s3_bucket: str) -> None:
     assert images(found[1].read()) == [picture("red")] * 2
 
 
-def test_a_digest_tells_other_files_and_other_class_names(tmp_path: Path) -> None:
-    classification_tars(tmp_path / "animals")
-    seen = {find_sets(str(tmp_path))[0].digest()}
-    write(tmp_path / "animals" / "classnames.txt", "cat\nowl\nred fox\n")
-    seen.add(find_sets(str(tmp_path))[0].digest())
-    write(tmp_path / "animals" / "test" / "1.tar", b"")
-    seen.add(find_sets(str(tmp_path))[0].digest())
-    assert len(seen) == 3
+@pytest.mark.parametrize("layout", ["tars", "folders", "parquet", "ours"])
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_digest_tells_another_byte_of_any_file(
+    tmp_path: Path, layout: str, place: str, request: pytest.FixtureRequest
+) -> None:
+    root = str(tmp_path) if place == "disk" else request.getfixturevalue("s3_bucket")
+    if layout == "tars":
+        for name, content in {"classnames.txt": b"cat\n", "t/nshards.txt": b"1\n", "t/0.tar": b"\0" * 5000}.items():
+            storage.write_bytes(f"{root}/a/{name}", content)
+    elif layout == "folders":
+        for name in ("cat", "owl"):
+            storage.write_bytes(f"{root}/a/{name}/0.png", picture("red"))
+    else:
+        own = pa.table({"image": [picture("red")], "label": pa.array([0], pa.int32())})
+        target = EvaluationSet(name="a", task="classification", table=own, classes=("x",))
+        evaluation_set.write(f"{root}/a", target)
+        if layout == "parquet":
+            storage.remove(f"{root}/a/evaluation.json")
+    files = storage.listing(root)
+    seen = {find_sets(root)[0].digest()}
+    for file in files:
+        content = bytearray(storage.read_bytes(file))
+        place_of_change = content.find(b'"x"') + 1 or len(content) // 2  # of JSON the name of a class
+        content[place_of_change] ^= 1
+        storage.write_bytes(file, bytes(content))
+        seen.add(find_sets(root)[0].digest())
+    assert len(seen) == 1 + len(files)
 
 
 def tars(folder: Path, **changes: bytes) -> None:

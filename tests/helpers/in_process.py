@@ -1,39 +1,32 @@
 """Stages in this process, without Ray: for what a stage does, where it does not matter who runs it."""
 
-import json
+import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from pipelines import curate, shard
-from pipelines.stages.dedup import deduplicating
-from pipelines.stages.match import matched, metadata
-from pipelines.stages.work import Stage
+from pipelines.stages.work import passes
 
 
-def run(
-    stage: Stage,
-    units: Sequence[Any],
-    function: Callable[..., dict[str, Any]],
-    *,
-    sizes: Sequence[int],
-    shared: dict[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """As `passes.run`: results pass through JSON."""
-    return [json.loads(json.dumps(function(unit, **(shared or {})))) for unit in units]
+def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]]) -> Any:
+    """One task of all units, which is done here."""
+    task = pa.table({"index": [i for i, _ in units], "unit": [pickle.dumps(unit) for _, unit in units]})
+    return SimpleNamespace(iter_rows=lambda: (row for part in work(task) for row in part.to_pylist()))
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `curate` and `shard` run here."""
-    for module in (curate, shard, matched, metadata, deduplicating):
-        monkeypatch.setattr(module, "run", run)
+    """Make the data jobs run here: their passes are those of any run, but for who does the tasks."""
+    monkeypatch.setattr(passes, "_dataset", _dataset)
     fake = SimpleNamespace(
         put=lambda value: value,
         get=lambda values: values,
         is_initialized=lambda: True,
+        cluster_resources=lambda: {"CPU": 1},
         remote=lambda function: SimpleNamespace(remote=function),
+        ObjectRef=type("ObjectRef", (), {}),
     )
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]

@@ -1,18 +1,21 @@
 """Lists of links of every format, and pools that are fetched from them."""
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.in_process import without_ray
 from helpers.misbehaving_server import Site, serving
 from helpers.small_pools import picture, read_all
 
@@ -37,10 +40,14 @@ def site() -> Iterator[Site]:
         yield site
 
 
-def links_of(file: Path, kind: str, columns: Columns | None = None) -> list[dict[str, Any]]:
+def links_of(
+    file: Path, kind: str, columns: Columns | None = None, unread: Counter[str] | None = None
+) -> list[dict[str, Any]]:
     unit = Unit(index=0, file=str(file), name=file.name, size=1)
     columns = columns or Columns(url=None, captions=None, sha256=None)
-    links.list_unit(unit, folder=str(file.parent), kind=kind, columns=columns, row_group_size=2)
+    kind = links.LIST if kind in ("csv", "jsonl") else kind
+    result = links.list_unit(unit, folder=str(file.parent), kind=kind, columns=columns, row_group_size=2)
+    (Counter() if unread is None else unread).update(result["unread"])
     return pq.read_table(file.parent / links.links_name(unit)).to_pylist()
 
 
@@ -71,7 +78,8 @@ def test_the_columns_that_are_asked_for_are_read(tmp_path: Path, kind: str) -> N
         file.write_text(json.dumps(rows[0]))
     (link,) = links_of(file, kind, Columns(url="image_url", captions="recaption", sha256=None))
     assert (link["url"], link["captions"]) == ("http://a/1", ["a cat"])
-    assert kind != "parquet" or link.keys() == {"id", "captions", "url", "score"}
+    assert link.keys() == {"id", "captions", "url", "score"}
+    assert kind == "parquet" or link["score"] == 0.5
     (link,) = links_of(file, kind, Columns(url=None, captions="recaption", sha256=None))
     assert (link["url"], link["captions"]) == ("http://no/1", ["a cat"])
 
@@ -123,11 +131,82 @@ def test_links_of_csv_and_jsonl(tmp_path: Path) -> None:
         "captions": ['a "cat"'],
         "url": "http://b/x/i.png",
         "page": "http://b/x/y/z",
+        "md": "ab",
     }
     lines = [{"link": "http://a/1", "captions": ["a", "b"], "md": "ab"}, {"link": 3, "captions": None}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     links = links_of(tmp_path / "a.jsonl", "jsonl", Columns(url="link", captions=None, sha256="md"))
     assert [(r["url"], r["captions"], r["md"]) for r in links] == [("http://a/1", ["a", "b"], "ab"), (None, [], None)]
+
+
+def test_files_of_a_list_may_differ_in_their_columns_and_be_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_ray(monkeypatch)
+    folder = tmp_path / "links"
+    folder.mkdir()
+    url, text = pa.array(["http://a/1"]), pa.array(["a"])
+    pq.write_table(pa.table({"url": url[:0], "text": text[:0]}), folder / "0.parquet")
+    pq.write_table(
+        pa.table({"url": url, "text": text.dictionary_encode(), "width": pa.array([3], pa.int8())}),
+        folder / "1.parquet",
+    )
+    pq.write_table(
+        pa.table({"url": url.cast(pa.large_string()), "text": text, "width": [4], "note": ["x"]}), folder / "2.parquet"
+    )
+    (folder / "notes.md").write_text("x")
+    settings = Fetch(links=str(folder), output=str(tmp_path / "out"), only_list=True)
+    result = fetch(settings)
+    assert result.summary == {"links": 2, "not_read": {"files .md": 1}} and len(result.files) == 2
+    assert "2 links\nfound and not read: 1 files .md" in capsys.readouterr().out
+    rows = [r for t in (pq.read_table(f) for f in sorted((tmp_path / "out").glob("*.parquet"))) for r in t.to_pylist()]
+    assert [(r["captions"], r["width"]) for r in rows] == [(["a"], 3), (["a"], 4)]
+    pq.write_table(pa.table({"url": url, "text": text, "width": ["wide"]}), folder / "3.parquet")
+    with pytest.raises(ValueError, match=r"3.parquet has the column 'width' as string, .*1.parquet as int"):
+        fetch(replace(settings, output=str(tmp_path / "other")))
+    for file in folder.glob("*.parquet"):
+        pq.write_table(pa.table({"url": url[:0], "text": text[:0]}), file)
+    with pytest.raises(ValueError, match=r"links holds no links; found and not read: 1 files .md"):
+        fetch(replace(settings, output=str(tmp_path / "third")))
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "1.jpg", "coco_url": "http://a/1", "height": 3}],
+    "annotations": [{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}],
+}
+REDCAPS = {"info": {}, "annotations": [{"url": "http://a/1", "raw_caption": "A", "caption": "a", "score": 3}]}
+LISTS: dict[str, tuple[str, bytes, list[Any], dict[str, int]]] = {
+    "CC12M": ("l.tsv", b"http://a/1\ta cat\nhttp://a/2\tb\n", [("http://a/1", ["a cat"]), ("http://a/2", ["b"])], {}),
+    "CC3M": ("l.tsv", b"a cat\thttp://a/1\n", [("http://a/1", ["a cat"])], {}),
+    "gzip": ("l.csv.gz", gzip.compress(b"url,text\nhttp://a/1,a\n"), [("http://a/1", ["a"])], {}),
+    "COCO": ("l.json", json.dumps(COCO).encode(), [("http://a/1", ["a", "b"])], {}),
+    "RedCaps": ("l.json", json.dumps(REDCAPS).encode(), [("http://a/1", ["a"])], {}),
+    "lines of one address": (
+        "l.csv", b"url,text\nhttp://a/1,a\nhttp://a/1,b\n,c\n,d\nhttp://a/1,e\n",
+        [("http://a/1", ["a", "b"]), (None, ["c"]), (None, ["d"]), ("http://a/1", ["e"])], {},
+    ),
+    "lines that are none": (
+        "l.jsonl", b'\xef\xbb\xbf{"url": "http://a/1", "text": "a\xe2\x80\xa8b"}\n\n[1]\n{"url": \n{"url": "\xff"}\n'
+        b'{"url": "http://a/2", "text": "\\ud800"}\n',
+        [("http://a/1", ["a\u2028b"]), ("http://a/2", [])],
+        {"blank lines": 1, "line cannot be read": 2, "text is no Unicode": 1},
+    ),
+    "fields too many": ("l.csv", b"url,text\nhttp://a/1,a, b\nhttp://a/2,c\n", [("http://a/2", ["c"])],
+                        {"line cannot be read": 1}),
+    "no links": ("l.csv", b"url,text\n", [], {}),
+    "nothing": ("l.csv", b"", [], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_line_of_a_list_of_links_is_read_or_counted(tmp_path: Path, name: str) -> None:
+    file, content, expected, counted = LISTS[name]
+    (tmp_path / file).write_bytes(content)
+    unread = Counter[str]()
+    found = links_of(tmp_path / file, links.LIST, unread=unread)
+    assert [(r["url"], r["captions"]) for r in found] == expected and unread == counted
+    if name in ("COCO", "RedCaps"):
+        assert found[0].get("height", found[0].get("score")) == 3
 
 
 def test_links_of_common_crawl(tmp_path: Path) -> None:
@@ -148,6 +227,8 @@ def test_links_of_common_crawl(tmp_path: Path) -> None:
         page("http://a/x/y", None, ("i.png", " a cat "), ("/j.png", None), ("//b/k.png", "a dog"), ("l.png", "")),
         page("http://a/x/y", "/base/", ("i.png", "a bird"), ("http://[broken", "a fish")),
         {"Envelope": {"Payload-Metadata": {}}},
+        {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": {"HTML-Metadata": {"Links": [3, {"url": 4}]}}}}},
+        [],
     ]
     with (tmp_path / "a.warc.wat.gz").open("wb") as file:
         writer = WARCWriter(file, gzip=True)
@@ -169,12 +250,15 @@ def test_links_of_common_crawl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "content", "message"),
     [
-        ("a.csv", "csv", b"image,caption\n", "a.csv has no column url or URL"),
-        ("a.csv", "csv", b"url,words\n", "a.csv has no column captions or caption"),
-        ("a.csv", "csv", b"url,text\n", "a.csv holds no links"),
-        ("a.csv", "csv", b"url,text\n\xff\xff,a\n", "a.csv cannot be read as csv"),
-        ("a.jsonl", "jsonl", b"[1]\n", r"a.jsonl: line 1 holds '\[1\]'"),
-        ("a.jsonl", "jsonl", b"{\n", "a.jsonl cannot be read as jsonl"),
+        ("a.csv", "csv", b"image,caption\na,b\n", "a.csv has no column url or URL"),
+        ("a.csv", "csv", b"url,words\na,b\n", "a.csv has no column captions or caption"),
+        ("a.csv", "csv", b"url,text,url\na,b,c\n", "a.csv has two columns named 'url'"),
+        ("a.csv", "csv", b"url,text,image\na,b,c\n", "a.csv has a column 'image' already"),
+        ("a.csv", "csv", b"url,text,keep_probability\na,b,c\n", "a.csv has a column 'keep_probability', a name that"),
+        ("a.csv", "csv", b'url,text\na,"b', "a.csv, line 2: a field cannot be read"),
+        ("a.csv", "csv", "url,text\na,b\n".encode("utf-16"), "a.csv is UTF-16"),
+        ("a.jsonl", "jsonl", b"[1]\n", r"a.jsonl cannot be read: line 1: it holds '\[1\]'"),
+        ("a.jsonl", "jsonl", b"{\n", "a.jsonl cannot be read: line 1: Expecting property name"),
         ("a.parquet", "parquet", b"junk", "a.parquet cannot be read as Parquet"),
         ("a.wat.gz", "WAT", b"junk", "a.wat.gz cannot be read as WAT"),
     ],
@@ -212,7 +296,7 @@ def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: P
     )
     result = fetch(settings)
     failed = {"HTTP 410": 2, "invalid address": 2, "opted out of AI use": 1, "HTTP 404": 1, "no captions": 1}
-    assert result.summary == {"links": 37, "fetched": 30, "failed": failed, "attempts": 1}
+    assert result.summary == {"links": 37, "fetched": 30, "failed": failed, "attempts": 1, "not_read": {}}
     assert {r["id"]: r["captions"] for r in read_all(tmp_path / "pool")} == {
         f"row-{i}": [f"a cat, {i}"] for i in range(30)
     }

@@ -13,51 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.in_process import without_ray
+from helpers.odd_pools import listed, pair, rows_of, seen, tar_of
 from helpers.small_pools import picture, read_all
+from PIL import Image
 
-from llip import storage
-from llip.data import text_files
 from pipelines import schema
-from pipelines.curate import Curate, curate
+from pipelines.curate import Curate
 from pipelines.prepare_data import prepare
 from pipelines.shard import Shard, shard
 from pipelines.stages import read
 from pipelines.stages.dedup.deduplicating import Dedup
-from pipelines.stages.filter import rules
 from pipelines.stages.read import files, normalise, webdataset
-
-Rows = list[dict[str, Any]]
-
-
-def rows_of(uri: Path | str, **options: Any) -> tuple[Rows, Counter[str]]:
-    """The rows of a pool with the reasons of those that cannot be used, and what is not read."""
-    pool = read.open_pool(str(uri), unit_rows=10, **options)
-    unread = Counter[str](pool.unread)
-    columns = (*pool.columns.names, schema.REASON)
-    rows = [r for u in pool.units for t in read.tables(pool.format, u, columns, unread) for r in t.to_pylist()]
-    assert {r[schema.REASON] for r in rows} - {None} <= set(rules.ROW_REASONS)
-    assert len({r["id"] for r in rows}) == len(rows), "ids are unique"
-    return rows, unread
-
-
-def seen(rows: Rows) -> list[Any]:
-    """Captions, or the reason of a row that cannot be used."""
-    return [r[schema.REASON] or r["captions"] for r in rows]
-
-
-def tar_of(members: list[tuple[str, bytes]]) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return target.getvalue()
-
-
-def pair(key: str, text: str) -> list[tuple[str, bytes]]:
-    return [(f"{key}.jpg", b"J" + key.encode()), (f"{key}.txt", text.encode())]
-
 
 ONE, TWO = tar_of(pair("0", "zero") + pair("1", "one")), tar_of(pair("0", "again") + pair("2", "two"))
 
@@ -140,134 +106,6 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen(rows_of(tmp_path)[0]) == ["file is too large"]
 
 
-def listed(folder: Path, name: str, content: bytes | str) -> Path:
-    for i in range(4):
-        (folder / f"{i}.jpg").write_bytes(b"%d" % i)
-    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return folder
-
-
-WRONG = "line cannot be read"
-LISTS: dict[str, tuple[str, str | bytes, list[Any]]] = {
-    "unquoted commas": ("l.csv", "image,caption\n0.jpg,a, b\n1.jpg,c\n2.jpg\n", [WRONG, ["c"], WRONG]),
-    "a large field": ("l.csv", f"image,caption\n0.jpg,{'x' * 180_000}\n", [["x" * 180_000]]),
-    "bytes of another encoding": ("l.csv", b"image,caption\n0.jpg,caf\xe9\n1.jpg,ok\n", ["text is no Unicode", ["ok"]]),
-    "no picture": ("l.csv", "image,caption\n,a\n1.jpg,b\n", [WRONG, ["b"]]),
-    "letters that are no newlines": ("l.csv",
-        "\ufeffimage,caption\n0.jpg,a\u2028b\x85c\x0cd\n", [["a\u2028b\x85c\x0cd"]]),
-    "several lines of one picture": ("l.csv", "image,caption\n0.jpg,a\n1.jpg,b\n0.jpg,c\n", [["a", "c"], ["b"]]),
-    "semicolons": ("l.csv", "image;caption\n0.jpg;a, b\n", [["a, b"]]),
-    "gzip": ("l.csv.gz", "image,caption\n0.jpg,a\n", [["a"]]),
-    "tabs with quotes": ("l.tsv", 'image\tcaption\n0.jpg\t"the" cat\n1.jpg\t5" nail\n2.jpg\t"a ""b"" c"\n',
-                         [['"the" cat'], ['5" nail'], ['a "b" c']]),
-    "Flickr8k's tokens": ("Flickr8k.token.txt", "0.jpg#0\tA dog .\n0.jpg#1\tTwo , dogs .\n1.jpg#0\tA cat\n",
-                          [["A dog .", "Two , dogs ."], ["A cat"]]),
-    "Flickr8k's captions": ("captions.txt", 'image,caption\n0.jpg,A dog .\n0.jpg,"A, b"\n', [["A dog .", "A, b"]]),
-    "Flickr30k": ("results.csv", "image_name| comment_number| comment\n0.jpg| 0| A man\n", [[" A man"]]),
-    "JSON Lines": ("l.jsonl", '{"image": "0.jpg", "caption": "a"}\n\n{"image": \n[1]\n{"image": 7, "caption": "b"}\n',
-                   [["a"], WRONG, WRONG, WRONG]),
-    "halves of characters": ("l.jsonl",
-        '{"image": "0.jpg", "caption": "\\ud800"}\n{"image": "1.jpg", "caption": "a\\u2028b"}\n',
-                             ["text is no Unicode", ["a\u2028b"]]),
-    "a number among captions": ("l.jsonl", '{"image": "0.jpg", "captions": ["a", 5, null]}\n', [["a", None, None]]),
-    "two fields of one name": ("l.jsonl.gz",
-        '{"image": "0.jpg", "caption": "a", "caption": "b"}\n{"image": "1.jpg", "caption": "c"}\n',
-                               [WRONG, ["c"]]),
-    "a JSON list": ("l.json", '[{"file_name": "0.jpg", "captions": ["a", "b"]}, 3]', [["a", "b"], WRONG]),
-    "COCO": ("captions_train.json", json.dumps({
-        "images": [{"id": 9, "file_name": "0.jpg", "height": 2}, {"id": 8, "file_name": "1.jpg", "height": 3}],
-        "annotations": [{"image_id": 9, "id": 1, "caption": "a"}, {"image_id": 9, "id": 2, "caption": "b"}]}),
-             [["a", "b"], []]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_every_line_of_a_list_is_read_or_counted(tmp_path: Path, name: str) -> None:
-    file, content, expected = LISTS[name]
-    rows, unread = rows_of(listed(tmp_path, file, content))
-    assert seen(rows) == expected
-    used = [r["image"] for r in rows if r["image"]]
-    assert len(used) + unread["files .jpg"] == 4 and used == [b"%d" % i for i in range(4) if b"%d" % i in used]
-    assert unread["blank lines"] == (name == "JSON Lines")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("l.csv", 'image,caption\n0.jpg,"never closed\n1.jpg,b\n', "l.csv, line 2: a field cannot be read"),
-        ("l.csv", 'image,caption\n0.jpg,x\n1.jpg,"a\n2.jpg,"b"\n', "l.csv, line 3: a field cannot be read"),
-        ("l.csv", "image,caption,caption\n0.jpg,a,b\n", "l.csv has two columns named 'caption'"),
-        ("l.csv", "image,caption,text\n0.jpg,a,b\n", "caption and text; leave one.*--caption-column"),
-        ("l.csv", "image,caption,keep_probability\n0.jpg,a,b\n", "column 'keep_probability', a name that curation"),
-        ("l.tsv", "image\tcaption\n".encode("utf-16"), "l.tsv is UTF-16; it has to be UTF-8"),
-        ("l.jsonl", '{"image": "0.jpg"}'.encode("utf-16-le"), "l.jsonl is UTF-16 or no text"),
-        ("l.json", '{"a": 1}', "l.json is an object without annotations or images"),
-        ("l.csv.gz", b"", "holds no rows"),
-    ],
-)
-def test_lists_that_cannot_be_used_are_refused_by_line(
-    tmp_path: Path, name: str, content: bytes | str, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        rows_of(listed(tmp_path, name, content))
-
-
-def test_columns_of_lists_and_folders_have_types(tmp_path: Path) -> None:
-    folder = tmp_path / "lang=en/year=2020"
-    folder.mkdir(parents=True)
-    text = "image,headline,width,score,zip,nothing\n0.jpg,a,3,0.5,007,\n1.jpg,b,,1,12,\n"
-    listed(folder, "l.csv", text)
-    rows, _ = rows_of(tmp_path, caption_column="headline")
-    values = [{k: v for k, v in r.items() if k not in ("id", "image", schema.REASON)} for r in rows]
-    shared = {"lang": "en", "year": 2020, "nothing": ""}
-    assert values == [
-        {"captions": ["a"], "width": 3, "score": 0.5, "zip": "007"} | shared,
-        {"captions": ["b"], "width": None, "score": 1.0, "zip": "12"} | shared,
-    ]
-
-
-@pytest.mark.parametrize("text", ["http://x/1.jpg\ta cat\nhttp://x/2\tb\n", "a cat\thttp://x/1.jpg\nb\thttp://x/2\n"])
-def test_links_of_conceptual_captions_are_curated_without_pictures(tmp_path: Path, text: str) -> None:
-    (tmp_path / "cc.tsv").write_text(text)
-    pool = read.open_pool(str(tmp_path), unit_rows=10)
-    rows, _ = rows_of(tmp_path)
-    assert not pool.pictures and [(r["url"], r["captions"]) for r in rows] == [
-        ("http://x/1.jpg", ["a cat"]), ("http://x/2", ["b"])
-    ]  # fmt: skip
-
-
-def test_links_of_redcaps_are_read_from_its_annotations(tmp_path: Path) -> None:
-    notes = [{"image_id": "a", "url": "http://x/a", "raw_caption": "Raw", "caption": "clean", "score": 3}]
-    (tmp_path / "cats_2020.json").write_text(json.dumps({"info": {"url": "x"}, "annotations": notes}))
-    row = rows_of(tmp_path)[0][0]
-    assert (row["url"], row["captions"], row["raw_caption"], row["score"]) == ("http://x/a", ["clean"], "Raw", 3)
-
-
-def test_pictures_of_coco_may_lie_beside_the_folder_of_the_list(tmp_path: Path) -> None:
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "train").mkdir()
-    listed(tmp_path / "train", "notes.md", "")
-    content = {"images": [{"id": 1, "file_name": "3.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
-    (tmp_path / "annotations/captions_train.json").write_text(json.dumps(content))
-    rows, unread = rows_of(tmp_path)
-    assert [(r["image"], r["captions"]) for r in rows] == [(b"3", ["a"])]
-    assert unread == {"files .jpg": 3, "files .md": 1}
-
-
-def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
-    listed(tmp_path, "0.txt", "\ufeffa cat\r\n\n \nb\u2028c\n")
-    for name in ("readme.md", "5.txt", ".DS_Store", "_x/6.jpg", "LICENSE", "photo.heic"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    (tmp_path / "1.json").write_text('{"caption": "from JSON"}')
-    (tmp_path / "2.txt").write_bytes(b"\xff\xfea\0")
-    rows, unread = rows_of(tmp_path)
-    assert seen(rows) == [["a cat", "b\u2028c"], ["from JSON"], "text is no Unicode", []]
-    counted = {f"files {name}": 1 for name in (".md", ".txt", "without a suffix", ".heic")}
-    assert unread == counted | {"hidden files": 2, "blank lines": 2}
-
-
 def write(file: Path, **columns: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), file)
@@ -347,59 +185,65 @@ def test_another_letter_anywhere_is_another_pool(tmp_path: Path) -> None:
     assert len(found) == 9
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"\xef\xbb\xbfa\r\nb\n", ["a", "b"]),
-        ("a\u2028b\x85c\x0cd\x1ee\rf\n\n  \ng".encode(), ["a\u2028b\x85c\x0cd\x1ee\rf", "g"]),
-        (b"", []),
-        (b"\n\n", []),
-    ],
-)
-def test_lines_end_at_newlines_alone(content: bytes, expected: list[str]) -> None:
-    assert text_files.lines(content, "x") == expected
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("ab".encode("utf-16"), "names.txt is UTF-16"),
-        ("ab".encode("utf-16-le"), "names.txt is UTF-16 or no text"),
-        (b"a\nb\ncaf\xe9\n", r"names.txt, line 3 is no UTF-8 \(byte 0xe9\)"),
-    ],
-)
-def test_files_of_other_encodings_are_named(content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        text_files.lines(content, "names.txt")
-
-
 def test_the_sums_close_over_a_pool_of_all_that_is_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes in is what is kept and, one reason each, what is dropped; what is no row is counted by its kind."""
     without_ray(monkeypatch)
-    (tmp_path / "tars").mkdir()
-    (tmp_path / "lists").mkdir()
+    for name in ("tars", "lists", "folder"):
+        (tmp_path / name).mkdir()
     good = [(f"g{i}.{s}", c) for i in range(3) for s, c in (("png", picture(i)), ("txt", b"a cat"))]
     odd = [("x.png", picture(9)), ("x.json", b"{"), ("y.txt", b"a cat"), ("y.cls", b"1"), ("y.v.png", picture(7))]
     (tmp_path / "tars/0.tar").write_bytes(b"")
     (tmp_path / "tars/1.tar").write_bytes(tar_of(good) + tar_of(good + odd))
     (tmp_path / "tars/notes.md").write_text("x")
+
     for i in range(4):
         (tmp_path / f"lists/{i}.png").write_bytes(picture(20 + i))
     lines = "image,caption\n0.png,a cat\n1.png,a, cat\n\n0.png,the cat\n,a cat\n2.png,caf\xe9\n3.png,\nno.png,a cat\n"
     (tmp_path / "lists/l.csv").write_bytes(lines.encode("latin-1"))
-    (tmp_path / "entries.txt").write_text("a\ncat\n")
-    settings = Curate(
-        pool=(str(tmp_path / "tars"), str(tmp_path / "lists")),
-        output=str(tmp_path / "curated"), metadata=str(tmp_path / "entries.txt"), t=10**6,
-    )  # fmt: skip
-    curate(settings)
-    card = storage.read_json(f"{settings.output}/data_card.json")
-    for name in ("rows", "captions"):
-        assert card[name]["in"] == card[name]["kept"] + sum(card[name]["dropped"].values())
-    assert card["rows"]["in"] == 6 + 2 + 6 and card["rows"]["kept"] == 6 + 1 + 1
-    assert card["rows"]["dropped"] == {
-        "line cannot be read": 3, "text is no Unicode": 1, "no caption kept": 1, "unreadable image": 1
+    (tmp_path / "lists/m.jsonl").write_text(
+        '{"image": "3.png", "caption": "a", "caption": "b"}\n[]\n{"image": "3.png", "text": ""}\n'
+    )
+
+    write(tmp_path / "parquet/0.parquet", image=pa.array([], pa.string()))
+    (tmp_path / "parquet/1.parquet").write_bytes(b"")
+    texts = pa.array([b"a cat", b"\xff", b"a cat"], pa.binary())
+    wrong = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    image = [{"bytes": picture(40), "path": None}, {"bytes": picture(41), "path": None}, {"bytes": None, "path": "no"}]
+    write(tmp_path / "parquet/2.parquet", image=image, caption=wrong, key=[1, 2, None])
+    captions = pa.array([["a cat", None, " "], [], None])
+    write(tmp_path / "parquet/3.parquet", png=[picture(i) for i in (42, 43, 44)], captions=captions, extra=[b"x"] * 3)
+
+    target = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(target, "TIFF")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    animated = io.BytesIO()
+    frames[0].save(animated, "WEBP", save_all=True, append_images=frames[1:])
+    contents = {
+        "a.png": target.getvalue(), "a.txt": b"a cat", "b.webp": animated.getvalue(), "b.txt": b"\xef\xbb\xbfa cat\n\n",
+        "c.jpg": picture(50, "JPEG")[:200], "c.txt": b"a cat", "d.png": picture(51), "d.txt": "a cat".encode("utf-16"),
+        "e.png": picture(52), "f.heic": b"x", "g.txt": b"alone", ".hidden": b"x", "h.png": picture(53),
+        "h.json": b'{"caption": 3}', "i.png": picture(54), "i.TXT": "a\u2028cat".encode(),
     }  # fmt: skip
-    assert card["not_read"] == {"blank lines": 1, "files .md": 1, "files .png": 1, "members .cls": 1}
+    for name, content in contents.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+
+    pools = tuple(str(tmp_path / name) for name in ("tars", "lists", "parquet", "folder"))
+    result = shard(Shard(pool=pools, output=str(tmp_path / "shards")))
+    for name in ("rows", "captions"):
+        counts = result.summary[name]
+        assert counts["in"] == counts["kept"] + sum(counts["dropped"].values()), name
+    rows = {"tars": 6 + 2, "lists": 6 + 3, "parquet": 3 + 3, "folder": 7}
+    kept = {"tars": 7, "lists": 1, "parquet": 1 + 1, "folder": 2}
+    assert result.summary["rows"]["in"] == sum(rows.values())
+    assert Counter(r["pool"] for r in read_all(tmp_path / "shards")) == kept
+    assert result.summary["rows"]["dropped"] == {
+        "line cannot be read": 5, "text is no Unicode": 2, "no caption kept": 3, "no captions": 4,
+        "unreadable image": 3, "pixels of unknown range": 1,
+    }  # fmt: skip
+    assert result.summary["not_read"] == {
+        "blank lines": 2, "files .md": 1, "files .png": 1, "members .cls": 1, "empty files": 1, "files .heic": 1,
+        "files .txt": 1, "hidden files": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "hugging face"])

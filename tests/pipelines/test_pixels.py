@@ -97,6 +97,29 @@ def test_pictures_without_a_known_white_are_dropped(name: str) -> None:
         encode(saved(image, "TIFF"), ENCODING)
 
 
+@pytest.mark.parametrize("kind", ["plain", "turned", "with restarts", "progressive", "CMYK"])
+def test_a_damaged_jpeg_is_dropped_however_it_would_be_stored(kind: str) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    options = {"turned": {"exif": turned}, "with restarts": {"restart_marker_blocks": 3}}.get(kind, {})
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).resize((160, 160))
+    data = saved(
+        image.convert("CMYK" if kind == "CMYK" else "RGB"), "JPEG", progressive=kind == "progressive", **options
+    )
+    refused = 0
+    for place in rng.integers(len(data) // 4, len(data), 40).tolist():
+        damaged = data[:place] + rng.bytes(20).replace(b"\0", b"\xff") + data[place + 20 :]
+        try:
+            decode(damaged)
+        except DecodeError:
+            refused += 1
+            for max_side, wanted in ((500, "keep"), (100, "keep"), (40, "webp")):
+                with pytest.raises(UnusableImageError, match="undecodable image"):
+                    encode(damaged, Encoding(max_side=max_side, format=wanted, quality=95, max_pixels=10**6))
+    assert refused
+
+
 def transparent(mode: str) -> Image.Image:
     """The left half is transparent."""
     image = PICTURE.convert("RGBA")

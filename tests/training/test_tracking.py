@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llip.evaluation import Metric
-from llip.training.mlflow_writer import MlflowWriter, Names
+from llip.training.mlflow_writer import MlflowWriter, Names, connection_uri, sqlite_file
 from llip.training.notebook import KIND, Data, description, with_headlines
 from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
@@ -148,6 +148,18 @@ def test_other_ranks_leave_nothing(tmp_path: Path) -> None:
     with Tracker(_sqlite(tmp_path), str(tmp_path / "run"), enabled=False) as tracker:
         tracker.log(1, {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["exp?", "50%25", "a b#1", "größe", "a?mode=ro&x"])
+def test_a_database_lies_in_its_folder_whatever_the_name_of_that(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sqlalchemy.engine import make_url
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri, _ = default_store(f"{tmp_path}/{name}")
+    for spelling in (uri, connection_uri(uri), connection_uri(uri + "?timeout=5")):
+        assert Path(str(make_url(spelling).database)) == sqlite_file(spelling) == tmp_path / name / "mlflow.db"
 
 
 def test_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

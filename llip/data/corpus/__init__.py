@@ -1,9 +1,9 @@
 """The built-in corpus: real drawings and names from ordinary packages, as pictures with captions of one thing each."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llip.data.corpus.config import CorpusConfig, KindMix
+from llip.lazy import lazily
 
 if TYPE_CHECKING:
     from llip.data.corpus.contact_sheet import write_contact_sheet
@@ -21,17 +21,13 @@ __all__ = [
     "write_pool",
 ]
 
-_HOME = {
-    "license_table": "sources",
-    "metadata_entries": "metadata",
-    "write_contact_sheet": "contact_sheet",
-    "write_metadata": "metadata",
-    "write_pool": "pool",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: the command line only needs the configuration."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "license_table": "llip.data.corpus.sources",
+        "metadata_entries": "llip.data.corpus.metadata",
+        "write_contact_sheet": "llip.data.corpus.contact_sheet",
+        "write_metadata": "llip.data.corpus.metadata",
+        "write_pool": "llip.data.corpus.pool",
+    },
+)

@@ -62,7 +62,7 @@ ICON_STYLE = ("{look} in {ink}", "a {ink} {name}", "{name} in {ink}")
 
 
 def with_article(noun: str) -> str:
-    """`an apple`, `the flag of Chad`; plurals and what cannot be counted stay bare: `grapes`, `popcorn`."""
+    """A name with its article: `an apple`, `the flag of Chad`; plurals and what cannot be counted have none."""
     if noun.startswith("flag of "):
         return f"the {noun}"
     plural = noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
@@ -73,7 +73,7 @@ def with_article(noun: str) -> str:
 
 
 def _place(quarter: tuple[int, int]) -> str:
-    """`top left` and so on."""
+    """The name of a place: `top left` and so on."""
     row, column = quarter
     return f"{ROWS[row]} {COLUMNS[column]}"
 
@@ -104,7 +104,7 @@ def _position(scene: Scene, random: Random) -> str:
 
 
 def _taken(scene: Scene) -> str:
-    """`the top left and the bottom right`: every place where something is, in reading order."""
+    """Every place where something is, in reading order: `the top left and the bottom right`."""
     places = [f"the {_place(q)}" for q in QUARTERS if any(p.quarter == q for p in scene.placements)]
     if len(places) == len(QUARTERS):
         return "every corner"
@@ -112,7 +112,7 @@ def _taken(scene: Scene) -> str:
 
 
 def _places(scene: Scene, random: Random) -> str:
-    """Which places are taken, whatever is there. All of them: one says little of a picture."""
+    """A caption of the places that are taken, whatever is there. It names all: one place says little of a picture."""
     return random.choice(PLACES).format(places=_taken(scene))
 
 
@@ -142,7 +142,7 @@ def _count(scene: Scene, random: Random) -> str:
 
 
 def _several(scene: Scene, random: Random) -> str:
-    """Two things, or a thing and the ground."""
+    """A caption of two things, or of a thing and the ground."""
     shown = random.sample(scene.placements, min(2, len(scene.placements)))
     things = [with_article(p.concept.name) for p in shown]
     if len(things) == 1 or random.random() < 0.4:

@@ -26,7 +26,12 @@ def roots(uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
 def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
     listed = min(filter(_is_list, files), key=lambda path: (LISTS[0].fullmatch(path) is None, path))
     content = storage.read_json(storage.join(uri, listed))
-    captions = dict(_karpathy(content) if LISTS[0].fullmatch(listed) else _coco(content))
+    try:
+        captions = dict(_karpathy(content) if LISTS[0].fullmatch(listed) else _coco(content))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{uri}/{listed} is no list as COCO's or Karpathy's ({type(error).__name__}: {error})"
+        ) from error
     places = {path.rpartition("/")[2]: path for path in files}
     if missing := [image for image in captions if image not in places]:
         raise ValueError(

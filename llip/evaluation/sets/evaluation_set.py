@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,9 +61,14 @@ class EvaluationSet:
             raise ValueError(f"{where}: a {self.task} set needs the column {missing[0]!r}; it has {', '.join(names)}")
         if self.table.num_rows == 0:
             raise ValueError(f"{where}: it has no rows")
-        for column in COLUMNS[self.task]:
+        for column, kind in COLUMNS[self.task].items():
             if self.table[column].null_count:
                 raise ValueError(f"{where}: {column} is null in {_rows(self.table[column].is_null())}")
+            if column == "image":
+                _check_images(where, self.table[column].type)
+            elif column != "label":
+                typed = self.table.set_column(names.index(column), column, _texts(where, column, self.table, kind))
+                object.__setattr__(self, "table", typed)
         match self.task:
             case "classification":
                 self._check_classes(where)
@@ -102,11 +107,45 @@ class EvaluationSet:
 
 
 def plain(table: pa.Table) -> pa.Table:
-    """The table without dictionary encoding, which readers of columns would take for another type."""
+    """The table without dictionary encoding and views, which readers of columns would take for other types."""
     for index, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(index, field.name, table[field.name].cast(field.type.value_type))
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = pa.string() if pa.types.is_string_view(kind) or pa.types.is_large_string(kind) else kind
+        kind = pa.binary() if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind) else kind
+        if kind != field.type:
+            table = table.set_column(index, field.name, table[field.name].cast(kind))
     return table
+
+
+def joined(folder: str, tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of several files, whose types are made one where no value changes. Raises ValueError naming the folder
+    where they are none together."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{folder}: its Parquet files differ in their columns ({error})") from error
+
+
+def _check_images(where: str, kind: pa.DataType) -> None:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return
+    if not pa.types.is_struct(kind) or not {"uri", "bytes"} & {field.name for field in kind}:
+        raise ValueError(f"{where}: image is of type {kind}; it has to hold encoded pictures, as binary")
+
+
+def _texts(where: str, column: str, table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of texts. Raises ValueError naming it where it holds anything else."""
+    found = table[column]
+    inner = found.type.value_type if pa.types.is_list(kind) and hasattr(found.type, "value_type") else found.type
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    try:
+        if not any(test(inner) for test in texts):
+            raise pa.ArrowInvalid("they are no texts")
+        typed = found.cast(kind)
+        typed.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise ValueError(f"{where}: {column} of type {found.type} cannot be read as {kind} ({error})") from error
+    return typed
 
 
 def _rows(mask: pa.ChunkedArray) -> str:
@@ -128,23 +167,33 @@ def read(folder: str) -> EvaluationSet:
     uri = storage.join(folder, DESCRIPTION)
     if not storage.exists(uri):
         raise ValueError(f"{uri} does not exist: {folder} is not an evaluation set")
-    description = storage.read_json(uri)
-    if missing := [key for key in ("name", "task", "classes", "templates") if key not in description]:
-        raise ValueError(f"{uri} has no {missing[0]!r}")
+    description = describe(uri)
     tables = [_table(file) for file in storage.listing(folder, ".parquet")]
     if not tables:
         raise ValueError(f"{folder} holds no Parquet file")
-    try:
-        table = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder}: its Parquet files differ in their columns ({error})") from error
     return EvaluationSet(
         name=description["name"],
         task=description["task"],
-        table=table,
+        table=joined(folder, tables),
         classes=tuple(description["classes"]),
         templates=tuple(description["templates"]),
     )
+
+
+def describe(uri: str) -> dict[str, Any]:
+    """What an `evaluation.json` says. Raises ValueError naming it, and the field, where it is none."""
+    description = storage.read_json(uri)
+    if not isinstance(description, dict):
+        raise ValueError(f"{uri} holds a {type(description).__name__}, not an object")
+    for key, kind in (("name", str), ("task", str), ("classes", list), ("templates", list)):
+        if key not in description:
+            raise ValueError(f"{uri} has no {key!r}")
+        value = description[key]
+        if not isinstance(value, kind) or not all(isinstance(item, str) for item in value):
+            raise ValueError(
+                f"{uri}: {key} is {value!r}; it has to be {'a text' if kind is str else 'a list of texts'}"
+            )
+    return description
 
 
 def _table(file: str) -> pa.Table:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llip import storage
+from llip.data import integrity
 from llip.evaluation.sets import captions, image_folder, names, ours, parquet, webdataset
 from llip.evaluation.sets.evaluation_set import DESCRIPTION, EvaluationSet
 
@@ -37,6 +38,8 @@ class Source:
     uri: str
     files: Mapping[str, int]
     """Bytes by path inside the folder."""
+    etags: Mapping[str, str]
+    """What an object store names their content by, likewise; empty on a disk."""
     layout: Layout
 
     def read(self) -> EvaluationSet:
@@ -44,25 +47,29 @@ class Source:
         return self.layout.read(self.uri, self.name, list(self.files))
 
     def digest(self) -> str:
-        """Identity of the set: names and sizes of its files, and what the files say that describe it."""
-        digest = hashlib.sha256("".join(f"{name} {size}\n" for name, size in self.files.items()).encode())
-        for place in (self.uri, self.uri.rpartition("/")[0]):
-            for name in DESCRIPTIONS:
-                if storage.exists(uri := storage.join(place, name)):
-                    digest.update(storage.read_bytes(uri))
+        """Identity of the set: names, sizes and marks (`integrity.mark`) of its files, and what describes it in the
+        folder above."""
+        found = [(storage.join(self.uri, name), size, self.etags.get(name, "")) for name, size in self.files.items()]
+        lines = zip(self.files.items(), integrity.marks(found), strict=True)
+        text = "".join(f"{name} {size} {mark}\n" for (name, size), mark in lines)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
+        for name in DESCRIPTIONS:
+            if storage.exists(uri := storage.beside(self.uri, name)):
+                digest.update(storage.read_bytes(uri))
         return digest.hexdigest()
 
 
 def find_sets(uri: str) -> list[Source]:
     """The sets under a folder, at any depth, ordered by path. Raises ValueError for two of one name."""
     uri = storage.absolute(uri).rstrip("/")
-    files = _sizes(uri)
+    files, etags = _files(uri)
     found = []
     for layout in LAYOUTS:
         for folder, name in list(layout.roots(uri, list(files))):
             inside = f"{folder}/" if folder else ""
             of_set = {path.removeprefix(inside): size for path, size in files.items() if path.startswith(inside)}
-            found.append(Source(name=name, uri=f"{uri}/{folder}".rstrip("/"), files=of_set, layout=layout))
+            marks = {path: etags[inside + path] for path in of_set if inside + path in etags}
+            found.append(Source(name=name, uri=f"{uri}/{folder}".rstrip("/"), files=of_set, etags=marks, layout=layout))
         taken = tuple(f"{source.uri}/" for source in found)
         files = {path: size for path, size in files.items() if not f"{uri}/{path}".startswith(taken)}
     by_name: dict[str, Source] = {}
@@ -75,18 +82,20 @@ def find_sets(uri: str) -> list[Source]:
     return list(by_name.values())
 
 
-def _sizes(uri: str) -> dict[str, int]:
-    """`storage.sizes`, with the files of folders that a local one links to."""
+def _files(uri: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes and ETags of files, by path, with those of folders that a local one links to."""
     if not storage.is_local(uri):
-        return storage.sizes(uri)
-    root, found = Path(storage.absolute(uri)), dict[str, int]()
+        found = {storage.inside(uri, file): info for file, info in storage.entries(uri).items()}
+        sizes = {path: int(info["size"]) for path, info in found.items()}
+        return sizes, {path: info["ETag"] for path, info in found.items() if "ETag" in info}
+    root, sizes = Path(storage.absolute(uri)), {}
     for folder, below, inside in os.walk(root, followlinks=True):
         above = {os.path.realpath(place) for place in (Path(folder), *Path(folder).parents)}
         below[:] = [name for name in below if os.path.realpath(Path(folder, name)) not in above]  # links that lead back
         for file in (Path(folder, name) for name in inside):
             if file.exists():  # no link that leads nowhere
-                found[file.relative_to(root).as_posix()] = file.stat().st_size
-    return dict(sorted(found.items()))
+                sizes[file.relative_to(root).as_posix()] = file.stat().st_size
+    return dict(sorted(sizes.items())), {}
 
 
 def read_set(uri: str) -> EvaluationSet:

@@ -10,7 +10,7 @@ from llip.evaluation.sets.evaluation_set import DESCRIPTION, EvaluationSet
 def roots(uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     for path in files:
         if path.rpartition("/")[2] == DESCRIPTION:
-            yield path.removesuffix(DESCRIPTION).rstrip("/"), storage.read_json(storage.join(uri, path))["name"]
+            yield path.removesuffix(DESCRIPTION).rstrip("/"), evaluation_set.describe(storage.join(uri, path))["name"]
 
 
 def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:

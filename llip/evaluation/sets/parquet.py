@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from llip import storage
 from llip.evaluation.sets import image_references, names
-from llip.evaluation.sets.evaluation_set import EvaluationSet, plain
+from llip.evaluation.sets.evaluation_set import EvaluationSet, joined, plain
 
 SUFFIX = ".parquet"
 CAPTIONS = ("captions", "caption", "text")
@@ -25,10 +25,7 @@ def roots(uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
     tables = [_without_pictures(f"{uri}/{path}") for path in files if path.endswith(SUFFIX) and "/" not in path]
-    try:
-        table = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri}: its Parquet files differ in their columns ({error})") from error
+    table = joined(uri, tables)
     if "label" in table.column_names:
         label, classes = _labels(uri, table["label"], table.schema)
         return EvaluationSet(
@@ -41,8 +38,14 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
     column = next(c for c in CAPTIONS if c in table.column_names)
     if nulls := table[column].null_count:
         raise ValueError(f"{uri}: {column} is null in {nulls} rows; every image needs a caption")
-    captions = [[c] if isinstance(c, str) else c for c in table[column].to_pylist()]
-    return EvaluationSet.of_captions(name, table["image"], captions)
+    try:
+        captions = [[c] if isinstance(c, str) else c for c in table[column].to_pylist()]
+        return EvaluationSet.of_captions(name, table["image"], captions)
+    except (UnicodeDecodeError, TypeError, pa.ArrowException) as error:
+        kind = table[column].type
+        raise ValueError(
+            f"{uri}: {column} of type {kind} cannot be read as texts or lists of them ({error})"
+        ) from error
 
 
 def _without_pictures(file: str) -> pa.Table:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from llip import storage
-from llip.data import text_files
+from llip.data import tars, text_files
 from llip.evaluation.sets import image_references, names
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
@@ -75,10 +75,11 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]
     """(where, reference to the picture, contents of the small members) of each sample of a tar."""
     current, image, members = "", None, dict[str, bytes]()
     try:
-        with storage.opened(file) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
+        with storage.opened(file) as handle, tars.opened(handle, "r:") as tar:
             for member in [*filter(tarfile.TarInfo.isfile, tar), None]:
                 key, suffix = _split(member.name) if member else ("", "")
-                if key != current and current:
+                again = suffix in members or (suffix in IMAGES and image is not None)  # a second row of the same name
+                if (key != current or again) and current:
                     where = f"{file}, sample {current}"
                     if image is None:
                         raise ValueError(f"{where}: it has no picture (.{', .'.join(IMAGES)})")

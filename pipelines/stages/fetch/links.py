@@ -2,18 +2,17 @@
 
 | format | rows |
 | --- | --- |
-| Parquet, CSV, JSONL | addresses and captions; optionally `page`, where relative addresses begin |
+| Parquet; lists, see `read/records.py` | addresses and captions; optionally `page`, where relative addresses begin |
 | WAT | Common Crawl's link files: images of pages that have an alt text |
 """
 
-import csv
-import io
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import IO, Any
+from itertools import chain, groupby, islice
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import numpy as np
@@ -22,26 +21,21 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
 from llip import storage
+from llip.data import text_files
 from pipelines import schema
 from pipelines.stages import write
 from pipelines.stages.hashing import hash64
-from pipelines.stages.read import normalise, parquet
+from pipelines.stages.read import fields, normalise, parquet, records
 from pipelines.stages.work import Unit
 
-SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".wat": "WAT", ".gz": "WAT"}
-ADDRESSES = (schema.URL, "URL", "image_url", "src")
-CAPTIONS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "alt")
+LIST = "list"
+SUFFIXES = {".parquet": "parquet", ".wat": "WAT"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".json"), LIST)
+ADDRESSES = (*records.ADDRESSES, "src", "coco_url")
+CAPTIONS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "alt", "raw_caption")
 PAGE = "page"
 """Column of the address of the page that a link was found on."""
-UNREADABLE = (
-    pa.ArrowException,
-    ArchiveLoadFailed,
-    OSError,
-    EOFError,
-    csv.Error,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-)
+DAMAGED = (ArchiveLoadFailed, OSError, EOFError, zlib.error)
+"""What reading a WAT file raises."""
 ROWS = 4096
 """Links that are in memory at once."""
 ID_ROWS = 1 << 16
@@ -76,22 +70,25 @@ def links_name(unit: Unit) -> str:
     return f"links-{unit.index:06d}.parquet"
 
 
-def list_unit(unit: Unit, *, folder: str, kind: str, columns: Columns, row_group_size: int) -> dict[str, Any]:
-    """Write the links of a file to `folder`: id, captions, url, and other columns of a Parquet file.
+def list_unit(
+    unit: Unit, *, folder: str, kind: str, columns: Columns, row_group_size: int, curated: bool = False
+) -> dict[str, Any]:
+    """Write the links of a file to `folder`: id, captions, url and its other columns, of `curated` ones those of
+    curation too. Returns the file's entry, of no rows where it holds no links, and what was found and not read, by
+    kind.
 
     Raises ValueError for a file that cannot be read, or lacks a column, and for a row without an id.
     """
-    tables = _parquet(unit, columns) if kind == "parquet" else _records(unit, kind, columns)
-    try:
-        first = next(tables, None)
-        if first is None:
-            raise ValueError(f"{unit.file} holds no links")
-        with write.parquet_file(folder, links_name(unit), first.schema) as file:
-            for table in _regrouped(first, tables, row_group_size):
-                file.write(table)
-    except UNREADABLE as error:
-        raise ValueError(f"{unit.file} cannot be read as {kind} ({error})") from error
-    return asdict(file.entry)
+    unread = Counter[str]()
+    if kind == "parquet":
+        tables = _parquet(unit, columns, curated)
+    else:
+        tables = _listed(unit, columns, unread) if kind == LIST else _wat(unit, columns, unread)
+    first = next(tables, _shape([]).empty_table())
+    with write.parquet_file(folder, links_name(unit), first.schema) as file:
+        for table in _regrouped(first, tables, row_group_size):
+            file.write(table)
+    return {"file": asdict(file.entry), "unread": unread}
 
 
 def _regrouped(first: pa.Table, others: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -108,28 +105,44 @@ def _regrouped(first: pa.Table, others: Iterator[pa.Table], rows: int) -> Iterat
         yield waiting
 
 
-def _parquet(unit: Unit, columns: Columns) -> Iterator[pa.Table]:
+def _parquet(unit: Unit, columns: Columns, curated: bool) -> Iterator[pa.Table]:
     with parquet.opened(unit.file) as file:
-        columns = columns.resolved(file.schema_arrow.names, unit.file)
-        if schema.IMAGE in {*file.schema_arrow.names} - {columns.url}:
-            raise ValueError(f"{unit.file} has a column {schema.IMAGE!r} already: nothing has to be fetched")
+        names = file.schema_arrow.names
+        if not file.metadata.num_rows:
+            return
+        columns = columns.resolved(names, unit.file)
+        _refuse(names, columns, unit.file, curated=curated)
         row = 0
         for batch in file.iter_batches(ROWS):
-            given = {name: batch[name] for name in batch.schema.names}
-            urls, captions = given.pop(columns.url).cast(pa.string()), normalise.captions(given.pop(columns.captions))
-            ids = (
-                given.pop(schema.ID)
-                if schema.ID in given
-                else normalise.derived_ids(unit.name, range(row, row + len(urls)))
-            )
+            given = {name: normalise.plain(batch[name]) for name in names}
+            urls = normalise.unicode(given.pop(columns.url).cast(pa.string()))
+            captions = normalise.captions(given.pop(columns.captions))
+            if (ids := given.pop(schema.ID, None)) is None:
+                ids = normalise.derived_ids(unit.name, range(row, row + len(urls)))
             if ids.null_count:
                 missing = row + ids.is_null().to_pylist().index(True)
                 raise ValueError(f"{unit.file}: row {missing} has no id; every row needs one, or the column must go")
             if PAGE in given:
                 urls = _resolved(urls, given[PAGE])
             carried = {name: values for name, values in given.items() if name not in (schema.CAPTIONS, schema.URL)}
-            yield pa.table({schema.ID: ids.cast(pa.string()), schema.CAPTIONS: captions, schema.URL: urls} | carried)
+            if columns.sha256:
+                carried[columns.sha256] = carried[columns.sha256].cast(pa.string())
+            carried = {name: normalise.unicode_inside(values) for name, values in carried.items()}
+            ids = normalise.unicode(ids.cast(pa.string()), replace=True)
+            yield pa.table({schema.ID: ids, schema.CAPTIONS: captions, schema.URL: urls} | carried)
             row += len(urls)
+
+
+def _refuse(names: Sequence[str], columns: Columns, file: str, *, curated: bool = False) -> None:
+    """Raise ValueError for columns that links cannot have."""
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{file} has two columns named {repeated[0]!r}; rename one")
+    if schema.IMAGE in {*names} - {columns.url}:
+        raise ValueError(
+            f"{file} has a column {schema.IMAGE!r} already: nothing has to be fetched, or the column needs another name"
+        )
+    if not curated:
+        schema.refuse_reserved(names, file, several=False)
 
 
 def refuse_repeated_ids(files: Sequence[tuple[str, str]], rows: int) -> None:
@@ -138,10 +151,10 @@ def refuse_repeated_ids(files: Sequence[tuple[str, str]], rows: int) -> None:
     parts = -(-rows // HASHES)
     for part in range(parts):  # each reads all ids, so that memory is bounded for a list of any length
         found = np.sort(np.concatenate([h[h % parts == part] for h in (hash64(ids, 0) for _, ids in _ids(files))]))
-        _refuse(files, found[1:][found[1:] == found[:-1]])
+        _refuse_ids(files, found[1:][found[1:] == found[:-1]])
 
 
-def _refuse(files: Sequence[tuple[str, str]], hashes: np.ndarray) -> None:
+def _refuse_ids(files: Sequence[tuple[str, str]], hashes: np.ndarray) -> None:
     """Raises ValueError for one of these hashes that several links have because they have the same id."""
     if not len(hashes):
         return
@@ -177,66 +190,105 @@ def _join(page: str, url: str) -> str:
         return url
 
 
-def _records(unit: Unit, kind: str, columns: Columns) -> Iterator[pa.Table]:
-    """Tables of a file of text, with the columns page and, where it is asked for, the checksum."""
-    names = [PAGE, *([columns.sha256] if columns.sha256 else [])]
-    fields = [pa.field(n, pa.string()) for n in (schema.URL, *names)]
-    shape = pa.schema([(schema.ID, pa.string()), (schema.CAPTIONS, schema.REQUIRED[schema.CAPTIONS]), *fields])
+def _shape(extras: Iterable[pa.Field]) -> pa.Schema:
+    return schema.with_extras([pa.field(schema.URL, pa.string()), *extras], pictures=False)
+
+
+def _rows(unit: Unit, links: Iterator[dict[str, Any]], shape: pa.Schema, unread: Counter[str]) -> Iterator[pa.Table]:
+    """Tables of links, with ids of their own."""
     prefix = normalise.prefix(unit.name)
-    with storage.opened(unit.file) as handle:
-        rows = (
-            {schema.ID: f"{prefix}-{i:09d}"} | {n: link.get(n) for n in (schema.CAPTIONS, schema.URL, *names)}
-            for i, link in enumerate(READERS[kind](handle, unit.file, columns))
-        )
-        while part := list(islice(rows, ROWS)):
-            yield pa.Table.from_pylist(part, schema=shape)
+    rows = ({schema.ID: f"{prefix}-{i:09d}"} | link for i, link in enumerate(links))
+    while part := list(islice(rows, ROWS)):
+        found = {field.name: fields.array([row.get(field.name) for row in part], field.type) for field in shape}
+        if others := sum(len(others) for _, others in found.values()):
+            unread[normalise.OTHER_TYPE] += others
+        yield pa.table({name: values for name, (values, _) in found.items()}, schema=shape)
 
 
-def _csv(handle: IO[bytes], file: str, columns: Columns) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(io.TextIOWrapper(handle, "utf-8-sig", newline=""))
-    columns = columns.resolved(reader.fieldnames or [], file)
-    return (_link(record, columns) for record in reader)
+def _listed(unit: Unit, columns: Columns, unread: Counter[str]) -> Iterator[pa.Table]:
+    """Links of a list, which is read twice: what its columns are shows in all of their values."""
+    known = [n for n in (columns.url, columns.captions, columns.sha256, PAGE, *ADDRESSES, *CAPTIONS) if n]
+    kinds: dict[str, pa.DataType | None] = {}
+    problem = None
+    found = records.records(unit.file, known=known, unread=Counter())
+    while part := list(islice(found, ROWS)):
+        problem = problem or next((record for record in part if record.problem), None)
+        values = [record.values for record in part if not record.problem]
+        for name in dict.fromkeys(name for of_record in values for name in of_record):
+            kinds[name] = fields.wider(kinds.get(name), fields.of_all([v.get(name) for v in values]))
+    if not kinds:
+        if problem:
+            raise ValueError(f"{unit.file} cannot be read: line {problem.line}: {problem.detail}")
+        return
+    columns = columns.resolved([*kinds], unit.file)
+    _refuse([*kinds], columns, unit.file)
+    texts = {name: pa.string() for name in (PAGE, columns.sha256) if name in kinds}
+    of_link = {columns.url, columns.captions, schema.ID, schema.CAPTIONS, schema.URL}
+    extras = [pa.field(n, kind) for n, kind in (kinds | texts).items() if kind is not None and n not in of_link]
+    links = _links(records.records(unit.file, known=known, unread=unread), columns, unread)
+    yield from _rows(unit, links, _shape(extras), unread)
 
 
-def _jsonl(handle: IO[bytes], file: str, columns: Columns) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(handle, 1):
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError(f"{file}: line {number} holds {str(record)[:40]!r}; every line has to be an object")
-        if number == 1:
-            columns = columns.resolved(list(record), file)
-        yield _link(record, columns)
+def _links(found: Iterable[records.Record], columns: Columns, unread: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Links of records; neighbours of one address are one, with the captions of all."""
+
+    def address(record: records.Record) -> Any:
+        url, page = (record.values.get(name or "") for name in (columns.url, PAGE))
+        if not isinstance(url, str) or not url.strip() or not text_files.is_unicode(url):
+            return record.line  # none, whatever its neighbours have
+        return _join(page if isinstance(page, str) else "", url)
+
+    good = (record for record in found if not _counted(record, unread))
+    for url, of_one in groupby(good, address):
+        first = next(of_one)
+        captions = [c for r in chain([first], of_one) for c in normalise.captions_of(r.values, columns.captions) if c]
+        yield first.values | {schema.URL: url if isinstance(url, str) else None, schema.CAPTIONS: captions}
 
 
-def _link(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    url, page, captions = (record.get(name or "") for name in (columns.url, PAGE, columns.captions))
-    url, page = (value if isinstance(value, str) else None for value in (url, page))
-    return {
-        schema.URL: _join(page or "", url) if url else None,
-        schema.CAPTIONS: [c for c in (captions if isinstance(captions, list) else [captions]) if isinstance(c, str)],
-        PAGE: page,
-    } | ({columns.sha256: record.get(columns.sha256)} if columns.sha256 else {})
+def _counted(record: records.Record, unread: Counter[str]) -> bool:
+    """Whether a record cannot be read; it is added to `unread` then, by its reason."""
+    if record.problem:
+        unread[record.problem] += 1
+    return bool(record.problem)
 
 
-def _wat(handle: IO[bytes], file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+def _wat(unit: Unit, columns: Columns, unread: Counter[str]) -> Iterator[pa.Table]:
     """Images with alt texts of the pages in a WAT file; an address is resolved as the page's browser would."""
-    for record in ArchiveIterator(handle):
-        if record.rec_type == "metadata":
-            yield from _page_links(json.loads(record.content_stream().read()))
+    try:
+        with storage.opened(unit.file) as handle:
+            shape = _shape([pa.field(PAGE, pa.string())])
+            yield from _rows(unit, _pages(ArchiveIterator(handle), unread), shape, unread)
+    except DAMAGED as error:
+        raise ValueError(f"{unit.file} cannot be read as WAT ({error})") from error
 
 
-def _page_links(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    envelope = record.get("Envelope", {})
-    page = envelope.get("WARC-Header-Metadata", {}).get("WARC-Target-URI", "")
-    html = envelope.get("Payload-Metadata", {}).get("HTTP-Response-Metadata", {}).get("HTML-Metadata", {})
-    base = _join(page, html.get("Head", {}).get("Base", ""))
-    for link in html.get("Links", []):
-        if link.get("path") == "IMG@/src" and link.get("url") and (alt := link.get("alt", "").strip()):
-            yield {schema.URL: _join(base, link["url"]), schema.CAPTIONS: [alt], PAGE: page}
+def _pages(archive: Iterable[Any], unread: Counter[str]) -> Iterator[dict[str, Any]]:
+    for record in archive:
+        if record.rec_type != "metadata":
+            continue
+        try:
+            page = json.loads(record.content_stream().read())
+        except (ValueError, RecursionError):
+            unread[records.UNREADABLE] += 1
+            continue
+        yield from _page_links(page)
 
 
-READERS: dict[str, Callable[[IO[bytes], str, Columns], Iterator[dict[str, Any]]]] = {
-    "csv": _csv,
-    "jsonl": _jsonl,
-    "WAT": _wat,
-}
+def _page_links(record: Any) -> Iterator[dict[str, Any]]:
+    page = _inside(record, "Envelope", "WARC-Header-Metadata", "WARC-Target-URI")
+    html = _inside(record, "Envelope", "Payload-Metadata", "HTTP-Response-Metadata", "HTML-Metadata")
+    page, base = (value if isinstance(value, str) else "" for value in (page, _inside(html, "Head", "Base")))
+    links = _inside(html, "Links")
+    for link in links if isinstance(links, list) else ():
+        url, alt = _inside(link, "url"), _inside(link, "alt")
+        if _inside(link, "path") != "IMG@/src" or not normalise.is_text(url) or not normalise.is_text(alt):
+            continue
+        if url and alt.strip():
+            yield {schema.URL: _join(_join(page, base), url), schema.CAPTIONS: [alt.strip()], PAGE: page}
+
+
+def _inside(value: Any, *names: str) -> Any:
+    """What lies in objects of objects; None where one of them is no object or has no such field."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -13,7 +13,7 @@ from llip.data import manifest
 from pipelines.stages.match import metadata
 from pipelines.stages.match.matcher import EntryMatcher, Semantics
 
-SUFFIXES = (".json", ".txt", ".parquet")
+SUFFIXES = tuple(suffix + gz for suffix in (".json", ".jsonl", ".txt", ".parquet") for gz in ("", ".gz"))
 OTHER = "other"
 """Name of the list for languages that have none of their own."""
 CODE = re.compile(rf"[A-Za-z]{{2,3}}([-_][A-Za-z0-9]+)*|{OTHER}")
@@ -35,8 +35,8 @@ def load(uri: str) -> Lists:
         code = name.partition("/")[0].partition(".")[0]
         if not CODE.fullmatch(code):
             raise ValueError(f"{file}: {code!r} is no code of a language, such as en or zh, nor {OTHER!r}")
-        if code in files:
-            raise ValueError(f"{files[code]} and {file} are both lists of {code!r}; a language has one: remove one")
+        if other := next((files[known] for known in files if known.lower() == code.lower()), None):
+            raise ValueError(f"{other} and {file} are both lists of {code!r}; a language has one: remove one")
         files[code] = file
     if not files:
         raise ValueError(f"{uri} holds no lists of entries: files such as en.json, ja.txt or de.parquet are needed")

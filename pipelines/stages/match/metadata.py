@@ -1,8 +1,10 @@
 """Metadata: the list of entries that captions are matched with, read from a file or built from the pool's own
 captions."""
 
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -41,9 +43,9 @@ WORD = r"^[\p{L}\p{N}].*[\p{L}\p{N}]$|^[\p{L}\p{N}]$"
 
 
 def load(uri: str) -> list[str]:
-    """Entries of a JSON list or an object whose keys they are, of a text file with one entry a line, or of a Parquet
-    file with one column of strings. Space around an entry, with which it would match nothing, is left out; that is
-    printed.
+    """Entries of a JSON list or an object whose keys they are, of a text file with one entry a line or JSON Lines, also
+    compressed by gzip, or of a Parquet file with one column of strings. Space around an entry, with which it would
+    match nothing, is left out; that is printed.
 
     Raises ValueError naming the file, and the row, where it is none of these or an entry is no string, empty or a
     repetition.
@@ -55,7 +57,7 @@ def load(uri: str) -> list[str]:
     content = storage.read_bytes(uri)
     try:
         entries = _parse(uri, content)
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise ValueError(f"{uri} cannot be read as metadata: {error}") from error
     if not entries:
         raise ValueError(f"{uri} holds no entries")
@@ -70,6 +72,12 @@ def load(uri: str) -> list[str]:
 
 
 def _parse(uri: str, content: bytes) -> list[Any]:
+    if uri.endswith(".gz"):
+        return _parse(uri.removesuffix(".gz"), gzip.decompress(content))
+    if uri.endswith((".csv", ".tsv")):
+        raise ValueError("it may have several columns; name a text file with an entry a line")
+    if uri.endswith(".jsonl"):
+        return [json.loads(line) for line in text_files.lines(content, uri)]
     if uri.endswith(".parquet"):
         table = pq.read_table(pa.BufferReader(content))
         if table.num_columns != 1:
@@ -80,7 +88,13 @@ def _parse(uri: str, content: bytes) -> list[Any]:
         values = json.loads(text, object_pairs_hook=list)
         if not isinstance(values, list):
             raise ValueError(f"it holds a {type(values).__name__}; a list of strings or an object of them is needed")
-        return [key for key, _ in values] if text.lstrip().startswith("{") else values
+        if not text.lstrip().startswith("{"):
+            return values
+        if nested := [key for key, value in values if isinstance(value, list)]:
+            raise ValueError(
+                f"{nested[0]!r} has a list; of lists for several languages each is a file: en.json, ja.json"
+            )
+        return [key for key, _ in values]
     return [*text_files.lines(content, uri)]
 
 

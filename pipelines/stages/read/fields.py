@@ -40,6 +40,13 @@ def of_sample(values: Sequence[Any]) -> pa.DataType | None:
     return pa.float64() if kind == pa.int64() else kind
 
 
+def wider(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    """The type of a column whose parts are of these, as `of_all` found them."""
+    if one is None or other is None or one == other:
+        return one if other is None else other
+    return pa.float64() if {one, other} == {pa.int64(), pa.float64()} else pa.string()
+
+
 def _plain(texts: Sequence[str]) -> bool:
     """Whether no number begins with zeros, which would be lost: those of a name or a code do."""
     return not any(re.match(r"-?0\d", text) for text in texts)
@@ -56,8 +63,17 @@ def _of_json(present: Sequence[Any]) -> pa.DataType:
             kind = pa.array(present).type
         except (pa.ArrowException, ValueError, OverflowError):
             return pa.string()
-        return pa.string() if pa.types.is_null(kind.value_type) else kind
+        return kind if _can_be_written(kind) else pa.string()
     return pa.string()
+
+
+def _can_be_written(kind: pa.DataType) -> bool:
+    """Whether Parquet has the type: none of nothing, nor of objects without fields."""
+    if pa.types.is_list(kind):
+        return _can_be_written(kind.value_type)
+    if pa.types.is_struct(kind):
+        return bool(kind.num_fields) and all(_can_be_written(field.type) for field in kind)
+    return not pa.types.is_null(kind)
 
 
 def array(values: Sequence[Any], kind: pa.DataType) -> tuple[pa.Array, list[int]]:
@@ -76,6 +92,8 @@ def _as(value: Any, kind: pa.DataType) -> Any:
             return None
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return text if text_files.is_unicode(text) else text.encode("utf-8", "replace").decode()
+    if isinstance(value, int) and pa.types.is_floating(kind) and not isinstance(value, bool):
+        return float(value) if abs(value) < 1 << 1023 else value
     if isinstance(value, str) and not pa.types.is_nested(kind):
         try:
             return None if value == "" else int(value) if pa.types.is_integer(kind) else float(value)

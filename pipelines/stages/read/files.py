@@ -2,14 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llip import storage
-from llip.data import manifest
+from llip.data import integrity, manifest
 from pipelines.stages.work import concurrently
 
-BLOCK_BYTES, BLOCKS = 1 << 16, 16
 TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 
 
@@ -51,15 +50,21 @@ def suffix(name: str) -> str:
     return "." + name.rsplit(".", 1)[-1].lower() if "." in name else ""
 
 
-def format_of(uri: str, names: Sequence[str], suffixes: dict[str, str]) -> str | None:
-    """The one format that files have, by the ends of their names; None: a known one has none of them. Raises
-    ValueError for several."""
-    kinds = sorted({suffixes[suffix(name)] for name in names if suffix(name) in suffixes})
+def of_format(
+    uri: str, found: Sequence[Found], suffixes: Mapping[str, str], weak: Sequence[str]
+) -> tuple[str, list[Found]]:
+    """The one format that files have, by the ends of their names, and the files of it; those of `weak` suffixes count
+    where there are no others. Raises ValueError for none and for several."""
+    known = [f for f in found if ending(f.name, suffixes)]
+    chosen = [f for f in known if not ending(f.name, weak)] or known
+    kinds = sorted({suffixes[str(ending(f.name, suffixes))] for f in chosen})
+    if not kinds:
+        raise ValueError(f"{uri} holds none of the formats that are read: {', '.join(suffixes)}")
     if len(kinds) > 1:
         raise ValueError(
             f"{uri} mixes {' and '.join(kinds)} files; a pool has one format: name the folder or file of one of them"
         )
-    return kinds[0] if kinds else None
+    return kinds[0], chosen
 
 
 def ending(name: str, suffixes: Iterable[str]) -> str | None:
@@ -70,23 +75,11 @@ def ending(name: str, suffixes: Iterable[str]) -> str | None:
 
 
 def identity(files: Sequence[Found]) -> str:
-    """A digest of files: their names, sizes and ETags or, on a disk, what they hold: all of texts and small files, of
-    others as much in BLOCKS places, the last one at the end, where Parquet has its footer. It stays when the files are
-    moved."""
+    """A digest of files: their names, sizes and marks (`integrity.mark`), of texts their whole content. It stays when
+    the files are moved."""
     lines = [f"{f.name}\t{f.size}\t{mark}" for f, mark in zip(files, concurrently(_mark, files), strict=True)]
     return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _mark(file: Found) -> str:
-    if file.etag:
-        return file.etag
-    digest = hashlib.sha256()
-    with storage.opened(file.uri) as handle:
-        if ending(file.name, TEXTS) or file.size <= BLOCK_BYTES * BLOCKS:
-            while block := handle.read(BLOCK_BYTES):
-                digest.update(block)
-        else:
-            for place in range(BLOCKS):
-                handle.seek((file.size - BLOCK_BYTES) * place // (BLOCKS - 1))
-                digest.update(handle.read(BLOCK_BYTES))
-    return digest.hexdigest()
+    return integrity.mark(file.uri, file.size, file.etag, whole=ending(file.name, TEXTS) is not None)

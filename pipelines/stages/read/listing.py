@@ -23,7 +23,7 @@ from pipelines.stages.work import THREADS, Listed, Unit
 NOUN = "rows"
 UNIT_ROWS = 10_000
 """Most rows of a unit: how many bytes its files have is not known."""
-SIDECARS = (".txt", ".json")
+SIDECARS = (".txt", ".json", ".TXT", ".JSON")
 """Files beside a picture, of its name, that may hold its captions."""
 
 
@@ -104,9 +104,9 @@ def _sidecar(uri: str, unread: Counter[str]) -> tuple[list[str | None], str]:
     """Captions of a text file, a line each, or of a JSON object; and why there are none."""
     try:
         content = storage.read_bytes(uri, most=normalise.TEXT_BYTES)
-        if uri.endswith(".json"):
-            record = json.loads(text_files.decoded(content, uri))
-            return normalise.captions_of(record, None) if isinstance(record, dict) else [], ""
+        if uri.lower().endswith(".json"):
+            record = records.of_text(text_files.decoded(content, uri))
+            return normalise.captions_of(record.values, None), record.problem
         found = text_files.all_lines(text_files.decoded(content, uri))
     except storage.TooLargeError:
         return [], normalise.TOO_LARGE
@@ -158,7 +158,7 @@ def _listed(
         if record.problem or not isinstance(value, str) or not value or not text_files.is_unicode(value):
             rows[f"\n{record.line}"] = Listed(image="", problem=record.problem or records.UNREADABLE)
             continue
-        captions = tuple(normalise.captions_of(record.values, source))
+        captions = tuple(normalise.captions_of(record.values, source if given or source in record.values else None))
         if value in rows:
             rows[value] = replace(rows[value], captions=rows[value].captions + captions)
             continue
@@ -186,6 +186,8 @@ def _place(image: str, file: str, name: str, known: dict[str, str], by_place: di
     folder = name.rpartition("/")[0]
     inside = f"{folder}/{image}" if folder else image
     found = known.get(inside) or known.get(image) or by_place.get(image.rpartition("/")[2])
+    if not found and image != image.strip():
+        return _place(image.strip(), file, name, known, by_place)
     return found or storage.join(file.rpartition("/")[0], image)
 
 

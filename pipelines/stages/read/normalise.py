@@ -21,7 +21,7 @@ PICTURE_BYTES = 1 << 27
 """Most bytes of an encoded picture that is read: a sparse member of a tar, or a file, may claim to be of any size."""
 TEXT_BYTES = 1 << 24
 """Most bytes of a picture's text or JSON."""
-UNREAD = "unread"
+UNREAD = f"{schema.RESERVED}unread"
 """Of a row that was read one by one: what was left out of it, by kind (Counter)."""
 TOO_LARGE, OTHER_TYPE = "file is too large", "field of another type"
 """Reasons, see `rules.ROW_REASONS`."""
@@ -163,6 +163,34 @@ def _decoded(value: bytes | None, replace: bool) -> str | None:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return value.decode("utf-8", "replace") if replace and value is not None else None
+
+
+def unicode_inside(values: pa.Array) -> pa.Array:
+    """Values of any type, with U+FFFD for each wrong byte of the texts in their lists and structs."""
+    if not pa.types.is_nested(values.type):
+        return unicode(values, replace=True) if pa.types.is_string(values.type) else values
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = values.cast(_bytes_for_texts(values.type)).to_pylist()
+        return pa.array(_decoded_inside(raw), values.type)
+    return values
+
+
+def _bytes_for_texts(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_bytes_for_texts(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _bytes_for_texts(f.type)) for f in kind])
+    return pa.binary() if pa.types.is_string(kind) else kind
+
+
+def _decoded_inside(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded_inside(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _decoded_inside(item) for name, item in value.items()}
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

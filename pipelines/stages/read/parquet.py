@@ -41,7 +41,7 @@ def plan(
             _refuse_null_ids(file, footer)
     if not found:
         return [], schema.with_extras([])
-    return units(files, footers, unit_rows), _unified(found)
+    return units(files, footers, unit_rows), unified(found)
 
 
 @contextmanager
@@ -124,8 +124,7 @@ def _column(
         kind = unit.columns.field(name).type
         if name not in sources:
             return pa.nulls(batch.num_rows, kind)
-        values = normalise.plain(batch[name])
-        return normalise.unicode(values, replace=True) if pa.types.is_string(values.type) else values.cast(kind)
+        return normalise.unicode_inside(normalise.plain(batch[name])).cast(kind)
     if name not in sources:
         return normalise.derived_ids(unit.name, range(row, row + batch.num_rows))
     ids = normalise.unicode(normalise.plain(batch[schema.ID]).cast(pa.string()), replace=True)
@@ -192,9 +191,9 @@ def _columns(file: str, columns: pa.Schema, caption_column: str | None) -> pa.Sc
     return schema.with_extras(extras, pictures=pictures)
 
 
-def _unified(found: dict[str, pa.Schema]) -> pa.Schema:
-    """The columns of all files. Raises ValueError naming two whose types are none together, or of which one has
-    pictures and the other links."""
+def unified(found: dict[str, pa.Schema]) -> pa.Schema:
+    """The columns of all files, by whose names they are given. Raises ValueError naming two whose types are none
+    together, or of which one has pictures and the other links."""
     first = next(iter(found))
     fields: dict[str, tuple[pa.Field, str]] = {}
     for file, columns in found.items():

@@ -98,6 +98,9 @@ def open_pool(uri: str, *, unit_rows: int, caption_column: str | None = None) ->
     found = files.find(uri, unread)
     kind, chosen = _chosen(uri, found)
     unread.update(f"files {fields.ending(f.name)}" for f in found if f not in chosen)
+    if kind == "parquet" and (empty := [f for f in chosen if not f.size]):
+        unread["empty files"] += len(empty)
+        chosen = [f for f in chosen if f.size]
     units, columns = READERS[kind].plan([(f.uri, f.name) for f in chosen], unit_rows, caption_column, unread)
     if not units:
         raise ValueError(f"{uri} holds no rows: there is nothing to curate")
@@ -148,7 +151,7 @@ def _chosen(uri: str, found: Sequence[Found]) -> tuple[str, list[Found]]:
         if lists:
             return "list", [f for f in found if f in lists or f.name.lower().endswith(listing.IMAGES)]
     if images:
-        return "folder", [*found]
+        return "folder", [f for f in found if f.name.lower().endswith(listing.IMAGES)]
     raise ValueError(
         f"{uri} holds none of .parquet, .tar, .csv, .tsv, .jsonl, .json or image files; it has {', '.join(names[:3])}"
     )

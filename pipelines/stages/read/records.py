@@ -76,7 +76,7 @@ def records(uri: str, *, known: Sequence[str] = (), unread: Counter[str]) -> Ite
         if name.endswith(".jsonl"):
             yield from _json_lines(file, unread)
         elif name.endswith(".json"):
-            yield from _json(file.read(), uri)
+            yield from _json(file.read(), uri, unread)
         else:
             yield from _delimited(file, uri, (*PATHS, *ADDRESSES, *TEXTS, *known), unread)
 
@@ -91,36 +91,46 @@ def _json_lines(file: Iterable[bytes], unread: Counter[str]) -> Iterator[Record]
         except UnicodeDecodeError as error:
             yield Record(line=number, problem=NOT_UNICODE, detail=str(error))
             continue
-        yield _of_json(text, number)
+        yield of_text(text, number)
 
 
-def _of_json(text: str, number: int) -> Record:
+def of_text(text: str, number: int = 1) -> Record:
+    """The record of a JSON object."""
     try:
-        value = json.loads(text, object_pairs_hook=_distinct)
+        value = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return Record(line=number, problem=UNREADABLE, detail=str(error))
     return _of_value(value, number)
 
 
-def _of_value(value: Any, number: int) -> Record:
-    if isinstance(value, dict):
-        return Record(line=number, values=value)
-    detail = f"it holds {str(value)[:40]!r}; every line has to be an object"
-    return Record(line=number, problem=UNREADABLE, detail=detail)
+class _Repeated(dict[str, Any]):
+    """An object two of whose fields have one name."""
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"two fields are named {next(n for n in names if names.count(n) > 1)!r}")
-    return values
+    return values if len(values) == len(pairs) else _Repeated(Counter(name for name, _ in pairs))
 
 
-def _json(content: bytes, uri: str) -> Iterator[Record]:
+def _of_value(value: Any, number: int) -> Record:
+    if isinstance(value, _Repeated):
+        name = next(name for name, times in value.items() if times > 1)
+        return Record(line=number, problem=UNREADABLE, detail=f"two fields are named {name!r}")
+    if not isinstance(value, dict):
+        detail = f"it holds {str(value)[:40]!r}; every line has to be an object"
+        return Record(line=number, problem=UNREADABLE, detail=detail)
+    if bad := [name for name in value if not text_files.is_unicode(name)]:
+        return Record(line=number, problem=NOT_UNICODE, detail=f"a field is named {bad[0]!r}")
+    return Record(line=number, values=value)
+
+
+def _json(content: bytes, uri: str, unread: Counter[str]) -> Iterator[Record]:
     try:
-        value = json.loads(text_files.decoded(content, uri))
+        value = json.loads(text_files.decoded(content, uri), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
+        first, newline, _ = content.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
+        if newline and not of_text(first.decode("utf-8", "replace"), 1).problem:  # JSON Lines under another name
+            return _json_lines(io.BytesIO(content), unread)
         raise ValueError(f"{uri} cannot be read as JSON ({error})") from error
     if isinstance(value, dict):
         value = _annotations(value, uri)
@@ -130,22 +140,40 @@ def _json(content: bytes, uri: str) -> Iterator[Record]:
 
 
 def _annotations(value: dict[str, Any], uri: str) -> list[Any]:
-    """The list inside an object: COCO's annotations with their images, RedCaps' annotations, Karpathy's images."""
+    """The list inside an object: COCO's annotations with their images, RedCaps' annotations, Karpathy's images. What is
+    no object, and an annotation of no image, stays in it as it is, to be counted."""
     images, notes = value.get("images"), value.get("annotations")
     if isinstance(images, list) and isinstance(notes, list):
-        texts: dict[Any, list[str]] = {}
+        texts: dict[str, list[Any]] = {_key(image): [] for image in images if _is_object(image)}
+        lost = [note for note in notes if not _is_object(note) or _key(note, "image_id") not in texts]
         for note in notes:
-            texts.setdefault(note.get("image_id"), []).append(note.get("caption"))
-        return [image | {schema.CAPTIONS: texts.get(image.get("id"), [])} for image in images]
+            if _is_object(note) and (key := _key(note, "image_id")) in texts:
+                texts[key].append(note.get("caption"))
+        return [_with_captions(image, texts) for image in images] + [[note] for note in lost]
     if isinstance(notes, list):
         return notes
     if isinstance(images, list):
-        return [
-            {"file_name": "/".join(filter(None, (image.get("filepath"), image.get("filename"))))}
-            | {schema.CAPTIONS: [s.get("raw") for s in image.get("sentences", ())], "split": image.get("split")}
-            for image in images
-        ]
+        return [_of_karpathy(image) if _is_object(image) else image for image in images]
     raise ValueError(f"{uri} is an object without annotations or images; a list of objects is needed")
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and not isinstance(value, _Repeated)
+
+
+def _key(value: dict[str, Any], name: str = "id") -> str:
+    return json.dumps(value.get(name))
+
+
+def _with_captions(image: Any, texts: dict[str, list[Any]]) -> Any:
+    return image | {schema.CAPTIONS: texts[_key(image)]} if _is_object(image) else image
+
+
+def _of_karpathy(image: dict[str, Any]) -> dict[str, Any]:
+    sentences = image.get("sentences")
+    texts = [s.get("raw") if isinstance(s, dict) else None for s in sentences] if isinstance(sentences, list) else []
+    parts = [part for part in (image.get("filepath"), image.get("filename")) if isinstance(part, str) and part]
+    return {"file_name": "/".join(parts), schema.CAPTIONS: texts, "split": image.get("split")}
 
 
 def _delimited(file: IO[bytes], uri: str, known: Sequence[str], unread: Counter[str]) -> Iterator[Record]:
@@ -156,6 +184,8 @@ def _delimited(file: IO[bytes], uri: str, known: Sequence[str], unread: Counter[
     delimiter = "\t" if uri.lower().removesuffix(".gz").endswith(".tsv") else _delimiter(first, known)
     rows = _rows(chain(head, text), uri, delimiter, unread)
     names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    if not all(map(text_files.is_unicode, names)):
+        raise ValueError(f"{uri}, line {len(head)}: the names of the columns are no UTF-8; save it as UTF-8")
     if any(name in known for name in names):
         next(rows)
         if repeated := [name for name in names if name and names.count(name) > 1]:

@@ -5,18 +5,17 @@ a name that stands twice makes two rows. Tars that were written one behind anoth
 """
 
 import gzip
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
 from llip import storage
-from llip.data import text_files
+from llip.data import tars, text_files
 from pipelines import schema
 from pipelines.stages.read import fields, normalise, records
 from pipelines.stages.work import Unit
@@ -26,8 +25,6 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
 SAMPLE_ROWS = 64
 """Rows that tell which columns the JSON fields are."""
-HEADER_BYTES = 1 << 20
-"""Most bytes of an extended header: long names, not contents."""
 
 
 @dataclass
@@ -98,12 +95,10 @@ def _record(sample: Sample) -> tuple[dict[str, Any], str]:
     if "json" not in sample.members:
         return {}, ""
     try:
-        record = json.loads(text_files.decoded(sample.members["json"], sample.key))
-    except (ValueError, RecursionError):
-        record = None
-    if isinstance(record, dict):
-        return record, ""
-    return {}, "" if "txt" in sample.members else records.UNREADABLE
+        record = records.of_text(text_files.decoded(sample.members["json"], sample.key))
+    except ValueError:
+        return {}, "" if "txt" in sample.members else records.NOT_UNICODE
+    return record.values, "" if "txt" in sample.members else record.problem
 
 
 def _captions(sample: Sample, record: dict[str, Any], column: str | None) -> tuple[list[str | None], str]:
@@ -175,7 +170,7 @@ def _members(file: str, images: bool, unread: Counter[str]) -> Iterator[tuple[st
                 return
             handle.seek(0)
             stream: Any = gzip.GzipFile(fileobj=handle) if magic == b"\x1f\x8b" else handle
-            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member, ignore_zeros=True) as tar:
+            with tars.opened(stream, "r|*") as tar:
                 for member in tar:
                     key, _, suffix = member.name.rpartition(".")
                     suffix = suffix.lower()
@@ -195,23 +190,3 @@ def _members(file: str, images: bool, unread: Counter[str]) -> Iterator[tuple[st
                         yield key, suffix, b""
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"{file} cannot be read as a tar ({error})") from error
-
-
-class _Member(tarfile.TarInfo):
-    """A header that has to be right: `tarfile` takes a broken one for the end, and what follows would be lost."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """A header. Raises ReadError for an extended one that claims to be long: it would be read into memory."""
-        member = super().frombuf(buf, encoding, errors)
-        kinds = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
-        if member.type in (*kinds, tarfile.GNUTYPE_LONGLINK) and member.size > HEADER_BYTES:
-            raise tarfile.ReadError(f"an extended header of {member.size:,} bytes")
-        return member

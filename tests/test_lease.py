@@ -12,13 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llip import storage
-from llip.training import lease
-from llip.training.lease import NAME, sole_writer
+from llip import lease, storage
+from llip.lease import NAME, sole_writer
 
 HOLD = """
 import sys, time
-from llip.training.lease import sole_writer
+from llip.lease import sole_writer
 with sole_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -34,8 +33,7 @@ def write(folder: str, **changes: object) -> None:
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "run") if request.param == "disk" else f"{request.getfixturevalue('s3_bucket')}/runs/lease"
 
 
@@ -54,7 +52,7 @@ def test_a_lease_is_free_again_after_its_holder(folder: str) -> None:
 def test_a_second_process_is_refused_while_the_first_lives(folder: str, holder: dict[str, object]) -> None:
     write(folder, **holder)
     with (
-        pytest.raises(ValueError, match=r"is being trained by process \d+ on .*; wait for its end"),
+        pytest.raises(ValueError, match=r"is being written by process \d+ on .*; wait for its end"),
         sole_writer(folder),
     ):
         pass
@@ -122,7 +120,7 @@ def test_of_many_that_start_at_once_one_holds_the_lease(tmp_path: Path) -> None:
 
 
 def test_the_heartbeat_is_renewed_and_a_process_whose_lease_was_taken_over_ends(tmp_path: Path) -> None:
-    impatient = HOLD.replace("with sole", "from llip.training import lease\nlease.HEARTBEAT_SECONDS = 0.02\nwith sole")
+    impatient = HOLD.replace("with sole", "from llip import lease\nlease.HEARTBEAT_SECONDS = 0.02\nwith sole")
     process = subprocess.Popen([sys.executable, "-c", impatient, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
     first = json.loads((tmp_path / NAME).read_text())["heartbeat"]

@@ -1,7 +1,8 @@
-"""One writer a run folder: a lease that a process holds while it trains, in `writer.json`, on a disk or in a bucket.
+"""One writer a folder: a lease that a process holds while it trains or writes there, on a disk or in a bucket.
 
-A lease names host, process and the time of its last heartbeat. It is free where its process has ended on this machine,
-and elsewhere once the heartbeat is older than STALE_SECONDS: clocks of machines have to agree to within that.
+A lease is a hidden file of the folder. It names host, process and the time of its last heartbeat. It is free where its
+process has ended on this machine, and elsewhere once the heartbeat is older than STALE_SECONDS: clocks of machines have
+to agree to within that.
 """
 
 import contextlib
@@ -22,15 +23,15 @@ from llip import storage
 
 logger = logging.getLogger(__name__)
 
-NAME = "writer.json"
+NAME = ".writer.json"
 HEARTBEAT_SECONDS, STALE_SECONDS = 15.0, 120.0
 SETTLE_SECONDS = 2.0
 """In a bucket, where nothing can be written on a condition: the last of several that write at once holds the lease."""
 
 
 @contextlib.contextmanager
-def sole_writer(run_folder: str) -> Iterator[None]:
-    """Hold the lease of a run folder. Raises ValueError, naming host and process, where another one holds it.
+def sole_writer(folder: str) -> Iterator[None]:
+    """Hold the lease of a folder. Raises ValueError, naming host and process, where another one holds it.
 
     A process that finds its lease taken over, because it stood still for long, ends at once: it may write no more.
     """
@@ -40,8 +41,9 @@ def sole_writer(run_folder: str) -> Iterator[None]:
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
     }
-    uri = storage.join(run_folder, NAME)
-    _take(run_folder, uri, lease)
+    uri = storage.join(folder, NAME)
+    if holder := _take(folder, uri, lease):
+        raise ValueError(_refusal(folder, holder))
     ended = threading.Event()
     thread = threading.Thread(target=_keep, args=(uri, lease, ended), name="lease", daemon=True)
     thread.start()
@@ -55,25 +57,33 @@ def sole_writer(run_folder: str) -> Iterator[None]:
                 storage.remove(uri)
 
 
-def _take(run_folder: str, uri: str, lease: dict[str, Any]) -> None:
-    with _locked(run_folder):
-        _refuse_living(run_folder, _read(uri))
+def _take(folder: str, uri: str, lease: dict[str, Any]) -> dict[str, Any]:
+    """Take the lease unless another one that lives holds it: that one's; empty where it was taken."""
+    with _locked(folder):
+        if (holder := _read(uri)) and _lives(holder):
+            return holder
         _write(uri, lease)
-    if not storage.is_local(uri):
-        time.sleep(SETTLE_SECONDS)
-        if (holder := _read(uri)).get("owner") != lease["owner"]:
-            _refuse_living(run_folder, holder)
+    if storage.is_local(uri):
+        return {}
+    time.sleep(SETTLE_SECONDS)
+    holder = _read(uri)
+    if holder.get("owner") == lease["owner"]:
+        return {}
+    return holder if holder and _lives(holder) else _take(folder, uri, lease)
 
 
 @contextlib.contextmanager
-def _locked(run_folder: str) -> Iterator[None]:
+def _locked(folder: str) -> Iterator[None]:
     """Keep the other processes of this machine from looking at a local folder's lease between look and write."""
-    if not storage.is_local(run_folder):
+    if not storage.is_local(folder):
         yield
         return
-    folder = Path(storage.absolute(run_folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    place = Path(storage.absolute(folder))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(place, os.O_RDONLY)
+    except OSError as error:
+        raise storage.PlaceError(error.errno, f"{folder} cannot be written ({error.strerror})") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -81,13 +91,12 @@ def _locked(run_folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _refuse_living(run_folder: str, holder: dict[str, Any]) -> None:
-    if not holder or not _lives(holder):
-        return
+def _refusal(folder: str, holder: dict[str, Any]) -> str:
     age = max(0, round(time.time() - holder["heartbeat"]))
-    raise ValueError(
-        f"{run_folder} is being trained by process {holder['pid']} on {holder['host']} (last seen {age} s ago); wait "
-        f"for its end, or choose another --name. If it died, the folder is free {STALE_SECONDS:.0f} s after it was seen"
+    return (
+        f"{folder} is being written by process {holder['pid']} on {holder['host']} (last seen {age} s ago); wait for "
+        "its end, or choose another output (of a run: another --name). If it died, the folder is free "
+        f"{STALE_SECONDS:.0f} s after it was seen"
     )
 
 

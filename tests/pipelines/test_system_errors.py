@@ -2,9 +2,8 @@
 
 import errno
 import os
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,49 +11,43 @@ from typing import Any
 import pytest
 from helpers.in_process import without_ray
 
-from llip import storage
+from llip import lease, storage
 from llip.data import manifest
+from llip.data.manifest import Manifest
+from llip.lease import sole_writer
 from pipelines import command
+from pipelines.corpus import Corpus, write_corpus
 from pipelines.curate import Curate, curate
-from pipelines.stages.work import lock, only_writer
+from pipelines.export import Export, export
+from pipelines.fetch import Fetch, fetch
+from pipelines.metadata import Metadata, build
+from pipelines.shard import Shard, shard
+
+JOBS: dict[str, Callable[[str, str], object]] = {
+    "curate": lambda pool, out: curate(Curate(pool=f"{pool}/rows", output=out)),
+    "shard": lambda pool, out: shard(Shard(pool=f"{pool}/rows", output=out)),
+    "export": lambda pool, out: export(Export(shards=f"{pool}/shards", output=out)),
+    "metadata": lambda pool, out: build(Metadata(corpus=f"{pool}/texts", output=out)),
+    "fetch": lambda pool, out: fetch(Fetch(links=f"{pool}/links.csv", output=out)),
+    "corpus": lambda pool, out: write_corpus(Corpus(output=out)),
+}
 
 
-@pytest.mark.parametrize("place", ["disk", "s3"])
-def test_a_folder_has_one_writer_at_a_time(
-    place: str, tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("job", JOBS)
+def test_of_two_commands_on_one_output_the_second_is_refused(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = str(tmp_path) if place == "disk" else s3_bucket
-    name = storage.join(folder, lock.NAME)
-    with only_writer(folder):
-        with (
-            pytest.raises(ValueError, match=rf"{folder} is being written by process {os.getpid()} on .*choose another"),
-            only_writer(folder),
-        ):
-            raise AssertionError("two writers")
-        held = storage.read_json(name)
-    assert not storage.exists(name)
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for stale in ({"pid": dead.pid}, {"host": "elsewhere", "seen": held["seen"] - 1000}, {"pid": 1, "seen": 0}):
-        storage.write_json(name, held | stale)
-        with only_writer(folder):
-            assert storage.read_json(name)["pid"] == os.getpid()
-        assert not storage.exists(name)
-    for content in (b"{", b"[]", b""):
-        storage.write_bytes(name, content)
-        with only_writer(folder):
-            pass
-    storage.write_json(name, held | {"host": "elsewhere"})
-    with pytest.raises(ValueError, match="on elsewhere"), only_writer(folder):
-        raise AssertionError("two writers")
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
-    storage.remove(name)
-    with only_writer(folder):
-        first = storage.read_json(name)["seen"]
-        deadline = time.monotonic() + 20
-        while storage.read_json(name)["seen"] == first:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    without_ray(monkeypatch)
+    pool, output = str(tmp_path / "pool"), str(tmp_path / "out")
+    storage.write_bytes(f"{pool}/rows/a.txt", b"a cat\n")
+    storage.write_bytes(f"{pool}/rows/a.png", b"x")
+    storage.write_bytes(f"{pool}/texts/a.txt", b"a cat\n")
+    storage.write_bytes(f"{pool}/links.csv", b"url,text\nhttp://a/1,a\n")
+    manifest.write(f"{pool}/shards", Manifest(kind="shards", files=(), config={}))
+    with sole_writer(output):
+        with pytest.raises(ValueError, match=rf"{output} is being written by process {os.getpid()} on"):
+            JOBS[job](pool, output)
+        assert [p.name for p in Path(output).iterdir()] == [lease.NAME]
 
 
 @pytest.mark.parametrize(
@@ -106,5 +99,5 @@ def test_the_output_is_blamed_for_what_cannot_be_written(tmp_path: Path, monkeyp
     (tmp_path / "pool/a.txt").write_text("a cat\n")
     (tmp_path / "pool/a.png").write_bytes(b"x")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"/file/out/\.lock\.json cannot be written \((File exists|Not a directory)\)"):
+    with pytest.raises(ValueError, match=r"/file/out cannot be written \((File exists|Not a directory)\)"):
         curate(Curate(pool=str(tmp_path / "pool"), output=str(tmp_path / "file/out")))

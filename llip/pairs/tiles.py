@@ -58,7 +58,7 @@ def product(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False, scal
     """`out = left @ right · scale` (or `+=`), batched, in place; operands may be of lower precision than `out`."""
     if left.dtype == out.dtype:
         out.baddbmm_(left, right, beta=int(add), alpha=scale)
-    elif devices.of(out.device).fused:
+    elif out.is_cuda or devices.of(out.device).fused:
         torch.ops.llip.wide_product(out, left, right, add, scale)
     else:
         _wide_product_on_cpu(out, left, right, add, scale)

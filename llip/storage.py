@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import fsspec
 from botocore.exceptions import BotoCoreError
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 Uri = str | os.PathLike[str]
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -76,9 +76,12 @@ def quoted(uri: Uri) -> str:
     return f"{scheme}://{quote(path)}"
 
 
-def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(uri: Uri) -> tuple["AbstractFileSystem", str]:
     """The file system of a URI and the path inside it. Of its methods, those that expand patterns (`rm`, `glob`,
     `expand_path`, `copy`) must not get the path. Raises ValueError for a scheme that no installed library serves."""
+    from fsspec.core import url_to_fs  # loads slowly, and a command that only prints its help needs no file
+    from fsspec.implementations.local import LocalFileSystem
+
     if is_local(uri):
         return LocalFileSystem(), absolute(uri)
     scheme, _, place = os.fspath(uri).partition("://")

@@ -184,7 +184,12 @@ def repeating(program: str, settings: Trained) -> str:
 
 
 def _own(settings: type[Any], parsed: Any) -> dict[str, Any]:
-    return {f.name: getattr(parsed, f.name) for f in dataclasses.fields(settings) if f.name != "overrides"}
+    hints = typing.get_type_hints(settings)
+    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(settings) if f.name != "overrides"}
+    return {
+        name: hints[name](**_own(hints[name], value)) if dataclasses.is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    }
 
 
 def _given(option: str, arguments: Sequence[str]) -> str | None:
@@ -209,9 +214,7 @@ _GROUPS: dict[str, tuple[str, Callable[[Leaf], bool]]] = {
 
 def _options(settings: Any, base: TrainingConfig | None = None) -> Any:
     """A dataclass whose fields are the options of a command, made for tyro."""
-    hints, docs = typing.get_type_hints(settings, include_extras=True), field_docs(settings)
-    own = [f for f in dataclasses.fields(settings) if f.name != "overrides"]
-    fields = [(f.name, _option(hints[f.name], docs.get(f.name, ""), f), _field(f)) for f in own]
+    fields = _own_options(settings)
     told = tyro.conf.arg(help="What is said on the way; debug: everything, and where an error is from.")
     fields.append(("log_level", Annotated[logs.Level, told], field(default=logs.DEFAULT)))
     if base is not None:
@@ -228,6 +231,24 @@ def _options(settings: Any, base: TrainingConfig | None = None) -> Any:
     return make_dataclass(settings.__name__, fields, frozen=True, kw_only=True)
 
 
+def _own_options(settings: Any) -> list[tuple[str, Any, Any]]:
+    """The options of a dataclass of settings, and of those inside it."""
+    hints, docs = typing.get_type_hints(settings, include_extras=True), field_docs(settings)
+    found: list[tuple[str, Any, Any]] = []
+    for f in dataclasses.fields(settings):
+        if f.name == "overrides":
+            continue
+        inner: Any = _bare(hint := hints[f.name])
+        if dataclasses.is_dataclass(inner):
+            group: Any = make_dataclass(f.name, _own_options(inner), frozen=True, kw_only=True)
+            group.__doc__ = inner.__doc__
+            annotated = group if hint is inner else Annotated[group, *hint.__metadata__]
+            found.append((f.name, annotated, field(default_factory=group)))
+        else:
+            found.append((f.name, _option(hint, docs.get(f.name, ""), f), _field(f)))
+    return found
+
+
 def _field(f: "dataclasses.Field[Any]") -> Any:
     if f.default_factory is not dataclasses.MISSING:
         return field(default_factory=f.default_factory)
@@ -239,8 +260,6 @@ def _bare(hint: Any) -> Any:
 
 
 def _option(hint: Any, doc: str, f: "dataclasses.Field[Any]") -> Any:
-    if dataclasses.is_dataclass(_bare(hint)):
-        return hint
     metavar = f.metadata.get("metavar") or _metavar(hint)
     return Annotated[
         hint, tyro.conf.arg(help=doc, metavar=metavar, help_behavior_hint="" if f.default is None else None)

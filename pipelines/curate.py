@@ -7,29 +7,28 @@ output, so that another `--t` or `--seed` (with another `--output`) does not mat
 goes on where it stopped when it is started again. Where MLFLOW_TRACKING_URI is set, the card is a run of MLflow.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from llip.lease import sole_writer
 from pipelines import command, data_runs
-from pipelines.stages import balance, card, card_page, read, select
-from pipelines.stages.dedup import deduplicating
-from pipelines.stages.dedup.deduplicating import Dedup
-from pipelines.stages.filter import rules
-from pipelines.stages.filter.rules import PRESETS, ImageRules, Thresholds
-from pipelines.stages.match import Semantics, by_language, matching, metadata
-from pipelines.stages.match.by_language import Lists
-from pipelines.stages.match.matched import Matched, matches_of
-from pipelines.stages.match.matching import TextRules
-from pipelines.stages.read import Pool
-from pipelines.stages.select import Draw
-from pipelines.stages.work import Stage, digest, run, tallies
+from pipelines.stages.options import PRESETS, Dedup, Semantics, Thresholds
+
+if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
+    from pipelines.stages.filter.rules import ImageRules
+    from pipelines.stages.match.by_language import Lists
+    from pipelines.stages.match.matched import Matched
+    from pipelines.stages.match.matching import TextRules
+    from pipelines.stages.read import Pool
+    from pipelines.stages.select import Draw
 
 Preset = Literal["none", "datacomp_basic"]
 TAIL_SHARE = 0.06
@@ -144,6 +143,8 @@ class Curate(PoolRules):
 
     def shares(self) -> tuple[tuple[str, float], ...]:
         """Share of the rows of each pool that is used; nothing where all are."""
+        from pipelines.stages import read
+
         if len(set(self.weights)) < 2:
             return ()
         return tuple((read.pool_name(p), w / max(self.weights)) for p, w in zip(self.pools, self.weights, strict=True))
@@ -158,6 +159,10 @@ def curate(settings: Curate) -> Manifest:
 
     Raises ValueError for a pool, metadata or condition that can't be used, and for an output made with other settings.
     """
+    from pipelines.stages import read
+    from pipelines.stages.filter import rules
+    from pipelines.stages.match import by_language, matching
+
     output = storage.absolute(settings.output)
     pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
     lists = by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None
@@ -168,7 +173,7 @@ def curate(settings: Curate) -> Manifest:
         return manifest.read(output, "curated")
 
     thresholds = settings.thresholds()
-    text_rules = TextRules(
+    text_rules = matching.TextRules(
         min_words=thresholds.min_words,
         min_characters=thresholds.min_characters,
         languages=thresholds.languages,
@@ -177,7 +182,7 @@ def curate(settings: Curate) -> Manifest:
         with_entries=_languages(settings, pool, lists),
         language_column=settings.language_column,
     )
-    image_rules = ImageRules(
+    image_rules = rules.ImageRules(
         min_side=thresholds.min_side, max_aspect=thresholds.max_aspect, max_pixels=settings.max_pixels
     )
     if not pool.pictures:
@@ -195,6 +200,12 @@ def _curate(
     text_rules: TextRules,
     image_rules: ImageRules,
 ) -> Manifest:
+    from pipelines.stages import balance
+    from pipelines.stages.dedup import deduplicating
+    from pipelines.stages.match import metadata
+    from pipelines.stages.match.matched import matches_of
+    from pipelines.stages.select import Draw
+
     output = storage.absolute(settings.output)
     balanced = settings.curation == "metaclip"
     matched = matches_of(
@@ -251,6 +262,9 @@ def _languages(settings: Curate, pool: Pool, lists: Lists | None) -> tuple[str, 
 def config_of(settings: Curate, *, pictures: bool) -> dict[str, Any]:
     """What a curated pool depends on: its settings, and the identity of what it is made from. Raises ValueError as
     `curate` does, and for links where `pictures` are needed."""
+    from pipelines.stages import read
+    from pipelines.stages.match import by_language
+
     pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
     if pictures and not pool.pictures:
         raise ValueError(f"{pool.uri} holds links; pipelines/fetch.py fetches their pictures")
@@ -259,6 +273,8 @@ def config_of(settings: Curate, *, pictures: bool) -> dict[str, Any]:
 
 def _config(settings: Curate, pool: Pool, lists: Lists | None) -> dict[str, Any]:
     """What the result depends on."""
+    from pipelines.stages.work import digest
+
     places = ("pool", "output", "metadata", "matches")
     values = {k: [*v] if isinstance(v, tuple) else v for k, v in asdict(settings).items() if k not in places}
     values["dedup"] = asdict(settings.dedup) | {"evaluation": [source.digest() for source in settings.dedup.sets()]}
@@ -269,6 +285,10 @@ def _select(
     pool: Pool, config: dict[str, Any], matched: Matched, draw: Draw, t: dict[str, int], output: str
 ) -> Manifest:
     import ray
+
+    from pipelines.stages import balance, card, card_page, select
+    from pipelines.stages.match import matching
+    from pipelines.stages.work import Stage, digest, run, tallies
 
     progress = storage.join(output, "progress")
     markers = storage.join(progress, digest(config))
@@ -320,6 +340,8 @@ def _select(
 
 def curate_and_track(settings: Curate) -> None:
     """`curate`, and its settings and its data card as a run of MLflow, where there is one."""
+    from pipelines.stages import card_page
+
     curate(settings)
     output = storage.absolute(settings.output)
     data_runs.track(output, "curated", card_page.documents(output))

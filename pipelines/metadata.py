@@ -6,19 +6,22 @@
 Leaves `metadata.json` and, last, `manifest.json`. A pure function of what it reads.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from llip.lease import sole_writer
 from pipelines import command
-from pipelines.stages.match import lexicon, metadata
-from pipelines.stages.read import Pool, files
-from pipelines.stages.work import digest
+from pipelines.stages.options import MIN_PMI, MOST_ENTRIES
+
+if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
+    from pipelines.stages.read import Pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,12 @@ class Metadata:
     """Titles: a text file with one a line, or a title, a tab and its page views."""
     min_count: int = 100
     """Occurrences of a word or pair in the corpus."""
-    min_pmi: float = metadata.MIN_PMI
+    min_pmi: float = MIN_PMI
     """Pointwise mutual information of a pair, bits: how much more frequent it is than its words are together by
     chance."""
     min_views: int = 70
     """Page views of a title, where the file has any."""
-    limit: int = metadata.LIMIT
+    limit: int = MOST_ENTRIES
     """Entries at most."""
     output: str = "output/metadata"
     """Folder of the list."""
@@ -59,6 +62,9 @@ def build(settings: Metadata) -> Manifest:
 
     Raises ValueError for a source that can't be used, and for an output made with other settings.
     """
+    from pipelines.stages.match import metadata
+    from pipelines.stages.read import files
+
     output = storage.absolute(settings.output)
     corpus = metadata.open_corpus(storage.absolute(settings.corpus), settings.unit_rows) if settings.corpus else None
     listed = {name: files.identity(files.find(storage.absolute(uri))) for name, uri in _listed(settings).items()}
@@ -74,6 +80,9 @@ def build(settings: Metadata) -> Manifest:
 
 
 def _build(settings: Metadata, corpus: Pool | None, config: dict[str, Any], output: str) -> Manifest:
+    from pipelines.stages.match import lexicon, metadata
+    from pipelines.stages.work import digest
+
     sources: dict[str, list[str]] = {}
     if settings.wordnet:
         sources["wordnet"] = lexicon.lemmas(storage.absolute(settings.wordnet))

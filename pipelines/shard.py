@@ -8,23 +8,25 @@ The order is a pure function of (seed, ids). A run that was interrupted goes on 
 again.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import FileEntry, Manifest
 from llip.lease import sole_writer
-from pipelines import command, data_runs, schema
+from pipelines import command, data_runs
 from pipelines.curate import Curate, PoolRules, config_of, curate
-from pipelines.stages import card, card_page, shuffle
-from pipelines.stages.encode import Encoding, Format
-from pipelines.stages.shuffle import Curated
-from pipelines.stages.work import Stage, digest, run
+from pipelines.stages.options import Format
+
+if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
+    import pyarrow as pa
+
+    from pipelines.stages.encode import Encoding
+    from pipelines.stages.shuffle import Curated
 
 GROUP_ROWS = 128
 """Rows of a row group, where a pool is large enough to have many."""
@@ -101,6 +103,8 @@ def shard(settings: Shard) -> Manifest:
     Raises ValueError where `curated` is no finished curated pool or `pool` cannot be read, where ids repeat, and for an
     output made with other settings.
     """
+    from pipelines.stages.work import digest
+
     output = storage.absolute(settings.output)
     rules = [f.name for f in RULES]
     config = {k: v for k, v in asdict(settings).items() if k not in ("output", "curated", "pool", *rules)}
@@ -128,8 +132,12 @@ def shard(settings: Shard) -> Manifest:
 def _shard(
     settings: Shard, config: dict[str, Any], curated: Manifest, folder: str, output: str, source: dict[str, Any]
 ) -> Manifest:
+    from pipelines import schema
+    from pipelines.stages import shuffle
+    from pipelines.stages.work import Stage, digest, run
+
     files = [
-        Curated(index=i, file=storage.join(folder, f.name), rows=f.rows)
+        shuffle.Curated(index=i, file=storage.join(folder, f.name), rows=f.rows)
         for i, f in enumerate(f for f in curated.files if f.rows)
     ]
     columns = _columns(files[0], settings.blur)
@@ -189,6 +197,8 @@ def _summary_of_pool(
     folder: str, output: str, kept: int, dropped: dict[str, int], captions_dropped: int
 ) -> dict[str, Any]:
     """Rows and captions of a pool, each with a reason where it is not kept; what says so is left with the shards."""
+    from pipelines.stages import card, card_page
+
     for name in (card.NAME, card_page.NAME):
         storage.write_bytes(storage.join(output, name), storage.read_bytes(storage.join(folder, name)))
     made = storage.read_json(storage.join(folder, card.NAME))
@@ -207,6 +217,8 @@ def _summary_of_pool(
 
 
 def _encoding(settings: Shard) -> Encoding:
+    from pipelines.stages.encode import Encoding
+
     return Encoding(
         max_side=settings.max_side, format=settings.format, quality=settings.quality, max_pixels=settings.max_pixels
     )
@@ -229,6 +241,10 @@ def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: i
 def _columns(file: Curated, blur: str | None) -> pa.Schema:
     """The columns of a curated file. Raises ValueError where there are no pictures, and where that of boxes is no list
     of lists of numbers."""
+    import pyarrow.parquet as pq
+
+    from pipelines import schema
+
     with storage.opened(file.file) as handle:
         columns = pq.read_schema(handle).remove_metadata()
     if schema.IMAGE not in columns.names:
@@ -241,6 +257,8 @@ def _columns(file: Curated, blur: str | None) -> pa.Schema:
 
 
 def _is_boxes(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
     return (
         pa.types.is_list(kind)
         and pa.types.is_list(kind.value_type)

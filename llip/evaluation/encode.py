@@ -36,7 +36,7 @@ from llip.model.features import (
 )
 from llip.progress import bar as bar_of
 
-Arrays = dict[str, NDArray]
+Arrays = dict[str, NDArray[Any]]
 """Named arrays that share the rows of a set as their first axis."""
 
 

@@ -8,7 +8,7 @@ Axes: N images · T distinct captions · Q queries (either) · C candidates of a
 that it lists · D decisions · X captions of one.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def _found(
     return item_QC, score_QC
 
 
-def _best(true_QC: NDArray[np.bool_], score_QC: NDArray[np.float32]) -> tuple[NDArray, NDArray, NDArray]:
+def _best(true_QC: NDArray[np.bool_], score_QC: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """What `hit_metrics` asks of every query. Where no candidate is true, all of them stand above."""
     best_Q1 = np.where(true_QC, score_QC, -np.inf).max(axis=1, keepdims=True)
     tied_QC = score_QC == best_Q1

@@ -8,7 +8,7 @@ the chance level given beside each metric.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +72,7 @@ def tie_groups(scores_N: NDArray[np.floating], positives: NDArray[np.integer]) -
     )
 
 
-def _bins(value_G: NDArray, scores_N: NDArray, side: Literal["left", "right"]) -> NDArray[np.int64]:
+def _bins(value_G: NDArray[Any], scores_N: NDArray[Any], side: Literal["left", "right"]) -> NDArray[np.int64]:
     return np.bincount(np.searchsorted(value_G, scores_N, side=side), minlength=len(value_G) + 1)
 
 

@@ -15,6 +15,7 @@ distractors.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def score_blocks(model: ContrastiveModel, images: ImageFeatures, texts: TextFeat
 
 
 def hit_metrics(
-    name: str, best: tuple[NDArray, NDArray, NDArray], gallery: tuple[NDArray, NDArray]
+    name: str, best: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], gallery: tuple[NDArray[Any], NDArray[Any]]
 ) -> dict[str, Metric]:
     """`name_r1/5/10`. best: of every query the false items above its best true one, and true and false ones that score
     as it does; gallery: its true and its false items."""
@@ -249,7 +250,9 @@ class OneOfMany:
         self.score_DX = np.full(self.candidate_DX.shape, -np.inf, dtype=np.float32)
 
     @staticmethod
-    def _draw(captions: Captions, images: int, seed: int) -> tuple[NDArray[np.str_], NDArray, NDArray]:
+    def _draw(
+        captions: Captions, images: int, seed: int
+    ) -> tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.int64]]:
         """Kind, image and candidates of all decisions: the true caption, then distractors, then -1 up to 20."""
         rng = np.random.default_rng(seed)
         true: list[set[int]] = [set() for _ in range(images)]

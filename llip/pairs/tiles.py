@@ -79,7 +79,7 @@ def _wide_product_on_cpu(out: Tensor, left: Tensor, right: Tensor, add: bool, sc
     out.baddbmm_(left.to(out.dtype), right.to(out.dtype), beta=int(add), alpha=scale)  # the same sums
 
 
-@torch.library.register_fake("llip::wide_product", lib=_library)
+@torch.library.register_fake("llip::wide_product", lib=_library)  # type: ignore[untyped-decorator]
 def _(out: Tensor, left: Tensor, right: Tensor, add: bool, scale: float) -> None:
     pass
 

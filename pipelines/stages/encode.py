@@ -4,14 +4,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from PIL import Image, ImageFilter
 
 from llip.data.decode import DecodeError, decode
+from pipelines.stages.options import Format
 from pipelines.stages.pixels import PLAIN, TOO_LARGE, UNDECODABLE, UnusableImageError, orientation, pixels, read
 
-Format = Literal["keep", "jpeg", "webp", "png"]
 PASSED = ("JPEG", "PNG", "WEBP")
 """Formats that the loader reads."""
 Box = Sequence[float]

@@ -20,7 +20,7 @@ import tyro
 from llip import storage
 from pipelines.stages.dedup import copies, deduplicating
 from pipelines.stages.dedup.copies import Level, Part
-from pipelines.stages.dedup.deduplicating import Dedup
+from pipelines.stages.options import Dedup
 from pipelines.stages.work import spill
 
 UNIT_ROWS = 10_000

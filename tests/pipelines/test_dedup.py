@@ -22,8 +22,8 @@ from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from pipelines.curate import Curate, curate
 from pipelines.stages.dedup import deduplicating, fingerprint
-from pipelines.stages.dedup.deduplicating import Dedup
 from pipelines.stages.hashing import RANK
+from pipelines.stages.options import Dedup
 
 DISTANCE = 12
 

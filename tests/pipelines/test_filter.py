@@ -19,6 +19,7 @@ from llip import storage
 from pipelines.curate import Curate, curate
 from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import ImageRules
+from pipelines.stages.options import PRESETS
 
 TEXTS = {
     "en": ["a small dog is running along the beach", "TWO CHILDREN ARE PLAYING IN THE GARDEN\nof their house"],
@@ -146,7 +147,7 @@ def test_what_is_given_takes_the_place_of_the_preset() -> None:
     settings = Curate(pool="pool", preset="datacomp_basic", min_words=0, languages=("de", "en"))
     thresholds = settings.thresholds()
     assert (thresholds.min_words, thresholds.languages, thresholds.min_side) == (0, ("de", "en"), 200)
-    assert Curate(pool="pool").thresholds() == rules.PRESETS["none"]
+    assert Curate(pool="pool").thresholds() == PRESETS["none"]
 
 
 def test_a_language_is_a_code() -> None:

@@ -22,7 +22,7 @@ from pipelines.curate import Curate
 from pipelines.prepare_data import prepare
 from pipelines.shard import Shard, shard
 from pipelines.stages import read
-from pipelines.stages.dedup.deduplicating import Dedup
+from pipelines.stages.options import Dedup
 from pipelines.stages.read import files, normalise, webdataset
 
 ONE, TWO = tar_of(pair("0", "zero") + pair("1", "one")), tar_of(pair("0", "again") + pair("2", "two"))

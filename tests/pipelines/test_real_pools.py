@@ -18,7 +18,7 @@ from PIL import Image
 from llip import storage
 from pipelines.curate import Curate, curate
 from pipelines.shard import Shard, shard
-from pipelines.stages.dedup.deduplicating import Dedup
+from pipelines.stages.options import Dedup
 
 
 def package(name: str) -> Path:

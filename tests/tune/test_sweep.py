@@ -56,7 +56,7 @@ def test_contradictions_are_refused_before_anything_is_written(
 
 def test_a_length_of_ones_own_replaces_the_default_one() -> None:
     vary = ["--vary", "recipe=clip_tiny"]
-    assert parse(Sweep, vary).training().steps == 500
+    assert parse(Sweep, vary).training().steps == 400
     assert parse(Sweep, [*vary, "--steps", "1200"]).training().steps == 1200
     assert parse(Sweep, [*vary, "--epochs", "2"]).training().epochs == 2
     for axis in ("steps=100,200", "epochs=1,2"):
@@ -161,8 +161,8 @@ def test_a_failed_trial_is_named_and_is_tried_again(
 
 def test_what_is_fixed_may_not_change(swept: Callable[..., list[str]]) -> None:
     swept(vary=("k=1,4",), seeds=1)
-    assert swept(vary=("k=1,4",), seeds=1, overrides={"steps": 500, "data.threads": 2}) == []
-    with pytest.raises(ValueError, match=r"sweep of other settings \(overrides.steps: 500 → 80\); choose another"):
+    assert swept(vary=("k=1,4",), seeds=1, overrides={"steps": 400, "data.threads": 2}) == []
+    with pytest.raises(ValueError, match=r"sweep of other settings \(overrides.steps: 400 → 80\); choose another"):
         swept(vary=("k=1,4",), seeds=1, overrides={"steps": 80})
     with pytest.raises(ValueError, match=r"metric: .*; recipe: 'llip_tiny_k8' → 'llip_tiny_k16'"):
         swept(vary=("k=1,4",), metric="a/b", recipe="llip_tiny_k16")
@@ -213,7 +213,7 @@ def test_a_report_is_logged_and_ends_the_runs_of_stopped_trials(
 
     text = capsys.readouterr().out
     assert "0.4000" in text and "64 (stopped)" in text
-    assert "--recipe llip_tiny_k8 --steps 500 --model.vision.tokens 4 --model.head.heads 1 --output" in text
+    assert "--recipe llip_tiny_k8 --steps 400 --model.vision.tokens 4 --model.head.heads 1 --output" in text
     run = client.get_run(run_id)
     assert (run.info.status, run.data.metrics[f"eval/{METRIC}"], run.data.params["seeds"]) == ("FINISHED", 0.4, "1")
     assert {a.path for a in client.list_artifacts(run_id)} == {

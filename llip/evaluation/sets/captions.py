@@ -7,6 +7,7 @@ published numbers do.
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -53,13 +54,13 @@ def _root(path: str) -> str:
     return folder.removesuffix("annotations").rstrip("/")
 
 
-def _karpathy(content: dict) -> Iterator[tuple[str, list[str]]]:
+def _karpathy(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for image in content["images"]:
         if image["split"] == "test":
             yield image["filename"], [sentence["raw"] for sentence in image["sentences"]]
 
 
-def _coco(content: dict) -> Iterator[tuple[str, list[str]]]:
+def _coco(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     captions: dict[int, list[str]] = {}
     for annotation in sorted(content["annotations"], key=lambda annotation: annotation["id"]):
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])

@@ -1,54 +1,23 @@
 """Dropping copies of pictures: the pool's own, and those of evaluation sets."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import Manifest
-from llip.evaluation.sets import Source, find_sets
 from pipelines.stages.dedup import copies, fingerprint
 from pipelines.stages.dedup.copies import Level, Part
 from pipelines.stages.filter.rules import ImageRules
 from pipelines.stages.match import matching
 from pipelines.stages.match.matched import Matched
+from pipelines.stages.options import Dedup
 from pipelines.stages.read import Pool
 from pipelines.stages.work import Stage, digest, run, spill, tallies
 
 BIN_RECORDS = 1 << 20
 """Records of a bin, about: what one task holds."""
-MOST_DISTANCE = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dedup:
-    """Which copies of pictures are dropped."""
-
-    copies: bool = False
-    """Keep one of the copies of a picture in the pool: the row whose id has the smallest hash."""
-    evaluation: tuple[str, ...] = ()
-    """Drop copies of the pictures of the evaluation sets under these folders."""
-    distance: int | None = None
-    """Pictures are copies too where at most so many of the 256 bits of their perceptual hashes differ: 12 finds what
-    was encoded anew or scaled. Where not given, only files with the same bytes are copies."""
-
-    def __post_init__(self) -> None:
-        if self.distance is not None and not 0 <= self.distance <= MOST_DISTANCE:
-            raise ValueError(f"--dedup.distance is {self.distance}; it has to be in 0 to {MOST_DISTANCE}")
-        if self.distance is not None and not self.active:
-            raise ValueError("--dedup.distance says what a copy is; it needs --dedup.copies or --dedup.evaluation")
-
-    @property
-    def active(self) -> bool:
-        return self.copies or bool(self.evaluation)
-
-    def sets(self) -> list[Source]:
-        """The evaluation sets. Raises ValueError for a folder that holds none."""
-        found = {uri: find_sets(uri) for uri in self.evaluation}
-        if empty := [uri for uri, sources in found.items() if not sources]:
-            raise ValueError(f"--dedup.evaluation {empty[0]} holds no evaluation set")
-        return [source for sources in found.values() for source in sources]
 
 
 def without_copies(pool: Pool, matched: Matched, dedup: Dedup, image_rules: ImageRules) -> Matched:

@@ -95,24 +95,6 @@ def parse_condition(text: str, columns: pa.Schema) -> Condition:
     raise ValueError(f"--where {text!r} has none of {' '.join(OPERATORS)}; write for instance 'nsfw < 0.5'")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What captions and images have to satisfy, whatever the pool."""
-
-    min_words: int = 0
-    min_characters: int = 0
-    languages: tuple[str, ...] = ()
-    min_side: int = 0
-    max_aspect: float = float("inf")
-
-
-PRESETS = {
-    "none": Thresholds(),
-    "datacomp_basic": Thresholds(min_words=3, min_characters=6, languages=("en",), min_side=200, max_aspect=3.0),
-}
-"""datacomp_basic: the basic filter of DataComp (Gadre et al., NeurIPS 2023, section 3.4 and appendix)."""
-
-
 def language_reasons(texts: pa.StringArray, reasons: np.ndarray, languages: Sequence[str]) -> np.ndarray:
     """The codes of texts, with that of another language in place of KEPT where a text is in none of `languages`."""
     kept = np.flatnonzero(reasons == KEPT)

@@ -1,5 +1,5 @@
 """Matching captions with metadata: `EntryMatcher`, its alphabets and index, the entry list, the pass over a pool."""
 
-from pipelines.stages.match.matcher import EntryMatcher, Semantics, refuse_repetition
+from pipelines.stages.match.matcher import EntryMatcher, refuse_repetition
 
-__all__ = ["EntryMatcher", "Semantics", "refuse_repetition"]
+__all__ = ["EntryMatcher", "refuse_repetition"]

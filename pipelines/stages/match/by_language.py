@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from llip import storage
 from llip.data import manifest
 from pipelines.stages.match import metadata
-from pipelines.stages.match.matcher import EntryMatcher, Semantics
+from pipelines.stages.match.matcher import EntryMatcher
+from pipelines.stages.options import Semantics
 
 SUFFIXES = tuple(suffix + gz for suffix in (".json", ".jsonl", ".txt", ".parquet") for gz in ("", ".gz"))
 OTHER = "other"

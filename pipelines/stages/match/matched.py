@@ -13,8 +13,8 @@ from pipelines import schema
 from pipelines.stages.filter import rules
 from pipelines.stages.match import by_language, matching, metadata
 from pipelines.stages.match.by_language import LanguageMatcher, Lists
-from pipelines.stages.match.matcher import Semantics
 from pipelines.stages.match.matching import TextRules
+from pipelines.stages.options import Semantics
 from pipelines.stages.read import Pool
 from pipelines.stages.work import Stage, digest, run, tallies
 

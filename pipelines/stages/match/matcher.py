@@ -1,7 +1,6 @@
 """Which metadata entries occur in a caption (Xu et al., "Demystifying CLIP Data", arXiv 2309.16671, section 3)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +10,7 @@ from pipelines.stages.compiled import In, Out, jit, string_buffers
 from pipelines.stages.match import characters, tokens, trie
 from pipelines.stages.match.tokens import Vocabulary
 from pipelines.stages.match.trie import Trie
-
-Semantics = Literal["v1", "v2"]
+from pipelines.stages.options import Semantics
 
 
 class EntryMatcher:

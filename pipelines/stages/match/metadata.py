@@ -20,6 +20,7 @@ from pipelines import schema
 from pipelines.stages import read
 from pipelines.stages.columns import whole
 from pipelines.stages.match.matcher import refuse_repetition
+from pipelines.stages.options import MIN_PMI, MOST_ENTRIES
 from pipelines.stages.read import Pool, files
 from pipelines.stages.work import Stage, Unit, run
 
@@ -34,10 +35,6 @@ COUNTED = pa.schema([("text", pa.string()), ("pair", pa.bool_()), ("count", pa.i
 """A word, or two with a space between them, and how often it occurs."""
 MIN_COUNT = 2
 """Occurrences of a word or pair that make it an entry, where nothing else is asked for."""
-MIN_PMI = 3.0
-"""Bits by which a pair has to be more frequent than its words are together by chance."""
-LIMIT = 500_000
-"""Entries at most: the size of the list of the method's authors."""
 WORD = r"^[\p{L}\p{N}].*[\p{L}\p{N}]$|^[\p{L}\p{N}]$"
 """What may be an entry: begins and ends with a letter or a digit."""
 
@@ -169,7 +166,7 @@ def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int, min
         raise ValueError(
             f"no word occurs {min_count} times in the captions; lower --metadata-min-count or give --metadata"
         )
-    return [text for _, text in sorted(chosen)[:LIMIT]]
+    return [text for _, text in sorted(chosen)[:MOST_ENTRIES]]
 
 
 def _grams(texts: pa.StringArray) -> pa.Table:

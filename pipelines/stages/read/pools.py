@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from llip import storage
 from pipelines import schema
-from pipelines.stages.read import fields, files, listing, parquet, webdataset
+from pipelines.stages.read import fields, files, listing, parquet, records, webdataset
 from pipelines.stages.read.files import Found
 from pipelines.stages.work import Unit
 
@@ -130,7 +130,7 @@ def _chosen(uri: str, found: Sequence[Found]) -> tuple[str, list[Found]]:
     """The format of a pool, and its files. Raises ValueError for no format and for several."""
     names = [f.name for f in found]
     kinds = {f.name: SUFFIXES[end] for f in found if (end := files.ending(f.name, SUFFIXES))}
-    images = any(name.lower().endswith(listing.IMAGES) for name in names)
+    images = any(name.lower().endswith(records.IMAGES) for name in names)
     strong = {kind for name, kind in kinds.items() if not files.ending(name, WEAK)}
     if strong == {"parquet", "webdataset"} and _stems(names, ".parquet") <= _stems(names, ".tar"):
         strong = {"webdataset"}  # img2dataset leaves a table of what is in a tar beside it
@@ -149,9 +149,9 @@ def _chosen(uri: str, found: Sequence[Found]) -> tuple[str, list[Found]]:
     if kinds:
         lists = [f for f in found if f.name in kinds and _is_list(f)]
         if lists:
-            return "list", [f for f in found if f in lists or f.name.lower().endswith(listing.IMAGES)]
+            return "list", [f for f in found if f in lists or f.name.lower().endswith(records.IMAGES)]
     if images:
-        return "folder", [f for f in found if f.name.lower().endswith(listing.IMAGES)]
+        return "folder", [f for f in found if f.name.lower().endswith(records.IMAGES)]
     raise ValueError(
         f"{uri} holds none of .parquet, .tar, .csv, .tsv, .jsonl, .json or image files; it has {', '.join(names[:3])}"
     )
@@ -164,7 +164,7 @@ def _is_list(file: Found) -> bool:
     with storage.opened(file.uri) as handle:
         first = handle.readline(1 << 16).decode("utf-8", "replace")
     parts = [part.strip().lower() for part in re.split(r"[,\t;|]", first)]
-    return len(parts) > 1 and any(p in listing.records.PATHS or listing.records.FILE.fullmatch(p) for p in parts)
+    return len(parts) > 1 and any(p in records.PATHS or records.FILE.fullmatch(p) for p in parts)
 
 
 def _stems(names: Sequence[str], suffix: str) -> set[str]:

@@ -373,6 +373,11 @@ class TrainingConfig:
     """Steps between logged metrics."""
     checkpoint_every: int = setting(1000, operational=True)
     """Steps between checkpoints."""
+    checkpoint_minutes: float | None = setting(10.0, operational=True)
+    """Minutes after which a checkpoint is due in any case; None: only `checkpoint_every` counts."""
+    hang_seconds: float | None = setting(180.0, operational=True)
+    """Seconds after which a step hangs, or ten usual steps where that is more: every rank shows its stack, and workers
+    start again. None: never."""
     keep_checkpoints: int = setting(2, operational=True)
     """Newest checkpoints kept."""
     evaluate_every: int | None = setting(None, operational=True)
@@ -399,6 +404,9 @@ class TrainingConfig:
             self.steps,
             f"given where epochs are not (they are {self.epochs}), and only there",
         )
+        for name in ("checkpoint_minutes", "hang_seconds"):
+            time = getattr(self, name)
+            _check(time is None or time > 0, name, time, "positive, or None")
         every = self.evaluate_every
         _check(every is None or every >= 1, "evaluate_every", every, "at least 1, or None")
         decay = self.ema_decay

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 NAME = ".writer.json"
 HEARTBEAT_SECONDS, STALE_SECONDS = 15.0, 120.0
+LOOK_SECONDS = 1.0
 SETTLE_SECONDS = 2.0
 """In a bucket, where nothing can be written on a condition: the last of several that write at once holds the lease."""
 
@@ -42,6 +43,7 @@ def sole_writer(folder: str) -> Iterator[None]:
         "started": psutil.Process().create_time(),
     }
     uri = storage.join(folder, NAME)
+    _outwait(uri)
     if holder := _take(folder, uri, lease):
         raise ValueError(_refusal(folder, holder))
     ended = threading.Event()
@@ -55,6 +57,17 @@ def sole_writer(folder: str) -> Iterator[None]:
         with contextlib.suppress(Exception):  # a lease that stays ends by its age
             if _read(uri).get("owner") == lease["owner"]:
                 storage.remove(uri)
+
+
+def _outwait(uri: str) -> None:
+    """Wait until a holder on another machine shows that it lives, or its lease is stale: what submits a driver again
+    that died may do so within seconds, and elsewhere."""
+    holder = _read(uri)
+    while holder and holder["host"] != socket.gethostname() and _lives(holder):
+        time.sleep(LOOK_SECONDS)
+        found = _read(uri)
+        if found.get("heartbeat") != holder["heartbeat"]:
+            return
 
 
 def _take(folder: str, uri: str, lease: dict[str, Any]) -> dict[str, Any]:

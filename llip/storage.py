@@ -6,22 +6,27 @@ Writes are atomic: a reader sees the old file, the new one, or none.
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 Uri = str | os.PathLike[str]
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 VERSION = "?versionId="
@@ -38,6 +43,23 @@ FAILURES = (OSError, BotoCoreError)
 """What reading and writing raise where the system or a service fails: no file, no rights, no space, no answer."""
 
 
+LASTING = (
+    *FULL,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
+"""Errors that waiting does not cure."""
+
+
+DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds between tries: an outage of a minute is outlasted."""
+
+
 class PlaceError(OSError, ValueError):
     """A place that cannot be written: the user's to mend, and no fault of what was read."""
 
@@ -47,6 +69,30 @@ class PlaceError(OSError, ValueError):
 
 class TooLargeError(ValueError):
     """A file that is not read for its size."""
+
+
+def patient(action: Callable[[], Result], what: str) -> Result:
+    """The result of `action`, tried again with growing DELAYS where a storage fails; raises what the last try raised.
+
+    What waiting does not cure is raised at once.
+    """
+    for delay in DELAYS:
+        try:
+            return action()
+        except FAILURES as error:
+            if not is_transient(error):
+                raise
+            logger.warning("%s failed (%s); it is tried again in %g s", what, error, delay)
+        time.sleep(delay)
+    return action()
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether a storage failed in a way that may pass: not for want of a file, of rights or of space, nor because of
+    what it holds, of which libraries complain by an OSError without a code."""
+    if isinstance(error, BotoCoreError | ConnectionError | TimeoutError):
+        return not isinstance(error, NoCredentialsError)
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in LASTING
 
 
 def is_local(uri: Uri) -> bool:

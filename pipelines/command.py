@@ -24,7 +24,7 @@ import tyro
 from llip import recipes, storage
 from llip.config import TrainingConfig
 from llip.fields import NONE, Leaf, field_docs, leaves, override, to_toml, value_of
-from llip.training.stopping import StoppedError
+from llip.training.stopping import GaveUpError, NonFiniteError, StoppedError
 from pipelines import logs
 
 Settings = TypeVar("Settings")
@@ -81,10 +81,18 @@ def brief(value: Any) -> str:
     return re.sub(r"[^\w.+]+", "_", text)
 
 
+REFUSED, GAVE_UP, STOPPED = 2, 3, 128 + signal.SIGTERM
+FINAL = (0, REFUSED, GAVE_UP, STOPPED, 128 + signal.SIGINT)
+"""Exit codes after which the same command would only end the same way, or should not go on."""
+RESUBMITTED = "LLIP_RESUBMITTED"
+"""Environment variable of a process that another one starts again."""
+
+
 def run(settings: type[Settings], main: Callable[[Settings], object], description: str) -> None:
     """Parse the command line into `settings` and call `main`.
 
-    What the user can mend ends with exit code 2 and one line that says how; a run that SIGTERM stopped, with 143.
+    What the user can mend ends with exit code 2 and one line that says how, a storage that does not answer with 1, a
+    run that no restart helps with 3, and a run that SIGTERM stopped with 143.
     """
     level: Any = _given(LOG_LEVEL, sys.argv[1:]) or logs.DEFAULT
     try:
@@ -94,10 +102,13 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
         main(parsed)
     except (ValueError, *storage.FAILURES) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if storage.is_transient(error) else REFUSED)
+    except (GaveUpError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(GAVE_UP)
     except StoppedError as error:
         print(error, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(STOPPED)
     except Exception as error:
         if level == "debug":
             raise

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +25,9 @@ from llip.headline import headline
 from llip.progress import bar as progress_bar
 from llip.progress import training_line
 from llip.training import lineage, notebook, run_folder, stopping
-from llip.training.loop import NonFiniteError, Progress, train
+from llip.training.loop import Progress, train
 from llip.training.parallel import current_world
-from llip.training.stopping import Stop, StoppedError
+from llip.training.stopping import GaveUpError, NonFiniteError, Stop, StoppedError
 from llip.training.tracking import Tracker, Tracking, open_run, read_metrics
 from pipelines import command
 
@@ -61,12 +62,14 @@ def train_and_evaluate(
     *,
     on_evaluation: OnEvaluation | None = None,
     preempted: Stop = lambda: False,
+    asked: float | None = None,
     progress: Progress = progress_bar,
 ) -> dict[str, Metric]:
     """Train to the end, from wherever the run's folder has got to, and return the metrics of the last evaluation.
 
     Uses the ranks of an initialised process group, at most as many as there are lanes, else this process alone.
     `on_evaluation(step, metrics)` is called on every rank after each evaluation; ranks other than 0 have no metrics.
+    `asked` is when training was asked for, by the clock: see `goodput`.
     Raises ValueError where the folder holds a run of another configuration, StoppedError where the run was asked to
     stop, or `preempted()` said so on any rank.
     """
@@ -79,7 +82,7 @@ def train_and_evaluate(
     sources = find_sets(run.evaluation) if run.evaluation else []
     sets = [source.read() for source in sources]
 
-    with Tracker(run.tracking, run.folder, enabled=first) as tracker, stopping.watched(run.folder) as asked:
+    with Tracker(run.tracking, run.folder, enabled=first) as tracker, stopping.watched(run.folder) as stop:
         tracker.parameters(to_dict(run.config) | {"shards": run.shards, "world_size": world.size})
         tracker.artifact("config.json", to_dict(run.config))
         if first:
@@ -113,7 +116,8 @@ def train_and_evaluate(
             world=world,
             tracker=tracker,
             evaluate=evaluate if run.evaluation else None,
-            stop=lambda: asked() or preempted(),
+            stop=lambda: stop() or preempted(),
+            asked=asked,
             profile=run.profile,
             progress=progress,
         )
@@ -145,27 +149,33 @@ def fit(
     *,
     workers: int,
     min_workers: int | None = None,
-    max_failures: int = 3,
+    max_failures: int = 10,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Metric]:
     """`train_and_evaluate` under Ray Train: in this process (0 workers), or in as many, each with a GPU if there are.
 
-    A worker that dies is started again, at most `max_failures` times (-1: any number), and goes on from the last
-    checkpoint; a node that is preempted does not count. With `min_workers` the run goes on with the workers that are
-    left, and with more once there are. Evaluations are reported to Ray Train, so that `callbacks` (Ray Tune's) see
-    them. Raises what training raised: ValueError, NonFiniteError, StoppedError.
+    Workers that fail are started again and go on from the last checkpoint, at most `max_failures` times in a row (-1:
+    any number): a new checkpoint between two failures makes the count start anew, and a node that is preempted does not
+    count. With `min_workers` the run goes on with the workers that are left, and with more once there are. Evaluations
+    are reported to Ray Train, so that `callbacks` (Ray Tune's) see them. Raises what training raised: ValueError,
+    NonFiniteError, StoppedError; and GaveUpError where workers fail without any progress.
     """
-    from ray.train import FailureConfig, RunConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import ScalingConfig  # what `ray.train` has of this name, as type checkers see it too
+
+    from pipelines.failures import Restarts
 
     if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
         with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
             open_run(run.tracking, run.folder)
+    if run.config.hang_seconds is not None:  # a worker that is stopped does not answer Ray either, which waits 600 s
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(2 * run.config.hang_seconds))
     work: Any = _train_on_worker if workers else _train_here
-    trainer = TorchTrainer(
+    ours: list[Any] = [Restarts(run.folder, max_failures), *callbacks]
+    trainer: Any = TorchTrainer(
         work,
-        train_loop_config={"run": run},
+        train_loop_config={"run": run, "asked": time.time()},
         scaling_config=ScalingConfig(
             num_workers=(min_workers, workers) if min_workers is not None else workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
@@ -176,16 +186,41 @@ def fit(
         run_config=RunConfig(
             name="ray",
             storage_path=storage.quoted(run.folder),
-            failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=-1),  # the callback ends what is hopeless
+            callbacks=ours,
         ),
     )
-    with _followed(run) if workers and not callbacks else contextlib.nullcontext():
-        result: Any = trainer.fit()
+    if workers:
+        _forget_driver(run.folder, trainer.train_run_context.run_id)
+    try:
+        with _followed(run) if workers and not callbacks else contextlib.nullcontext():
+            result = trainer.fit()
+    except ControllerError as error:
+        if isinstance(error.controller_failure, (ValueError, GaveUpError)):
+            raise error.controller_failure from None
+        raise
     if isinstance(result.return_value, Exception):
         raise result.return_value
     return dict(result.return_value)
 
+
+def _forget_driver(run_folder: str, run_id: str) -> None:
+    """Give back what the driver before had asked of Ray, and note the name under which this one asks.
+
+    Ray keeps nodes for a driver that was killed for another three minutes, in which an elastic run would wait for them.
+    """
+    import ray
+
+    uri = storage.join(run_folder, DRIVER)
+    before = storage.read_json(uri)["run_id"] if storage.exists(uri) else None
+    storage.write_json(uri, {"run_id": run_id})
+    if before:
+        with contextlib.suppress(Exception):  # no such actor, or one that has other methods in another version of Ray
+            coordinator: Any = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            ray.get(coordinator.cancel_request.remote(requester_id=f"train-{before}"), timeout=10)
+
+
+DRIVER = "driver.json"
 
 RESIZE_SECONDS = 60.0
 """How often a run that has lost workers looks for new ones."""
@@ -219,12 +254,14 @@ def _cluster_gpus() -> int:
 
 
 def _train_here(config: dict[str, Any]) -> dict[str, Metric]:
-    return train_and_evaluate(config["run"])
+    return train_and_evaluate(config["run"], asked=config.get("asked"))
 
 
 def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
-    """What one of the ranks does. What a restart would not cure is returned, since Ray restarts what raises."""
+    """What one of the ranks does. What all of them raise alike is returned, since Ray restarts what raises."""
     import ray.train
+
+    from pipelines.failures import RefusedError
 
     run, context = config["run"], ray.train.get_context()
     cores = len(os.sched_getaffinity(0))
@@ -238,14 +275,19 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
             run,
             on_evaluation=report,
             preempted=_preemption(),
+            asked=config.get("asked"),
             progress=silent,
         )
     except StoppedError as error:
         if stopping.stop_requested(run.folder):
             return error
         raise  # a preemption: Ray starts the workers again elsewhere
-    except (ValueError, NonFiniteError) as error:
+    except NonFiniteError as error:
         return error
+    except ValueError as error:
+        if isinstance(error, OSError):  # a place that cannot be written: by this rank, now
+            raise
+        raise RefusedError(str(error), context.get_world_size()) from error
 
 
 def _preemption() -> Stop:

@@ -10,6 +10,7 @@ Run again, it goes on where it was: it resumes training from the last checkpoint
 """
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,11 @@ class Pretrain(Trained):
     """Processes that train together, where not given one for each GPU of the cluster; 0 trains in this process."""
     min_workers: int | None = None
     """Fewest workers to go on with where nodes are lost; the run takes others once there are nodes again."""
-    max_failures: int = 3
-    """Restarts of workers that die, other than by preemption; -1: any number."""
+    max_failures: int = 10
+    """Restarts in a row without a new checkpoint between them, other than after a preemption; -1: any number. A run
+    that makes progress never runs out of them."""
+    resubmit: bool = False
+    """Run in another process, which is started again where it dies, as often as --max-failures says."""
 
     def __post_init__(self) -> None:
         if self.pool is not None and self.shards is not None:
@@ -100,13 +104,11 @@ def pretrain(settings: Pretrain) -> Outcome:
     """
     config = settings.training()
     workers = _workers(settings, config)
-    output = storage.absolute(settings.output)
-    name = settings.name or settings.run_name()
-    folder = storage.join(output, "runs", name)
+    output, folder = storage.absolute(settings.output), _run_folder(settings)
     run_folder.check(folder, config)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
-    from llip.training import checkpoint, notebook, stopping
+    from llip.training import checkpoint, goodput, notebook, stopping
     from llip.training.tracking import Tracking, default_store
     from pipelines import launching
 
@@ -135,7 +137,7 @@ def pretrain(settings: Pretrain) -> Outcome:
             tracking=Tracking(
                 uri=uri,
                 experiment="llip",
-                run_name=name,
+                run_name=_name(settings),
                 artifact_location=artifacts,
                 tags=notebook.context_tags(),
                 made_from=(data.shards,) if isinstance(data.shards, str) else data.shards,
@@ -158,10 +160,19 @@ def pretrain(settings: Pretrain) -> Outcome:
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
     )
     print(f"\ncheckpoint   {outcome.checkpoint}")
+    print(f"goodput      {goodput.summary(folder)}")
     print(f"all runs     {ui.address(uri, output)}")
     runs = " ".join(storage.join(output, "runs", name) for name in ("NAME", "OTHER"))
     print(f"compare      uv run pipelines/compare.py {runs}")
     return outcome
+
+
+def _name(settings: Pretrain) -> str:
+    return settings.name or settings.run_name()
+
+
+def _run_folder(settings: Pretrain) -> str:
+    return storage.join(storage.absolute(settings.output), "runs", _name(settings))
 
 
 def _absolute(uri: Any) -> Any:
@@ -190,9 +201,20 @@ def _evaluate(folder: str, sets: str | None) -> "dict[str, Metric]":
     return evaluate(Evaluate(checkpoint=folder, evaluation=sets))
 
 
+def run_or_resubmit(settings: Pretrain) -> None:
+    """Pretrain in this process or, with `resubmit`, in another one, again where it dies."""
+    if not settings.resubmit or command.RESUBMITTED in os.environ:
+        pretrain(settings)
+        return
+    from pipelines import restarts
+
+    if code := restarts.resubmit(_run_folder(settings), settings.max_failures):
+        sys.exit(code)
+
+
 def cli() -> None:
     """The command line."""
-    command.run(Pretrain, pretrain, "Pretrain a contrastive image-text model, from a pool to its numbers.")
+    command.run(Pretrain, run_or_resubmit, "Pretrain a contrastive image-text model, from a pool to its numbers.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Files on any URI: what is written comes back, and a failed write leaves what was there."""
 
+import errno
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from llip import storage
 
@@ -116,3 +118,36 @@ def test_ray_and_arrow_read_the_same_name(name: str) -> None:
 
     assert FileSystem.from_uri(storage.quoted(f"s3://bucket/{name}/x") + "?region=a")[1] == f"bucket/{name}/x"
     assert FileSystem.from_uri(storage.quoted(f"/folder/{name}/x"))[1] == f"/folder/{name}/x"
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (OSError(errno.EIO, "the service is away"), 3),
+        (ConnectionResetError("closed"), 3),
+        (EndpointConnectionError(endpoint_url="http://s3"), 3),
+        (storage.PlaceError(errno.EIO, "cannot be written"), 3),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (FileNotFoundError("gone"), 1),
+        (OSError("no Parquet file"), 1),
+        (NoCredentialsError(), 1),
+        (ValueError("mine"), 1),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_may_pass_is_tried_again(error: Exception, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "DELAYS", (0.0, 0.0))
+    made: list[int] = []
+
+    def action(failures: int) -> str:
+        made.append(1)
+        if len(made) <= failures:
+            raise error
+        return "done"
+
+    with pytest.raises(type(error)):
+        storage.patient(lambda: action(3), "it")
+    assert len(made) == tries
+    made.clear()
+    if tries > 1:
+        assert storage.patient(lambda: action(2), "it") == "done"

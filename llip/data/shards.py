@@ -106,16 +106,12 @@ class Shards:
         return file, Lock()
 
     def read(self, group: int) -> RowGroup:
-        """Read one row group. Raises ValueError where its file is damaged."""
+        """Read one row group. Raises ValueError where its file is damaged, and OSError where the storage fails for
+        longer than `storage.patient` waits."""
         index = int(self._file[group])
         inside = group - int(self._first_group[index])
         where = f"{storage.join(self.folder, self.manifest.files[index].name)}, row group {inside}"
-        try:
-            file, lock = self._open(index)
-            with lock:
-                table = file.read_row_group(inside, columns=self._columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{where} cannot be read: {error}") from error
+        table = storage.patient(lambda: self._table(index, inside, where), where)
         # A copy: buffers that Parquet's reader grew are larger than what they hold, and a loader holds many row groups.
         found = {name: table.column(name).combine_chunks() for name in self._columns}
         return RowGroup(
@@ -127,6 +123,21 @@ class Shards:
             Texts(found[SYNTHETIC]) if SYNTHETIC in found else None,
             KeepProbabilities(found[KEEP_PROBABILITY]) if KEEP_PROBABILITY in found else None,
         )
+
+    def _table(self, index: int, inside: int, where: str) -> pa.Table:
+        """The columns of a row group; what is not readable is read once more from a file that is opened again."""
+        for again in (True, False):
+            try:
+                file, lock = self._open(index)
+                with lock:
+                    return file.read_row_group(inside, columns=self._columns, use_threads=False)
+            except (*storage.FAILURES, pa.ArrowException) as error:
+                self._open.cache_clear()
+                if storage.is_transient(error):
+                    raise
+                if not again:
+                    raise ValueError(f"{where} cannot be read: {error}") from error
+        raise AssertionError
 
     def close(self) -> None:
         """Close the files."""

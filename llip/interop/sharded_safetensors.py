@@ -8,7 +8,7 @@ scalar is in the first part.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import safetensors.torch
@@ -65,8 +65,11 @@ def read(folder: str, kind: str) -> dict[str, Tensor]:
     }
 
 
-def read_into(folder: str, kind: str, places: Mapping[str, ShardView]) -> set[str]:
-    """Fill the places from those parts that hold something of them. Returns the names that were found.
+def read_into(
+    folder: str, kind: str, places: Mapping[str, ShardView], read: Callable[[str], bytes] = storage.read_bytes
+) -> set[str]:
+    """Fill the places from those parts that hold something of them, `read` one after the other. Returns the names that
+    were found.
 
     Raises ValueError where a part is missing.
     """
@@ -79,7 +82,7 @@ def read_into(folder: str, kind: str, places: Mapping[str, ShardView]) -> set[st
             first, last = max(part.start, place.first), min(part.stop, place.first + size)
             if first < last:
                 overlaps[name] = (place, slice(first - place.first, last - place.first), first - part.start)
-        tensors = parse_safetensors(storage.read_bytes(uri), uri) if overlaps else {}
+        tensors = parse_safetensors(read(uri), uri) if overlaps else {}
         for name in overlaps.keys() & tensors.keys():
             place, into, start = overlaps[name]
             if place.rows.ndim:

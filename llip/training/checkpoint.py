@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -29,12 +29,11 @@ from llip.fields import to_dict
 from llip.interop import sharded_safetensors
 from llip.training.optimizer import MovingAverage
 from llip.training.parallel import World, local, single_process
-from llip.training.run_folder import git_revision
+from llip.training.run_folder import POINTER, git_revision
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
-POINTER = "latest.json"
 MODEL, OPTIMIZER = "model", "optimizer"
 """Kinds of files that come in parts."""
 
@@ -64,7 +63,10 @@ class TrainingState:
         return {MODEL: self.average.tensors, OPTIMIZER: training | weights}
 
     def restore(self, folder: str, world: World) -> int:
-        """Load a checkpoint that `latest` found. Returns the number of updates behind it."""
+        """Load a checkpoint that `latest` found. Returns the number of updates behind it.
+
+        Of what all ranks hold, each reads a share and hands it on; of what is sharded, each reads what it holds.
+        """
         for parameter in self.model.parameters():
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -74,7 +76,9 @@ class TrainingState:
         with torch.no_grad():
             for kind, tensors in self.tensors().items():
                 views = {name: _view(t, world) for name, t in tensors.items()}
-                found = sharded_safetensors.read_into(folder, kind, views)
+                alone = world.group is None or any(isinstance(t, DTensor) for t in tensors.values())
+                with contextlib.nullcontext(_read) if alone else _reading_together(folder, kind, world) as read:
+                    found = sharded_safetensors.read_into(folder, kind, views, read)
                 if kind == OPTIMIZER:
                     self._forget_all_but(found)
         return step_of(folder)
@@ -121,10 +125,9 @@ def commit(run_folder: str, step: int, files: Fingerprints, config: TrainingConf
         "files": files,
     }
     folder = folder_of(run_folder, step)
-    storage.write_json(storage.join(folder, STATE), state)
-    storage.write_json(
-        storage.join(run_folder, "checkpoints", POINTER), {"step": step, "folder": folder.rsplit("/", 1)[1]}
-    )
+    pointer = {"step": step, "folder": folder.rsplit("/", 1)[1]}
+    _write(storage.join(folder, STATE), storage.to_json(state))
+    _write(storage.join(run_folder, POINTER), storage.to_json(pointer))
     for old in _folders(run_folder)[config.keep_checkpoints :]:
         storage.remove(old)
 
@@ -140,14 +143,26 @@ def save(run_folder: str, step: int, state: TrainingState, config: TrainingConfi
 class AsyncCheckpointer:
     """Writes the checkpoints of a run beside its training, one at a time. Every rank makes the same calls.
 
-    A rank copies its part, a thread writes it, and the checkpoint is committed when all ranks have written theirs. One
-    that cannot be written costs a warning, since the one before it is intact; a failed final checkpoint raises.
+    A rank copies its part, a thread writes it, and once all ranks have written theirs, rank 0's thread commits the
+    checkpoint. One that cannot be written costs a warning, since the one before it is intact; a failed final checkpoint
+    raises.
     """
 
-    def __init__(self, run_folder: str, state: TrainingState, config: TrainingConfig, world: World) -> None:
+    def __init__(
+        self,
+        run_folder: str,
+        state: TrainingState,
+        config: TrainingConfig,
+        world: World,
+        *,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`before` is called by the thread before it writes: what a checkpoint relies on is written earlier."""
         self._folder, self._state, self._config, self._world = run_folder, state, config, world
+        self._before = before
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._written: Future[Fingerprints] | None = None
+        self._committed: Future[str] | None = None
         self._step = 0
 
     def __enter__(self) -> "AsyncCheckpointer":
@@ -158,7 +173,7 @@ class AsyncCheckpointer:
 
     @property
     def under_way(self) -> bool:
-        """Whether a checkpoint was begun that is not finished: the same on every rank."""
+        """Whether a checkpoint was begun whose parts are not all known to be written: the same on every rank."""
         return self._written is not None
 
     @property
@@ -171,38 +186,47 @@ class AsyncCheckpointer:
         self.finish()
         self._step = step
         content = snapshot(self._state, self._world)
-        folder = folder_of(self._folder, step)
-        self._written = self._thread.submit(write, folder, content, self._state.model, self._world)
+        self._written = self._thread.submit(self._write, folder_of(self._folder, step), content)
 
     def finish(self, *, required: bool = False) -> None:
-        """Wait for the parts of all ranks, then make the checkpoint the newest one.
+        """Wait for the parts of all ranks, and begin to make the checkpoint the newest one.
 
-        Raises OSError where that fails and it is `required`.
+        Waits for that too where it is `required`, and raises OSError on every rank where it fails.
         """
-        if self._written is None:
-            return
-        error = self._written.exception()
-        parts = self._world.gather(f"rank {self._world.rank}: {error}" if error else self._written.result())
-        self._written = None
-        failures = [part for part in parts if isinstance(part, str)]
-        if not failures and self._world.rank == 0:
-            failures = self._commit({name: file for part in parts for name, file in part.items()})
-        if failures and self._world.rank == 0:
-            with contextlib.suppress(Exception):  # where it could not be written, it may not be removed either
-                storage.remove(folder_of(self._folder, self._step))
-        if failures and required:
-            raise OSError(f"the checkpoint of step {self._step} was not written ({failures[0]})") from error
-        if failures:
-            logger.warning(
-                "the checkpoint of step %d was not written (%s); the one before it is intact", self._step, failures[0]
-            )
+        if self._written is not None:
+            error = self._written.exception()
+            parts = self._world.gather(f"rank {self._world.rank}: {error}" if error else self._written.result())
+            self._written = None
+            if self._world.rank == 0:
+                self._committed = self._thread.submit(self._commit, self._step, parts)
+        if required:
+            failure = self._world.gather(self._committed.result() if self._committed else "")[0]
+            if failure:
+                raise OSError(failure)
 
-    def _commit(self, files: Fingerprints) -> list[str]:
-        try:
-            commit(self._folder, self._step, files, self._config)
-        except Exception as error:  # whatever a file system raises
-            return [str(error)]
-        return []
+    def _write(self, folder: str, content: dict[str, dict[str, Tensor]]) -> Fingerprints:
+        self._before()
+        return write(folder, content, self._state.model, self._world)
+
+    def _commit(self, step: int, parts: list[Fingerprints | str]) -> str:
+        """Returns why the checkpoint was not written, or nothing."""
+        failure = next((part for part in parts if isinstance(part, str)), "")
+        if not failure:
+            try:
+                commit(
+                    self._folder,
+                    step,
+                    {n: f for part in parts if isinstance(part, dict) for n, f in part.items()},
+                    self._config,
+                )
+                return ""
+            except Exception as error:  # whatever a file system raises
+                failure = str(error)
+        with contextlib.suppress(Exception):  # where it could not be written, it may not be removed either
+            storage.remove(folder_of(self._folder, step))
+        failure = f"the checkpoint of step {step} was not written ({failure})"
+        logger.warning("%s; the one before it is intact", failure)
+        return failure
 
 
 def latest(run_folder: str, world: World | None = None) -> str | None:
@@ -262,6 +286,25 @@ def _folders(run_folder: str) -> list[str]:
     return sorted({m[1] for uri in found if (m := re.match(r"(.*/step-\d{8})/", uri))}, reverse=True)
 
 
+def _read(uri: str) -> bytes:
+    return storage.patient(lambda: storage.read_bytes(uri), uri)
+
+
+@contextlib.contextmanager
+def _reading_together(folder: str, kind: str, world: World) -> Iterator[Callable[[str], bytes]]:
+    """What reads the files of a kind, which every rank has to read in the same order: each file comes from the storage
+    once, to one of the ranks, which begin to read theirs at once."""
+    parts = sharded_safetensors.uris(folder, kind)
+    with ThreadPoolExecutor(1, thread_name_prefix="restore") as pool:
+        own = {uri: pool.submit(_read, uri) for uri in parts[world.rank :: world.size]}
+
+        def read(uri: str) -> bytes:
+            content = own.pop(uri).result() if uri in own else None
+            return world.hand_on(content, parts.index(uri) % world.size)
+
+        yield read
+
+
 def _fault(folder: str, world: World) -> str | None:
     """The fault found in this rank's share of the files of a checkpoint, or None."""
     if not storage.exists(storage.join(folder, STATE)):
@@ -280,7 +323,7 @@ def _fault(folder: str, world: World) -> str | None:
 
 
 def _write(uri: str, content: bytes) -> dict[str, Any]:
-    storage.write_bytes(uri, content)
+    storage.patient(lambda: storage.write_bytes(uri, content), uri)
     return _fingerprint([content])
 
 

@@ -6,6 +6,7 @@ Axes: B images of this rank · C captions an image · H, W pixels · L tokens.
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,13 +25,14 @@ from llip.interop.warm_start import init_from
 from llip.pairs import accumulation
 from llip.progress import bar as progress_bar
 from llip.progress import training_line
-from llip.training import checkpoint, run_folder
+from llip.training import checkpoint, run_folder, watchdog
 from llip.training.checkpoint import AsyncCheckpointer, TrainingState
+from llip.training.goodput import Goodput, Phases
 from llip.training.metrics import Rates, SpikeDetector, Watched, peak_memory, utilisation
 from llip.training.optimizer import MovingAverage, build_optimizer, learning_rate, set_learning_rate
 from llip.training.parallel import Towers, World, clip_gradient, full_model, gradient_norm, local, seed_step
 from llip.training.profiling import trace_steps
-from llip.training.stopping import Stop, StoppedError
+from llip.training.stopping import NonFiniteError, Stop, StoppedError
 from llip.training.tracking import Tracker
 from llip.training.weights import origin
 
@@ -39,10 +41,6 @@ logger = logging.getLogger(__name__)
 Evaluate = Callable[[int, ContrastiveModel], None]
 Progress = Callable[..., Any]
 """Makes a bar, as `tqdm.tqdm(desc=, total=, initial=, unit=)` does."""
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient is not finite. No rank has made the update."""
 
 
 def every(step: int, n: int | None) -> bool:
@@ -59,6 +57,7 @@ def train(
     tracker: Tracker,
     evaluate: Evaluate | None = None,
     stop: Stop = lambda: False,
+    asked: float | None = None,
     profile: bool = False,
     progress: Progress = progress_bar,
 ) -> ContrastiveModel:
@@ -66,12 +65,14 @@ def train(
 
     `evaluate(step, model)` runs on every rank, every `config.evaluate_every` steps and at the end, also where nothing
     was left to train; its model is the average of the weights where `config.ema_decay` asks for one. `profile` leaves
-    a trace of a few steps of rank 0 and a page about them: see `profiling`.
+    a trace of a few steps of rank 0 and a page about them: see `profiling`. `asked` is when training was asked for, by
+    the clock: see `goodput`.
     Any number of ranks up to `config.data.lane_count` makes the same updates.
     Raises ValueError where a rank has fewer images than micro-batches and, on every rank, NonFiniteError before an
     update where the loss or the gradient is not finite, unless such batches are left out (`config.nonfinite`), and
     StoppedError, with a checkpoint written, once `stop()` on any rank.
     """
+    phases = Phases()
     config = run_folder.for_shards(config, shards)
     shares = images_by_rank(config.data, world.size)
     pieces = config.objective.micro_batches(max(shares))
@@ -81,7 +82,9 @@ def train(
             f"smallest of {world.size} ranks has"
         )
     torch.manual_seed(config.seed)
-    newest = checkpoint.latest(folder, world)
+    account = Goodput(folder, phases, asked=asked, enabled=world.rank == 0)
+    with phases.inside("restore"):
+        newest = checkpoint.latest(folder, world)
     config, source = origin(config, newest)
     model = llip.create_model(config)
     if source is not None:
@@ -91,16 +94,22 @@ def train(
             logger.warning("%s: made of its weights: %s; new: %s", config.init_from, *map(", ".join, begun))
     model.to(world.device)
     towers = Towers(model, config, world)
-    watched = Watched(towers, config.model.head.temperature)
+    watched = Watched(towers, config.model.head.temperature, phases)
     optimizer = build_optimizer(model, config.optimizer)
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     state = TrainingState(model, optimizer, average)
-    start = state.restore(newest, world) if newest else 0
-    if world.rank == 0:
-        checkpoint.remove_after(folder, start)
-    world.barrier()
+    with phases.inside("restore"):
+        start = state.restore(newest, world) if newest else 0
+        if world.rank == 0:
+            checkpoint.remove_after(folder, start)
+        world.barrier()
     tracker.rewind(start)
-    skipped, stopping, steps = 0, False, config.total_steps
+    account.resume(start)
+    tracker.beside(account.save)
+    hosts = watchdog.hosts_of(world)
+    tracker.artifact("hosts.json", {str(rank): host for rank, host in enumerate(hosts)})
+    skipped, stopping, due, steps = 0, False, False, config.total_steps
+    saved, between = time.monotonic(), 60 * (config.checkpoint_minutes or math.inf)
     spikes = SpikeDetector()
     rates = Rates(
         start * config.data.batch_size,
@@ -111,7 +120,9 @@ def train(
     trace = trace_steps(folder, tracker, images=shares[world.rank], device=world.device)
 
     with (
-        AsyncCheckpointer(folder, state, config, world) as checkpointer,
+        watchdog.watched(folder, phases, world, hosts, config.hang_seconds),
+        account,
+        AsyncCheckpointer(folder, state, config, world, before=tracker.flush) as checkpointer,
         _loader(config, shards, world) as loader,
         contextlib.closing(loader.iter_from(start)) as batches,
         progress(desc="train", total=config.samples, initial=rates.samples, unit="img") as bar,
@@ -120,21 +131,24 @@ def train(
         for step in range(start, steps + 1):  # one turn more than updates: the end is saved and evaluated too
             last = step == steps
             with rates.paused():
-                if step > start and (last or stopping or every(step, config.checkpoint_every)):
-                    tracker.flush()
-                    checkpointer.begin(step)
-                    tracker.checkpoint(step, checkpoint.folder_of(folder, step))
-                if last or stopping:
-                    checkpointer.finish(required=True)
+                with phases.inside("checkpoint"):
+                    if step > start and (last or stopping or due or every(step, config.checkpoint_every)):
+                        checkpointer.begin(step)
+                        saved = time.monotonic()
+                        tracker.checkpoint(step, checkpoint.folder_of(folder, step))
+                    if last or stopping:
+                        checkpointer.finish(required=True)
                 if stopping and not last:
                     raise StoppedError(f"stopped after step {step} of {steps}, as asked; run again to go on")
                 if evaluate and (last or every(step, config.evaluate_every)):
-                    evaluate(step, full_model(model, average.tensors if average else None))
+                    with phases.inside("evaluation"):
+                        evaluate(step, full_model(model, average.tensors if average else None))
             if last:
                 break
 
             seed_step(config.seed, step, world.rank)
             set_learning_rate(optimizer, learning_rate(step, config))
+            phases.enter("load")
             with record_function("load"):
                 batch = parts(next(batches), pieces, config, world.device)
             output = accumulation.backward(
@@ -146,16 +160,28 @@ def train(
                 images_by_rank=shares,
                 forward=watched,
             )
+            phases.enter("reduce")
             with record_function("reduce"):
                 towers.average_replicated()
-                own_seconds = loader.stats.wait_seconds + watched.seconds()
-                losses_R, (norm, *_), hits_R, writing_R, asked_R, own_R = world.scalars(
-                    [output.loss, gradient_norm(model), output.clamped_pairs, checkpointer.writing, stop(), own_seconds]
+                waits = loader.stats.wait_seconds
+                losses_R, (norm, *_), hits_R, writing_R, asked_R, due_R, own_R, waits_R = world.scalars(
+                    [
+                        output.loss,
+                        gradient_norm(model),
+                        output.clamped_pairs,
+                        checkpointer.writing,
+                        stop(),
+                        time.monotonic() - saved > between,
+                        waits + watched.seconds(),
+                        waits,
+                    ]
                 )
-            loss, writing, stopping = sum(losses_R) / world.size, any(writing_R), any(asked_R)
+            loss = sum(losses_R) / world.size
+            writing, stopping, due = any(writing_R), any(asked_R), any(due_R)
             if checkpointer.under_way and not writing:
-                with rates.paused():
+                with rates.paused(), phases.inside("checkpoint"):
                     checkpointer.finish()
+            phases.enter("update")
             if math.isfinite(loss + norm):
                 with record_function("update"):
                     if config.optimizer.max_gradient_norm is not None:
@@ -182,8 +208,10 @@ def train(
                 values = {"loss": loss, "gradient_norm": norm, "clamped_pairs": sum(hits_R), "skipped": skipped}
                 values |= {"loss_spikes": spikes.count} | watched.mixing()
                 values |= _model_state(model) | {"learning_rate": optimizer.param_groups[0]["lr"]}
-                values |= rates.lap((step + 1) * config.data.batch_size, loader.stats, own_R)
-                values |= {"memory": peak_memory(world.device)}
+                values |= rates.lap((step + 1) * config.data.batch_size, loader.stats, own_R, waits_R)
+                values |= {"memory": peak_memory(world.device)} | account.note(step + 1)
+                if world.rank == 0 and (slow := rates.straggler(values, hosts)):
+                    logger.warning("step %d: %s", step + 1, slow)
                 tracker.log(step + 1, values)
                 bar.set_postfix_str(training_line(step + 1, steps, values), refresh=False)
             if tracing:

@@ -19,6 +19,7 @@ from llip.data.loader import LoaderStats
 from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
 from llip.model.mixing import mixing_entropy
 from llip.summary import summarise
+from llip.training.goodput import PARTS, Phases
 from llip.training.parallel import Towers, World
 
 
@@ -78,8 +79,20 @@ MEASURES: dict[str, Measure] = {
         meaning="of a step, a rank's own before it meets the others: waiting for data, and forward",
     ),
     "step_seconds_max": Measure(unit="s", reduction="rate", ranks="max", meaning="of the slowest rank"),
+    "step_seconds_spread": Measure(unit="", reduction="rate", ranks="first", meaning="of the slowest, over the median"),
     "slowest_rank": Measure(unit="", reduction="rate", ranks="first", meaning="the rank that the others wait for"),
+    "data_seconds_max": Measure(
+        unit="s", reduction="rate", ranks="max", meaning="of a step, waiting for data, of the rank that waits longest"
+    ),
+    "data_slowest_rank": Measure(unit="", reduction="rate", ranks="first", meaning="that rank"),
     "decode_errors": Measure(unit="images", reduction="total", ranks="first", meaning="unreadable images, replaced"),
+    "goodput": Measure(
+        unit="", reduction="total", ranks="first", meaning="share of the time that trained what was kept; see `goodput`"
+    ),
+    **{
+        f"seconds_{part}": Measure(unit="s", reduction="total", ranks="first", meaning=f"of the run: {part}")
+        for part in PARTS
+    },
     "memory": Measure(unit="GiB", reduction="peak", ranks="first", meaning="allocated on the GPU, else resident"),
 }
 
@@ -92,17 +105,19 @@ class Watched:
 
     KEPT = 8
 
-    def __init__(self, towers: Towers, temperature: float) -> None:
+    def __init__(self, towers: Towers, temperature: float, phases: Phases | None = None) -> None:
         self._temperature = temperature
-        self._towers = towers
+        self._towers, self._phases = towers, phases or Phases()
         self._kept: tuple[Any, ...] = ()
         self._seconds = 0.0
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self.no_sync = towers.no_sync
 
     def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
+        self._phases.enter("forward")
         with record_function("forward"), self._timed(pixels_BCHW.device):
             features = self._towers(pixels_BCHW, token_ids_TL)
+        self._phases.enter("loss and backward")
         self._kept = tuple(type(f)(*(tensor[: self.KEPT].detach().clone() for tensor in f)) for f in features)
         return features
 
@@ -200,6 +215,8 @@ class Rates:
         self._utilisation = utilisation
         self._waited, self._tokens = 0.0, 0
         self._own_R: Sequence[float] = [0.0] * ranks
+        self._waits_R: Sequence[float] = [0.0] * ranks
+        self._slow_rank, self._slow_laps = -1, 0
         self._steps = 0
         self._start = time.perf_counter()
 
@@ -209,18 +226,27 @@ class Rates:
         yield
         self._start += time.perf_counter() - begin
 
-    def lap(self, samples: int, loader: LoaderStats, own_R: Sequence[float]) -> dict[str, float]:
+    def lap(
+        self, samples: int, loader: LoaderStats, own_R: Sequence[float], waits_R: Sequence[float]
+    ) -> dict[str, float]:
         """The rates up to now, with `samples` seen by the run, over all ranks.
 
-        `own_R` are the seconds that each rank has been at work, since it began, before it meets the others in a step.
+        `own_R` are the seconds that each rank has been at work, since it began, before it meets the others in a step,
+        `waits_R` those of them in which it waited for data.
         """
         now = time.perf_counter()
         seconds, done, waited = now - self._start, samples - self.samples, loader.wait_seconds - self._waited
         tokens, steps = round((loader.tokens - self._tokens) / self._share), loader.batches - self._steps
         step_seconds_R = [(own - before) / steps for own, before in zip(own_R, self._own_R, strict=True)]
+        waits_seconds_R = [(wait - before) / steps for wait, before in zip(waits_R, self._waits_R, strict=True)]
         self._start, self.samples, self._waited, self._tokens = now, samples, loader.wait_seconds, loader.tokens
-        self._steps, self._own_R = loader.batches, own_R
-        slowest = max(step_seconds_R)
+        self._steps, self._own_R, self._waits_R = loader.batches, own_R, waits_R
+        slowest, waits = max(step_seconds_R), max(waits_seconds_R)
+        spread = slowest / (statistics.median(step_seconds_R) or 1.0)
+        rank = step_seconds_R.index(slowest)
+        slow = spread > SLOW and slowest > FASTEST
+        self._slow_laps = self._slow_laps + 1 if slow and rank == self._slow_rank else int(slow)
+        self._slow_rank = rank
         values = {
             "samples": samples,
             "samples_per_second": done / seconds,
@@ -228,13 +254,31 @@ class Rates:
             "data_wait_share": waited / seconds,
             "step_seconds": statistics.fmean(step_seconds_R),
             "step_seconds_max": slowest,
-            "slowest_rank": step_seconds_R.index(slowest),
+            "step_seconds_spread": spread,
+            "slowest_rank": rank,
+            "data_seconds_max": waits,
+            "data_slowest_rank": waits_seconds_R.index(waits),
             "decode_errors": loader.decode_errors,
         }
         if self._utilisation:
             values["model_flops_utilisation"] = self._utilisation.share(images=done, tokens=tokens, seconds=seconds)
         return values
 
+    def straggler(self, values: dict[str, float], hosts: Sequence[str]) -> str | None:
+        """What is to be said of a rank that has been slower than the others for LAPS laps on end: once, and when it is
+        another one."""
+        if self._slow_laps != LAPS:
+            return None
+        seconds, waits = values["step_seconds_max"], values["data_seconds_max"]
+        waiting = f", {waits:.2g} s of it for data" if values["data_slowest_rank"] == self._slow_rank else ""
+        return (
+            f"rank {self._slow_rank} ({hosts[self._slow_rank]}) takes {seconds:.2g} s a step before it meets the others"
+            f"{waiting}, {values['step_seconds_spread']:.1f} times the median: they wait for it"
+        )
+
+
+SLOW, FASTEST, LAPS = 1.5, 0.02, 3
+"""A rank is named that takes so many times the median, and so many seconds a step, so many laps on end."""
 
 WINDOW, FEWEST, DEVIATIONS, SHARE = 100, 20, 6.0, 0.01
 """Losses looked back at, how many there have to be, and how far above them a spike lies: so many robust standard

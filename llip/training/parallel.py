@@ -62,6 +62,18 @@ class World:
         dist.gather_object(value, values, group=self.group)
         return values
 
+    def hand_on(self, content: bytes | None, source: int) -> bytes:
+        """The bytes that rank `source` has, on every rank."""
+        if self.group is None:
+            assert content is not None
+            return content
+        size = torch.tensor([len(content or b"")], device=self.device)
+        dist.broadcast(size, source, group=self.group)
+        own = bytearray(content) if content else bytearray(int(size))
+        bytes_N = torch.frombuffer(own, dtype=torch.uint8).to(self.device)
+        dist.broadcast(bytes_N, source, group=self.group)
+        return content if content else bytes_N.cpu().numpy().tobytes()
+
     def barrier(self) -> None:
         if self.group is not None:
             dist.barrier(group=self.group)

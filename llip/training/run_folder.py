@@ -18,6 +18,8 @@ from llip.fields import differences, leaves, to_dict
 NAME = "config.json"
 STORY = "about.json"
 """Recipe, what differs from it, the command that repeats the run, commit and date."""
+POINTER = "checkpoints/latest.json"
+"""What names the newest checkpoint."""
 
 OPERATIONAL = tuple(leaf.path for leaf in leaves(TrainingConfig) if leaf.operational)
 """Settings that change nothing of what is learned: a run may go on with other ones."""
@@ -66,6 +68,12 @@ def story(folder: str | None) -> dict[str, Any]:
     """What `tell` noted; empty where nothing was."""
     uri = storage.join(folder, STORY) if folder else ""
     return dict(storage.read_json(uri)) if uri and storage.exists(uri) else {}
+
+
+def progress(folder: str) -> int:
+    """Number of updates behind the newest checkpoint, found by reading one small file; 0 without one."""
+    uri = storage.join(folder, POINTER)
+    return int(storage.read_json(uri)["step"]) if storage.exists(uri) else 0
 
 
 def fingerprint(shards: str | Sequence[str]) -> str:

@@ -1,4 +1,5 @@
-"""Asking a run to save and stop: a file in its folder, which reaches workers on any machine, written on SIGTERM."""
+"""What ends a run before its end; and asking it to save and stop: a file in its folder, which reaches workers on any
+machine, written on SIGTERM."""
 
 import contextlib
 import signal
@@ -18,6 +19,14 @@ Stop = Callable[[], bool]
 
 class StoppedError(RuntimeError):
     """The run was asked to stop and has saved where it is."""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is not finite. No rank has made the update."""
+
+
+class GaveUpError(RuntimeError):
+    """The run failed again and again without any progress between; the message holds the last reason."""
 
 
 def request_stop(run_folder: str) -> None:

@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from llip.training.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 
-NAME, METRICS = "tracking.json", "metrics.jsonl"
+NAME, METRICS = "tracking.json", "metrics"
 SECONDS_BETWEEN_WRITES = 10.0
 QUIET = {"mlflow": "WARNING", "mlflow.store.db.utils": "WARNING", "mlflow.utils.environment": "ERROR"}
 MODELS = "models:/"
@@ -173,44 +173,72 @@ def _alone_with(uri: str) -> Iterator[None]:
 class MetricsLog:
     """The numbers of a run in `metrics.jsonl`, one JSON object a logged step. It needs no server.
 
-    Lines lie in memory and, since an object store cannot append, in a file that is written whole now and then.
+    Lines lie in memory and, since an object store cannot append, in a file that is written whole now and then; after
+    LINES of them in the next one, `metrics-00001.jsonl` and so on, so that a month of them costs no more than a day.
     """
 
+    LINES = 1000
+    """Of a file."""
+
     def __init__(self, folder: str) -> None:
-        self._uri = storage.join(folder, METRICS)
-        self._lines = read_metrics(folder)
-        self._written = time.monotonic()
-        self._dirty = False
+        self._folder = folder
+        self._parts = _read_parts(folder) or [[]]
+        self._changed: set[int] = set()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
 
     def rewind(self, step: int) -> None:
         """Forget what comes after `step`: a resumed run does it again."""
-        self._lines = [line for line in self._lines if line["step"] <= step]
+        with self._lock:
+            for index, part in enumerate(self._parts):
+                kept = [line for line in part if line["step"] <= step]
+                if len(kept) < len(part):
+                    self._parts[index] = kept
+                    self._changed.add(index)
 
     def lines(self) -> list[dict[str, Any]]:
         """All that is logged, each line with its `step`."""
-        return list(self._lines)
+        with self._lock:
+            return [line for part in self._parts for line in part]
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        self._lines.append({"step": step, **values})
-        self._dirty = True
-
-    @property
-    def due(self) -> bool:
-        """Whether the file was written long ago."""
-        return time.monotonic() - self._written > SECONDS_BETWEEN_WRITES
+        with self._lock:
+            index = next((i for i, part in enumerate(self._parts) if len(part) < self.LINES), len(self._parts))
+            if index == len(self._parts):
+                self._parts.append([])
+            self._parts[index].append({"step": step, **values})
+            self._changed.add(index)
 
     def flush(self) -> None:
-        """Write the file. What a checkpoint holds has always been logged, so a killed run loses no line."""
-        self._written = time.monotonic()
-        if self._dirty:
-            storage.write_bytes(self._uri, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
-        self._dirty = False
+        """Write the files that have changed. From any thread; what is appended meanwhile stays for the next time."""
+        with self._writing:
+            with self._lock:
+                changed = {index: list(self._parts[index]) for index in sorted(self._changed)}
+                self._changed.clear()
+            for index, part in list(changed.items()):
+                content = "".join(json.dumps(line) + "\n" for line in part).encode()
+                try:
+                    storage.write_bytes(_part(self._folder, index), content)
+                except storage.FAILURES:
+                    with self._lock:
+                        self._changed.update(changed)
+                    raise
+                del changed[index]
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
     """The logged lines of a run, oldest first; none where nothing was logged."""
-    uri = storage.join(folder, METRICS)
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines()] if storage.exists(uri) else []
+    return [line for part in _read_parts(folder) for line in part]
+
+
+def _part(folder: str, index: int) -> str:
+    return storage.join(folder, f"{METRICS}-{index:05d}.jsonl" if index else f"{METRICS}.jsonl")
+
+
+def _read_parts(folder: str) -> list[list[dict[str, Any]]]:
+    parts: list[list[dict[str, Any]]] = []
+    while storage.exists(uri := _part(folder, len(parts))):
+        parts.append([json.loads(line) for line in storage.read_bytes(uri).splitlines()])
+    return parts
 
 
 class Tracker:
@@ -218,7 +246,12 @@ class Tracker:
 
     def __init__(self, tracking: Tracking | None, run_folder: str, *, enabled: bool = True) -> None:
         self._folder = run_folder
+        self._beside: Callable[[], None] = lambda: None
         self._log = MetricsLog(run_folder) if enabled else None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="metrics", daemon=True)
+        if enabled:
+            self._thread.start()
         self._mlflow = (
             MlflowWriter(
                 tracking.uri,
@@ -241,8 +274,6 @@ class Tracker:
         """Log the numbers of a step."""
         if self._log:
             self._log.append(step, values)
-            if self._log.due:
-                self.flush()
         if self._mlflow:
             self._mlflow.metrics(step, values)
 
@@ -276,20 +307,35 @@ class Tracker:
         if self._log:
             self._log.rewind(step)
 
+    def beside(self, write: Callable[[], None]) -> None:
+        """Call this too wherever the metrics log is written."""
+        self._beside = write
+
     def flush(self) -> None:
-        """Write the metrics log; if that fails now, it is written later. The MLflow writer keeps its own time."""
+        """Write the metrics log; if that fails now, it is written later. The MLflow writer keeps its own time.
+
+        What a checkpoint holds has been logged before it is committed, so a killed run loses no line.
+        """
         if self._log:
+            self._beside()
             try:
                 self._log.flush()
-            except OSError as error:
-                logger.warning("%s cannot be written now (%s)", storage.join(self._folder, METRICS), error)
+            except storage.FAILURES as error:
+                logger.warning("%s cannot be written now (%s)", _part(self._folder, 0), error)
+
+    def _write(self) -> None:
+        """Write the log now and then, beside the training."""
+        while not self._closing.wait(SECONDS_BETWEEN_WRITES):
+            self.flush()
 
     def close(self, status: str = "FINISHED") -> None:
         """Write the metrics log and deliver the rest; what a server did not take is said once."""
+        self._closing.set()
         if self._log:
-            self._log.flush()
+            self._thread.join()
+            storage.patient(self._log.flush, _part(self._folder, 0))
         if self._mlflow and (undelivered := self._mlflow.close(status)):
-            logger.warning("%s; all metrics are in %s", undelivered, storage.join(self._folder, METRICS))
+            logger.warning("%s; all metrics are in %s", undelivered, _part(self._folder, 0))
 
 
 def _known(run_folder: str) -> dict[str, Any] | None:

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-FILES = ("pipelines/test_pretrain_faults.py", "training/test_loop.py", "training/test_s3_faults.py")
+FILES = (
+    "pipelines/test_pretrain_faults.py",
+    "pipelines/test_worker_faults.py",
+    "training/test_loop.py",
+    "training/test_s3_faults.py",
+)
 
 
 class Table:

@@ -1,5 +1,6 @@
 """The loader: reproducible to the bit, resumable anywhere, the same for every number of ranks, strict about damage."""
 
+import errno
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from helpers.shard_folders import row, write_shards
 
+from llip import storage
 from llip.config import DataConfig
 from llip.data import shards as shards_module
 from llip.data.loader import Batch, LaneLoader
@@ -188,6 +190,29 @@ def test_damage_of_a_large_folder_is_noticed_on_reading(tmp_path: Path, monkeypa
     _flip(tmp_path / "shards" / "part-00001.parquet", b"\x89PNG")
     with pytest.raises(ValueError, match=r"part-00001.parquet, row group 0 cannot be read: .*CRC"):
         _batches(damaged, 0, 2)
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+def test_a_storage_that_fails_for_a_while_changes_nothing(
+    failures: int, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer, it is the storage's error, not a damaged file."""
+    expected = _batches(folder, 3, 2)
+    table, left = shards_module.Shards._table, [failures]
+
+    def failing(self: shards_module.Shards, *of_group: object) -> object:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "the service is away")
+        return table(self, *of_group)
+
+    monkeypatch.setattr(shards_module.Shards, "_table", failing)
+    monkeypatch.setattr(storage, "DELAYS", (0.0, 0.0))
+    if failures > 2:
+        with pytest.raises(OSError, match="the service is away"):
+            _batches(folder, 3, 2)
+    else:
+        assert all(map(_equal, _batches(folder, 3, 2), expected))
 
 
 def test_files_that_do_not_fit_the_manifest_are_refused(tmp_path: Path) -> None:

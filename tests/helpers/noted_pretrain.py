@@ -3,17 +3,20 @@
 python tests/helpers/noted_pretrain.py --output output --name run --workers 2
 """
 
+import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 from llip import storage
+from llip.data import shards
 from llip.data.loader import Batch
 from llip.training import loop
 from pipelines import command, launching
-from pipelines.pretrain import Pretrain, pretrain
+from pipelines.pretrain import Pretrain, run_or_resubmit
 
 
 @contextmanager
@@ -30,11 +33,35 @@ def noted(run_folder: str) -> Iterator[None]:
         yield
 
 
+OUTAGE = "outage.json"
+
+
+@contextmanager
+def unreachable(run_folder: str, rank: int) -> Iterator[None]:
+    """Let the shards be out of reach of one rank, for as many seconds as RUN/outage.json says once it is there:
+    {"rank": 1, "seconds": 20}. Tries end after 31 seconds."""
+    table, begun = shards.Shards._table, list[float]()
+
+    def failing(self: shards.Shards, *of_group: Any) -> Any:
+        uri = storage.join(run_folder, OUTAGE)
+        if storage.exists(uri) and (outage := storage.read_json(uri))["rank"] == rank:
+            begun.append(time.monotonic())
+            if begun[-1] - begun[0] < outage["seconds"]:
+                raise OSError(errno.EIO, "the shards are out of reach")
+        return table(self, *of_group)
+
+    with mock.patch.object(shards.Shards, "_table", failing), mock.patch.object(storage, "DELAYS", (1, 2, 4, 8, 16)):
+        yield
+
+
 def on_worker(config: dict[str, Any]) -> Any:
     """What one of the ranks does. It travels there as code, since it belongs to the main program."""
+    import ray.train
+
     from pipelines.launching import _train_on_worker  # the worker's own, which is not replaced
 
-    with noted(config["run"].folder):
+    folder, rank = config["run"].folder, ray.train.get_context().get_world_rank()
+    with noted(folder), unreachable(folder, rank):
         return _train_on_worker(config)
 
 
@@ -44,7 +71,7 @@ def main(settings: Pretrain) -> None:
         mock.patch.object(launching, "_train_on_worker", on_worker),
         mock.patch.object(launching, "RESIZE_SECONDS", 5.0),  # no test waits a minute for new nodes to be looked for
     ):
-        pretrain(settings)
+        run_or_resubmit(settings)
 
 
 if __name__ == "__main__":

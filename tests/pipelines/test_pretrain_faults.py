@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,15 @@ import pytest
 import ray
 from helpers.faults import samples, survives
 from helpers.noted_pretrain import noted
+from helpers.noted_runs import (
+    CHECKPOINT_EVERY,
+    KILL_AFTER,
+    STEPS,
+    command,
+    parts,
+    wait_for_checkpoint,
+    weights_of,
+)
 from ray.cluster_utils import Cluster
 
 from llip.config import TrainingConfig
@@ -28,11 +36,7 @@ from llip.training.tracking import Tracker, read_metrics
 from pipelines import prepare_data
 
 pytestmark = pytest.mark.slow
-STEPS, CHECKPOINT_EVERY, KILL_AFTER = 60, 10, 20
-PROGRAM = Path(__file__).parents[1] / "helpers" / "noted_pretrain.py"
-
 Note = Callable[[str, object], None]
-Process = subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="module")
@@ -41,48 +45,18 @@ def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
 
 
-def _weights(folder: Path) -> dict[str, bytes]:
-    """The files of the last checkpoint's model by name: one, or one a worker."""
-    files = (folder / "checkpoints" / f"step-{STEPS:08d}").glob("model*.safetensors")
-    found = {path.name: path.read_bytes() for path in files}
-    assert found
-    return found
-
-
-def _parts(run: Path) -> tuple[int, int]:
-    """Step of the newest checkpoint and number of workers that wrote it; zeros where there is none."""
-    pointer = run / "checkpoints" / "latest.json"
-    newest = json.loads(pointer.read_text()) if pointer.exists() else {"step": 0, "folder": "none"}
-    return newest["step"], len(list((pointer.parent / newest["folder"]).glob("model*.safetensors")))
-
-
-def _wait_for_checkpoint(run: Path, process: Process, *, step: int, workers: int) -> int:
-    """Wait until `workers` workers wrote the newest checkpoint, of `step` or later. Returns its step."""
-    deadline = time.monotonic() + 240
-    while not (_parts(run)[0] >= step and _parts(run)[1] == workers):
-        assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint of {workers} workers"
-        time.sleep(0.01)
-    return _parts(run)[0]
-
-
-def _command(shards: str, output: Path, name: str = "run", **options: int) -> list[str]:
-    values = {"shards": shards, "output": output, "name": name}
-    values |= {"steps": STEPS, "workers": 0, "checkpoint_every": CHECKPOINT_EVERY} | options
-    return [sys.executable, str(PROGRAM), *(str(x) for k, v in values.items() for x in (f"--{k}", v))]
-
-
 @pytest.fixture(scope="module")
 def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an undisturbed run of one process."""
     output = tmp_path_factory.mktemp("whole")
-    subprocess.run(_command(shards, output), check=True)
+    subprocess.run(command(shards, output), check=True)
     return output / "runs" / "run"
 
 
 def _interrupt(shards: str, output: Path, number: signal.Signals) -> int:
     """Start a run, send it a signal some steps after a checkpoint, and wait for its end. Returns its exit code."""
-    process = subprocess.Popen(_command(shards, output))
-    _wait_for_checkpoint(output / "runs" / "run", process, step=KILL_AFTER, workers=1)
+    process = subprocess.Popen(command(shards, output))
+    wait_for_checkpoint(output / "runs" / "run", process, step=KILL_AFTER, workers=1)
     time.sleep(0.5)
     os.kill(process.pid, number)
     return process.wait()
@@ -90,7 +64,7 @@ def _interrupt(shards: str, output: Path, number: signal.Signals) -> int:
 
 def _go_on(shards: str, output: Path) -> str:
     """Run the same command again, to the end. Returns what it prints."""
-    done = subprocess.run(_command(shards, output), check=True, capture_output=True, text=True)
+    done = subprocess.run(command(shards, output), check=True, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
@@ -102,7 +76,7 @@ def test_sigkill_in_the_middle_of_training(shards: str, whole: Path, tmp_path: P
     assert "going on after step" in _go_on(shards, tmp_path)
     ended = "killed; the same command went on to the end"
     survives(record_property, "SIGKILL of the driver", ended, run=str(killed), undisturbed=str(whole))
-    assert _weights(killed) == _weights(whole)
+    assert weights_of(killed) == weights_of(whole)
 
 
 @pytest.mark.timeout(600)
@@ -129,7 +103,7 @@ def test_sigterm_saves_first_and_a_damaged_checkpoint_gives_way(
     assert f"going on after step {min(steps)}" in _go_on(shards, output)
     ended = "went on from the checkpoint before it to the end"
     survives(record_property, "newest checkpoint damaged", ended, run=str(damaged), undisturbed=str(whole))
-    assert _weights(stopped) == _weights(damaged) == _weights(whole)
+    assert weights_of(stopped) == weights_of(damaged) == weights_of(whole)
 
 
 @pytest.mark.timeout(900)
@@ -138,15 +112,15 @@ def test_sigkill_of_a_worker(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     killed, whole = tmp_path / "runs" / "killed", tmp_path / "runs" / "whole"
-    subprocess.run(_command(shards, tmp_path, "whole", workers=2), check=True)
-    process = subprocess.Popen(_command(shards, tmp_path, "killed", workers=2))
-    _wait_for_checkpoint(killed, process, step=KILL_AFTER, workers=2)
+    subprocess.run(command(shards, tmp_path, "whole", workers=2), check=True)
+    process = subprocess.Popen(command(shards, tmp_path, "killed", workers=2))
+    wait_for_checkpoint(killed, process, step=KILL_AFTER, workers=2)
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
     workers[-1].kill()
     assert process.wait() == 0
     ended = "Ray Train started the workers again; exit code 0"
     survives(record_property, "SIGKILL of a worker", ended, run=str(killed), undisturbed=str(whole))
-    assert _weights(killed) == _weights(whole)
+    assert weights_of(killed) == weights_of(whole)
 
 
 @pytest.fixture
@@ -166,19 +140,19 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @pytest.mark.timeout(900)
 def test_a_node_is_killed_and_another_joins(shards: str, nodes: Cluster, tmp_path: Path, record_property: Note) -> None:
     run, undisturbed = tmp_path / "runs" / "run", str(tmp_path / "undisturbed")
-    process = subprocess.Popen(_command(shards, tmp_path, workers=2, min_workers=1, steps=10_000))
+    process = subprocess.Popen(command(shards, tmp_path, workers=2, min_workers=1, steps=10_000))
     try:
-        step = _wait_for_checkpoint(run, process, step=CHECKPOINT_EVERY, workers=2)
+        step = wait_for_checkpoint(run, process, step=CHECKPOINT_EVERY, workers=2)
         nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-        step = _wait_for_checkpoint(run, process, step=step + 1, workers=1)
+        step = wait_for_checkpoint(run, process, step=step + 1, workers=1)
         nodes.add_node(num_cpus=1)
-        _wait_for_checkpoint(run, process, step=step + 1, workers=2)
+        wait_for_checkpoint(run, process, step=step + 1, workers=2)
         process.terminate()
         assert process.wait() == 128 + signal.SIGTERM
     finally:
         process.kill()
 
-    steps = _parts(run)[0]
+    steps = parts(run)[0]
     _train_alone(run, steps, undisturbed)
     assert len(samples(undisturbed)) == steps
     ended = "went on with 2, 1 and 2 workers, until SIGTERM"

@@ -98,14 +98,14 @@ def test_an_old_checkpoint_is_removed_only_after_the_pointer_has_moved(
 ) -> None:
     state = _trained(small, 1)
     first = checkpoint.save(str(tmp_path), 2, state, replace(small, keep_checkpoints=1))
-    write_json = checkpoint.storage.write_json
+    write_bytes = checkpoint.storage.write_bytes
 
-    def full_disk(uri: str, value: object) -> None:
+    def full_disk(uri: str, content: bytes) -> None:
         if uri.endswith("latest.json"):
             raise OSError("No space left on device")
-        write_json(uri, value)
+        write_bytes(uri, content)
 
-    monkeypatch.setattr(checkpoint.storage, "write_json", full_disk)
+    monkeypatch.setattr(checkpoint.storage, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(str(tmp_path), 4, state, replace(small, keep_checkpoints=1))
     assert Path(first).exists()

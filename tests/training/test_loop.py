@@ -26,10 +26,10 @@ from llip.contrastive import ContrastiveModel, create_model
 from llip.fields import override
 from llip.training import checkpoint, loop, stopping
 from llip.training import run_folder as runs
-from llip.training.loop import NonFiniteError, every, train
+from llip.training.loop import every, train
 from llip.training.metrics import MEASURES
 from llip.training.parallel import current_world
-from llip.training.stopping import StoppedError
+from llip.training.stopping import NonFiniteError, StoppedError
 from llip.training.tracking import Tracker, read_metrics
 
 Folder = Callable[[str], str]
@@ -210,6 +210,13 @@ def test_a_full_disk_costs_one_checkpoint(
     fault, ended = f"full disk at {file}", "a warning; went on to the end"
     survives(record_property, fault, ended, run=run_folder("full"), undisturbed=run_folder("whole"))
     assert checkpoint.latest(run_folder("full")).endswith("step-00000006")
+
+
+def test_checkpoints_are_also_due_by_time(small: TrainingConfig, shards: str, run_folder: Folder) -> None:
+    for minutes, steps in ((1e-9, [1, 2, 3, 4, 5, 6]), (60.0, [5, 6]), (None, [5, 6])):
+        folder = run_folder(str(minutes))
+        _train(replace(small, checkpoint_every=5, checkpoint_minutes=minutes, keep_checkpoints=9), shards, folder)
+        assert [checkpoint.step_of(str(path)) for path in sorted(Path(folder).glob("checkpoints/step-*"))] == steps
 
 
 def test_the_last_checkpoint_has_to_be_written(

@@ -72,11 +72,27 @@ def test_utilisation_is_three_forward_passes_over_the_peak(small: TrainingConfig
 
 def test_rates_are_of_all_ranks_since_the_last_lap(small: TrainingConfig) -> None:
     rates, stats = Rates(0, ranks=2, share=0.5, utilisation=Utilisation(small.model, 2, 1e12)), LoaderStats()
-    for samples, images, tokens, own in ((32, 32, 200, (1.0, 2.0)), (96, 64, 1000, (2.0, 6.0))):
+    for samples, images, tokens, own, waits in (
+        (32, 32, 200, (1.0, 2.0), (0.5, 0.1)),
+        (96, 64, 1000, (2.0, 6.0), (1.5, 0.2)),
+    ):
         stats.tokens += tokens
         stats.batches += 2
-        values = rates.lap(samples, stats, own)
+        values = rates.lap(samples, stats, own, waits)
         assert values["tokens_per_second"] == pytest.approx(values["samples_per_second"] * 2 * tokens / images)
         assert values["model_flops_utilisation"] > 0
     assert [values[f"step_seconds{which}"] for which in ("", "_max")] == [1.25, 2.0]  # of (0.5, 2)
-    assert values["slowest_rank"] == 1
+    assert values["slowest_rank"] == 1 and values["step_seconds_spread"] == pytest.approx(1.6)
+    assert values["data_slowest_rank"] == 0 and values["data_seconds_max"] == 0.5
+
+
+def test_a_rank_that_stays_behind_is_named_by_its_host() -> None:
+    rates, stats, said = Rates(0, ranks=3, share=1 / 3, utilisation=None), LoaderStats(), []
+    for lap in range(1, 8):
+        stats.batches += 1
+        seconds = (lap * 0.1, lap * 0.1, lap * 0.5)
+        values = rates.lap(16 * lap, stats, seconds, (0.0, 0.0, lap * 0.4))
+        said.append(rates.straggler(values, ["a", "b", "c, process 9"]))
+    name = "rank 2 (c, process 9) takes 0.5 s a step before it meets the others, 0.4 s of it for data, 5.0 times"
+    assert [bool(line) for line in said] == [False, False, True, False, False, False, False]
+    assert said[2].startswith(name)

@@ -146,10 +146,13 @@ class Work:
         with pytest.MonkeyPatch.context() as slow:
             forward = Towers.__call__
             slow.setattr(Towers, "__call__", lambda *inputs: (forward(*inputs), time.sleep(SLOW * (rank == 1)))[0])
+            read, reads = checkpoint._read, list[str]()
+            slow.setattr(checkpoint, "_read", lambda uri: (reads.append(uri), read(uri))[1])
             results["samples"] = [
                 _go_on(replace(self.small, parallel=parallel), self.shards, f"{self.folder}/run", 2, patch)
                 for parallel in ("fsdp", "ddp")
             ]
+        results["reads"] = len(reads)
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # that it can be, not how fast it is
         results["steps"] = [_train(config, world) for config in self.configs]
         torch.save(results, f"{self.folder}/rank-{rank}.pt")
@@ -224,6 +227,11 @@ def test_a_run_goes_on_over_other_ranks_with_the_same_samples(
     models = [llip.load_model(checkpoint.latest(folder)) for folder in (f"{work.folder}/run", str(tmp_path))]
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_ranks_read_a_checkpoint_once(ranks: list[dict[str, Any]]) -> None:
+    """For shards, each rank the whole files of one process, 2; of what all hold, its share of 3 times 2 files."""
+    assert [rank["reads"] for rank in ranks] == [4, 4, 4]
 
 
 def test_ranks_share_an_evaluation(work: Work, ranks: list[dict[str, Any]]) -> None:

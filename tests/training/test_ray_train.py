@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,12 @@ import ray.train
 import torch
 from ray.train.v2._internal.execution import context
 
+from llip import storage
 from llip.config import TrainingConfig
+from llip.fields import override
 from llip.training import checkpoint
 from pipelines import launching
+from pipelines.failures import RefusedError
 
 CONTEXT = "ray.train.v2._internal.execution.context"
 
@@ -21,7 +25,7 @@ CONTEXT = "ray.train.v2._internal.execution.context"
 @pytest.fixture
 def run(small: TrainingConfig, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a worker is given. This process is made to look like one."""
-    worker = SimpleNamespace(get_local_world_size=lambda: 1, get_world_rank=lambda: 1)
+    worker = SimpleNamespace(get_local_world_size=lambda: 1, get_world_rank=lambda: 1, get_world_size=lambda: 2)
     monkeypatch.setattr(ray.train, "get_context", lambda: worker)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     return {"run": launching.Run(config=small, shards=shards, folder=str(tmp_path / "run"))}
@@ -61,3 +65,24 @@ def test_training_goes_on_where_ray_does_not_tell_of_preemptions(
         assert launching._train_on_worker(run) == {}
     assert caplog.text.count("this Ray does not tell of preemptions") == 1
     assert _newest(run) == run["run"].config.steps
+
+
+def test_a_refusal_is_raised_for_ray_to_ask_the_other_ranks(
+    run: dict[str, Any], small: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_preemption", lambda: lambda: False)
+    many = override(small, {"objective.accumulation": 17})
+    with pytest.raises(RefusedError, match=r"objective\.accumulation is 17; it has to be at most 16"):
+        launching._train_on_worker({"run": replace(run["run"], config=many)})
+
+
+def test_a_place_that_cannot_be_written_is_the_storages_failure(
+    run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise storage.PlaceError(5, "the service is away")
+
+    monkeypatch.setattr(launching, "_preemption", lambda: lambda: False)
+    monkeypatch.setattr(launching, "train_and_evaluate", fails)
+    with pytest.raises(storage.PlaceError):
+        launching._train_on_worker(run)

@@ -10,6 +10,7 @@ from helpers.faults import survives
 from helpers.faulty_store import Fault, Faults, failing
 from helpers.noted_pretrain import noted
 
+from llip import storage
 from llip.config import TrainingConfig
 from llip.training import checkpoint
 from llip.training.loop import train
@@ -44,7 +45,9 @@ def test_s3_fails_during_a_checkpoint(
     run_folder: Callable[[str], str],
     caplog: pytest.LogCaptureFixture,
     record_property: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(storage, "DELAYS", (0.1, 0.1))
     config = replace(small, keep_checkpoints=3)
     _train(config, shards, run_folder("whole"))
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from llip import storage
 from llip.evaluation import Metric
+from llip.training import tracking
 from llip.training.mlflow_writer import MlflowWriter, Names, connection_uri, sqlite_file
 from llip.training.notebook import KIND, Data, description, with_headlines
 from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
+from llip.training.tracking import MetricsLog, Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
 
 
 def _sqlite(folder: Path) -> Tracking:
@@ -346,3 +348,37 @@ def test_a_server_that_comes_back_while_the_run_ends_gets_the_rest(monkeypatch: 
     writer.metrics(2, {"memory": 2.0})
     assert writer.close("FINISHED") is None
     assert server.taken == ["memory", "memory"] and server.status == "FINISHED"
+
+
+def test_the_log_is_written_in_parts_and_only_those_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MetricsLog, "LINES", 3)
+    written: list[str] = []
+    write = storage.write_bytes
+    monkeypatch.setattr(
+        storage, "write_bytes", lambda uri, content: (written.append(Path(uri).name), write(uri, content))
+    )
+    folder = str(tmp_path)
+    log = MetricsLog(folder)
+    for step in range(1, 9):
+        log.append(step, {"loss": float(step)})
+        log.flush()
+    names = ["metrics.jsonl", "metrics-00001.jsonl", "metrics-00002.jsonl"]
+    assert written == [names[(step - 1) // 3] for step in range(1, 9)]
+    log = MetricsLog(folder)
+    log.rewind(4)
+    log.append(5, {"loss": 0.0})
+    written.clear()
+    log.flush()
+    assert written == names[1:]
+    assert [line["loss"] for line in read_metrics(folder)] == [1.0, 2.0, 3.0, 4.0, 0.0] and len(log.lines()) == 5
+
+
+def test_the_log_is_written_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.01)
+    with Tracker(None, str(tmp_path)) as tracker:
+        tracker.log(1, {"loss": 1.0})
+        deadline = time.monotonic() + 60
+        while not read_metrics(str(tmp_path)):
+            assert time.monotonic() < deadline

@@ -110,7 +110,9 @@ def _sidecar(uri: str, unread: Counter[str]) -> tuple[list[str | None], str]:
         found = text_files.all_lines(text_files.decoded(content, uri))
     except storage.TooLargeError:
         return [], normalise.TOO_LARGE
-    except OSError:
+    except OSError as error:
+        if storage.is_transient(error):
+            raise
         return [], records.UNREADABLE
     except (ValueError, RecursionError) as error:
         return [], records.UNREADABLE if isinstance(error, json.JSONDecodeError) else records.NOT_UNICODE

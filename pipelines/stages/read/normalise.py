@@ -68,12 +68,15 @@ def table(
 
 
 def picture_file(uri: str) -> tuple[bytes | None, str]:
-    """The bytes of a picture's file, None where it cannot be read, and the reason where that is its size."""
+    """The bytes of a picture's file, None where it cannot be read, and the reason where that is its size. What may pass
+    is raised: a row is not lost to a storage that does not answer now."""
     try:
         return storage.read_bytes(uri, most=PICTURE_BYTES), ""
     except storage.TooLargeError:
         return None, TOO_LARGE
-    except (OSError, ValueError, ImportError):
+    except (OSError, ValueError, ImportError) as error:
+        if storage.is_transient(error):
+            raise
         return None, ""
 
 

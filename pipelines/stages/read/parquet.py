@@ -47,17 +47,19 @@ def plan(
 @contextmanager
 def opened(file: str) -> Iterator[pq.ParquetFile]:
     """A file to read from; the checksums of its pages, where it has any, are compared. Raises ValueError naming it,
-    also for what goes wrong while it is read in the `with` block."""
+    also for what goes wrong while it is read in the `with` block; what may pass stays an error of the storage."""
     try:
         with storage.opened(file) as handle:
             yield pq.ParquetFile(handle, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
+        if storage.is_transient(error):
+            raise
         raise ValueError(f"{file} cannot be read as Parquet ({error})") from error
 
 
 def read_footers(files: Sequence[tuple[str, str]]) -> list[pq.FileMetaData]:
     """Raises ValueError naming the file that cannot be read."""
-    return concurrently(lambda f: _footer(f[0]), files)
+    return concurrently(lambda f: storage.patient(lambda: _footer(f[0]), f[0]), files)
 
 
 def units(files: Sequence[tuple[str, str]], footers: Sequence[pq.FileMetaData], unit_rows: int) -> list[Unit]:

@@ -63,6 +63,8 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
             file.seek(0)
             yield file
     except (OSError, EOFError, zlib.error) as error:
+        if storage.is_transient(error):
+            raise
         raise ValueError(f"{uri} cannot be read ({error})") from error
 
 

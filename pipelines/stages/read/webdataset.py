@@ -189,4 +189,6 @@ def _members(file: str, images: bool, unread: Counter[str]) -> Iterator[tuple[st
                     else:
                         yield key, suffix, b""
     except (tarfile.TarError, OSError, EOFError) as error:
+        if storage.is_transient(error):
+            raise
         raise ValueError(f"{file} cannot be read as a tar ({error})") from error

@@ -79,7 +79,8 @@ def run(
     """Results (JSON values) of `function(unit, **shared)` for every unit, in order, computed by Ray Data tasks.
 
     `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value. A
-    ValueError in a task, or an error of the system, ends the run with its message.
+    unit is tried again where a storage fails. A ValueError in a task, or a failure that stays, ends the run with its
+    message.
     """
     results = _finished(stage, len(units))
     todo = [i for i in range(len(units)) if i not in results]
@@ -152,7 +153,8 @@ def perform(
         result = stage.finished(index) if again else None
         if result is None:
             try:
-                result = function(pickle.loads(unit.as_py()), **values)
+                call = partial(function, pickle.loads(unit.as_py()), **values)
+                result = storage.patient(call, f"{stage.name}, unit {index}")
             except (ValueError, *storage.FAILURES) as error:
                 # handed over as a value: what a user can mend needs no traceback of a remote task
                 yield _handed_over([], str(error))

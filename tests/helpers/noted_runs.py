@@ -1,0 +1,42 @@
+"""Runs of `noted_pretrain` in processes that tests disturb."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+STEPS, CHECKPOINT_EVERY, KILL_AFTER = 60, 10, 20
+PROGRAM = Path(__file__).parent / "noted_pretrain.py"
+
+Process = subprocess.Popen[bytes]
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    """The files of the last checkpoint's model by name: one, or one a worker."""
+    files = (folder / "checkpoints" / f"step-{STEPS:08d}").glob("model*.safetensors")
+    found = {path.name: path.read_bytes() for path in files}
+    assert found
+    return found
+
+
+def parts(run: Path) -> tuple[int, int]:
+    """Step of the newest checkpoint and number of workers that wrote it; zeros where there is none."""
+    pointer = run / "checkpoints" / "latest.json"
+    newest = json.loads(pointer.read_text()) if pointer.exists() else {"step": 0, "folder": "none"}
+    return newest["step"], len(list((pointer.parent / newest["folder"]).glob("model*.safetensors")))
+
+
+def wait_for_checkpoint(run: Path, process: Process, *, step: int, workers: int) -> int:
+    """Wait until `workers` workers wrote the newest checkpoint, of `step` or later. Returns its step."""
+    deadline = time.monotonic() + 400
+    while not (parts(run)[0] >= step and parts(run)[1] == workers):
+        assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint of {workers} workers"
+        time.sleep(0.01)
+    return parts(run)[0]
+
+
+def command(shards: str, output: Path, name: str = "run", **options: float) -> list[str]:
+    values = {"shards": shards, "output": output, "name": name}
+    values |= {"steps": STEPS, "workers": 0, "checkpoint_every": CHECKPOINT_EVERY} | options
+    return [sys.executable, str(PROGRAM), *(str(x) for k, v in values.items() for x in (f"--{k}", v))]

@@ -146,7 +146,7 @@ def parse(settings: type[Settings], arguments: Sequence[str], description: str =
     given = {
         leaf.path: value
         for leaf in leaves(TrainingConfig)
-        if (value := values[_attribute(leaf)]) != value_of(start, leaf.path) or _spellings(leaf) & named
+        if (value := values[_attribute(leaf)]) != _shown(leaf, start) or _spellings(leaf) & named
     }
     cleared = {other for leaf in leaves(TrainingConfig) if leaf.path in given for other in leaf.excludes}
     kept = {p: v for p, v in _default_overrides(settings).items() if p not in cleared}
@@ -235,7 +235,7 @@ def _options(settings: Any, base: TrainingConfig | None = None) -> Any:
         for name, (title, belongs) in _GROUPS.items():
             taken = [leaf for leaf in rest if belongs(leaf)]
             rest = [leaf for leaf in rest if leaf not in taken]
-            options = [_leaf_option(leaf, value_of(base, leaf.path)) for leaf in taken]
+            options = [_leaf_option(leaf, base) for leaf in taken]
             group: Any = make_dataclass(name, options, frozen=True, kw_only=True)
             group.__doc__ = title
             fields.append((name, Annotated[group, tyro.conf.OmitArgPrefixes], field(default_factory=group)))
@@ -281,17 +281,25 @@ def _attribute(leaf: Leaf) -> str:
     return leaf.path.replace(".", "__")
 
 
-def _leaf_option(leaf: Leaf, value: Any) -> tuple[str, Any, Any]:
+def _shown(leaf: Leaf, base: TrainingConfig) -> Any:
+    """The value of a leaf as its option has it: a switch is on or off, also where nothing is decided yet."""
+    value = value_of(base, leaf.path)
+    return bool(value) if bool in typing.get_args(leaf.hint) else value
+
+
+def _leaf_option(leaf: Leaf, base: TrainingConfig) -> tuple[str, Any, Any]:
+    value = value_of(base, leaf.path)
+    hint = bool if bool in typing.get_args(leaf.hint) else leaf.hint
     name = leaf.path.replace("_", "-")
     short = leaf.short and leaf.short.replace("_", "-")
     option = tyro.conf.arg(
         name=name,
         aliases=(f"--{short}",) if short and short != name else (),
         help=leaf.doc,
-        metavar=_metavar(leaf.hint),
+        metavar=_metavar(hint),
         help_behavior_hint="(default: none)" if value is None else None,
     )
-    return _attribute(leaf), Annotated[leaf.hint, option], field(default=value)
+    return _attribute(leaf), Annotated[hint, option], field(default=_shown(leaf, base))
 
 
 def _metavar(hint: Any) -> str | None:

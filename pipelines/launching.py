@@ -148,11 +148,13 @@ def fit(
     run: Run,
     *,
     workers: int,
+    gpu: bool = False,
     min_workers: int | None = None,
     max_failures: int = 10,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Metric]:
-    """`train_and_evaluate` under Ray Train: in this process (0 workers), or in as many, each with a GPU if there are.
+    """`train_and_evaluate` under Ray Train: in this process (0 workers), or in as many, each with a GPU if there are,
+    or with `gpu`, for which a cluster may have to start nodes first.
 
     Workers that fail are started again and go on from the last checkpoint, at most `max_failures` times in a row (-1:
     any number): a new checkpoint between two failures makes the count start anew, and a node that is preempted does not
@@ -179,7 +181,7 @@ def fit(
         scaling_config=ScalingConfig(
             num_workers=(min_workers, workers) if min_workers is not None else workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            use_gpu=workers > 0 and _cluster_gpus() > 0,
+            use_gpu=workers > 0 and (gpu or _cluster_gpus() > 0),
             # Whole cores would leave none to others on a small machine; Ray counts whole ones to see who fits where.
             resources_per_worker={"CPU": 0.5 if min_workers is None else 1},
         ),

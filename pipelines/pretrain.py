@@ -49,6 +49,8 @@ class Pretrain(Trained):
     """Trace a few steps: profile/trace.json and profile/summary.md in the run's folder and in MLflow."""
     workers: int | None = None
     """Processes that train together, where not given one for each GPU of the cluster; 0 trains in this process."""
+    gpu: bool = False
+    """Each worker has a GPU although the cluster has none yet: its nodes start on demand."""
     min_workers: int | None = None
     """Fewest workers to go on with where nodes are lost; the run takes others once there are nodes again."""
     max_failures: int = 10
@@ -67,6 +69,8 @@ class Pretrain(Trained):
             raise ValueError("--curation none is about a pool of your own: name it with --pool")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers is {self.workers}; it has to be at least 0")
+        if self.gpu and not self.workers:
+            raise ValueError("--gpu needs --workers: how many GPUs there will be is not known before they start")
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.workers or 0):
             raise ValueError(f"--min-workers {self.min_workers} has to be between 1 and --workers {self.workers}")
 
@@ -154,7 +158,11 @@ def pretrain(settings: Pretrain) -> Outcome:
             stopping.clear_stop(folder)
             with stopping.on_sigterm(folder):
                 launching.fit(
-                    run, workers=workers, min_workers=settings.min_workers, max_failures=settings.max_failures
+                    run,
+                    workers=workers,
+                    gpu=settings.gpu,
+                    min_workers=settings.min_workers,
+                    max_failures=settings.max_failures,
                 )
     outcome = Outcome(
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)

@@ -40,6 +40,8 @@ class Experiment(Trained):
     workers: int = 0
     """Processes of each trial under Ray Train, or 0 for one without it. A trial that loses some waits for others:
     going on with fewer is for pretrain.py alone, as such a run cannot report to Ray Tune."""
+    gpu: bool = False
+    """Each worker has a GPU although the cluster has none yet: its nodes start on demand."""
     pool: str | None = setting(None, metavar="FOLDER")
     """Images with captions to curate and shard; without it, the built-in corpus."""
     shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
@@ -56,6 +58,8 @@ class Experiment(Trained):
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"--{field} is {value}; it has to be at least {least}")
+        if self.gpu and not self.workers:
+            raise ValueError("--gpu is about the workers of trials; it needs --workers")
         if self.pool is not None and self.shards is not None:
             raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
         if (self.pool or self.shards) and not self.evaluation:
@@ -118,6 +122,7 @@ def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, An
         parent_run_id=parent[1] if parent else None,
         metric=settings.metric,
         workers=settings.workers,
+        gpu=settings.gpu,
         concurrency=settings.concurrency,
     )
 

@@ -42,6 +42,7 @@ class Plan:
     metric: str
     scheduler: Literal["asha", "hyperband", "none"] = "none"
     workers: int
+    gpu: bool = False
     concurrency: int | None
 
     @property
@@ -157,7 +158,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         differing=tuple(f"{path}: {value}" for path, value in trial.point.fields),
     )
     if plan.workers:
-        launching.fit(job, workers=plan.workers, callbacks=[TuneReportCallback()])
+        launching.fit(job, workers=plan.workers, gpu=plan.gpu, callbacks=[TuneReportCallback()])
         return
 
     def report(step: int, metrics: "dict[str, Metric]") -> None:

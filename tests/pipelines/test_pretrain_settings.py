@@ -167,6 +167,7 @@ def test_print_config_writes_a_file_that_is_a_recipe_and_stops(
         (["--pool", "a", "--corpus-images", "9"], "--corpus-images is about the built-in corpus; leave it out with"),
         (["--shards", "a", "--evaluate-every", "9"], "evaluate_every needs --evaluation, a folder of evaluation sets"),
         (["--curation", "none"], "--curation none is about a pool of your own: name it with --pool"),
+        (["--gpu"], "--gpu needs --workers: how many GPUs there will be is not known before they start"),
         (["--workers", "-1"], "--workers is -1; it has to be at least 0"),
         (["--workers", "9"], "--workers 9 cannot share the 8 lanes of the data; take at most 8"),
         (["--recipe", "clip_tiny", "--logit-bias", "-5"], "model.init_logit_bias is -5.0; it has to be None for the"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray.train
+import ray.train.torch
 import torch
 from ray.train.v2._internal.execution import context
 
@@ -86,3 +87,25 @@ def test_a_place_that_cannot_be_written_is_the_storages_failure(
     monkeypatch.setattr(launching, "train_and_evaluate", fails)
     with pytest.raises(storage.PlaceError):
         launching._train_on_worker(run)
+
+
+@pytest.mark.parametrize(("gpu", "there", "asked"), [(False, 0, False), (True, 0, True), (False, 2, True)])
+def test_workers_ask_for_gpus_that_are_there_or_are_said_to_come(
+    gpu: bool, there: int, asked: bool, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that starts its GPU nodes on demand has none when the run is submitted."""
+    found: dict[str, Any] = {}
+
+    class Trainer:
+        train_run_context = SimpleNamespace(run_id="1")
+
+        def __init__(self, work: Any, scaling_config: Any, **others: Any) -> None:
+            found["scaling"] = scaling_config
+
+        def fit(self) -> Any:
+            return SimpleNamespace(return_value={})
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(launching, "_cluster_gpus", lambda: there)
+    launching.fit(run["run"], workers=2, gpu=gpu)
+    assert found["scaling"].use_gpu is asked

@@ -10,6 +10,11 @@ from tune import experiment
 from tune.sweep import Sweep, sweep
 
 
+def test_gpus_are_those_of_workers(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--gpu is about the workers of trials; it needs --workers"):
+        Sweep(gpu=True, output=str(tmp_path))
+
+
 def test_workers_cannot_be_more_than_the_lanes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--workers 9 cannot share the 8 lanes of llip_tiny_k8"):
         sweep(Sweep(workers=9, output=str(tmp_path)))

@@ -33,7 +33,7 @@ from llip.training.stopping import StoppedError
 from llip.training.tracking import Tracker, read_metrics
 
 Batch = tuple[Tensor, Tensor]
-RANKS, SLOW = 3, 0.3
+RANKS, SLOW = 3, 1.0
 """Processes, and the seconds that the second of them takes longer for a step."""
 
 pytestmark = pytest.mark.timeout(900)  # three processes that import torch share two cores with other tests

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llip import storage
 from llip.training.tracking import read_metrics
@@ -23,15 +23,15 @@ class Survived(NamedTuple):
     """Whether each step saw the same ones."""
 
 
-def numbers(folder: str) -> list[tuple[float, ...]]:
-    """The record of a run, as far as it must not depend on interruptions."""
-    return [tuple(line[name] for name in NUMBERS) for line in read_metrics(folder) if "loss" in line]
+def numbers(folder: str) -> list[tuple[Any, ...]]:
+    """The record of a run, as far as it must not depend on interruptions; without a bias, None stands for it."""
+    return [tuple(line.get(name) for name in NUMBERS) for line in read_metrics(folder) if "loss" in line]
 
 
 def samples(folder: str) -> dict[int, set[str]]:
     """Ids by step over all processes and attempts (see `noted_pretrain`): an attempt that read others adds them."""
     ids: dict[int, set[str]] = defaultdict(set)
-    for uri in storage.listing(storage.join(folder, "samples")):
+    for uri in storage.listing(storage.join(folder, "samples"), ".json"):  # a killed process leaves half of one
         ids[int(uri.rsplit("/", 1)[1].split("-")[0])].update(storage.read_json(uri))
     return ids
 

@@ -4,6 +4,7 @@ python tests/helpers/noted_pretrain.py --output output --name run --workers 2
 """
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -38,13 +39,13 @@ OUTAGE = "outage.json"
 
 @contextmanager
 def unreachable(run_folder: str, rank: int) -> Iterator[None]:
-    """Let the shards be out of reach of one rank, for as many seconds as RUN/outage.json says once it is there:
-    {"rank": 1, "seconds": 20}. Tries end after 31 seconds."""
-    table, begun = shards.Shards._table, list[float]()
+    """Let the shards be out of reach of one rank, from its n-th read on, for the seconds that RUN/outage.json gives:
+    {"rank": 1, "after": 200, "seconds": 20}. Tries end after 31 seconds."""
+    uri, table, reads, begun = storage.join(run_folder, OUTAGE), shards.Shards._table, itertools.count(), list[float]()
+    outage = storage.read_json(uri) if storage.exists(uri) else {"rank": None}
 
     def failing(self: shards.Shards, *of_group: Any) -> Any:
-        uri = storage.join(run_folder, OUTAGE)
-        if storage.exists(uri) and (outage := storage.read_json(uri))["rank"] == rank:
+        if outage["rank"] == rank and next(reads) >= outage["after"]:
             begun.append(time.monotonic())
             if begun[-1] - begun[0] < outage["seconds"]:
                 raise OSError(errno.EIO, "the shards are out of reach")

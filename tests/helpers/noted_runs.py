@@ -12,9 +12,9 @@ PROGRAM = Path(__file__).parent / "noted_pretrain.py"
 Process = subprocess.Popen[bytes]
 
 
-def weights_of(folder: Path) -> dict[str, bytes]:
+def weights_of(folder: Path, steps: int = STEPS) -> dict[str, bytes]:
     """The files of the last checkpoint's model by name: one, or one a worker."""
-    files = (folder / "checkpoints" / f"step-{STEPS:08d}").glob("model*.safetensors")
+    files = (folder / "checkpoints" / f"step-{steps:08d}").glob("model*.safetensors")
     found = {path.name: path.read_bytes() for path in files}
     assert found
     return found

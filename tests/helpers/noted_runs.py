@@ -1,10 +1,13 @@
 """Runs of `noted_pretrain` in processes that tests disturb."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 STEPS, CHECKPOINT_EVERY, KILL_AFTER = 60, 10, 20
 PROGRAM = Path(__file__).parent / "noted_pretrain.py"
@@ -34,6 +37,16 @@ def wait_for_checkpoint(run: Path, process: Process, *, step: int, workers: int)
         assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint of {workers} workers"
         time.sleep(0.01)
     return parts(run)[0]
+
+
+def workers_here() -> list[psutil.Process]:
+    """Ray Train's workers below this process; one that ends while it is looked at is none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def command(shards: str, output: Path, name: str = "run", **options: float) -> list[str]:

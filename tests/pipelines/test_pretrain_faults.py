@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 from helpers.faults import samples, survives
@@ -23,6 +22,7 @@ from helpers.noted_runs import (
     parts,
     wait_for_checkpoint,
     weights_of,
+    workers_here,
 )
 from ray.cluster_utils import Cluster
 
@@ -115,8 +115,7 @@ def test_sigkill_of_a_worker(
     subprocess.run(command(shards, tmp_path, "whole", workers=2), check=True)
     process = subprocess.Popen(command(shards, tmp_path, "killed", workers=2))
     wait_for_checkpoint(killed, process, step=KILL_AFTER, workers=2)
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    workers[-1].kill()
+    workers_here()[-1].kill()
     assert process.wait() == 0
     ended = "Ray Train started the workers again; exit code 0"
     survives(record_property, "SIGKILL of a worker", ended, run=str(killed), undisturbed=str(whole))

@@ -14,7 +14,7 @@ import pytest
 import ray
 from helpers.faults import survives
 from helpers.noted_pretrain import OUTAGE
-from helpers.noted_runs import KILL_AFTER, command, wait_for_checkpoint, weights_of
+from helpers.noted_runs import KILL_AFTER, command, wait_for_checkpoint, weights_of, workers_here
 
 from llip.training import goodput, watchdog
 from pipelines import prepare_data
@@ -70,9 +70,6 @@ class Run:
         finally:
             self.process.kill()
 
-    def workers(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-
 
 def test_a_storage_that_one_rank_cannot_reach_for_20_seconds(
     shards: str, whole: Path, tmp_path: Path, record_property: Note
@@ -97,13 +94,13 @@ def test_a_storage_that_one_rank_never_reaches_again(shards: str, cluster: None,
     assert code == 3, printed[-3000:]
     reasons = re.findall(r"^error: .*failed 1 times in a row .*: rank 1: OSError: .*out of reach.*$", printed, re.M)
     assert len(reasons) == 1
-    assert not run.workers()
+    assert not workers_here()
 
 
 def test_a_worker_that_is_stopped(shards: str, whole: Path, tmp_path: Path, record_property: Note) -> None:
     run = Run(shards, tmp_path, hang_seconds=15)
     begin = time.monotonic()
-    run.workers()[-1].send_signal(signal.SIGSTOP)
+    workers_here()[-1].send_signal(signal.SIGSTOP)
     while watchdog.last_reason(str(run.folder), 0) is None:
         assert run.process.poll() is None and time.monotonic() - begin < 300
         time.sleep(0.5)

@@ -42,9 +42,9 @@ class Server:
             self._running.__exit__(None, None, None)
         self._running = None
 
-    def die_once(self, file: Path) -> None:
-        """Die when the run has logged something, and come back."""
-        while not file.exists() or not file.read_text().count("\n"):
+    def die_once(self, run_folder: Path) -> None:
+        """Die when the run has logged something and this server knows it, and come back."""
+        while tracking_of(str(run_folder)) is None or not read_metrics(str(run_folder)):
             time.sleep(0.1)
         self.stop()
         time.sleep(5)
@@ -71,7 +71,7 @@ def test_what_is_trained_while_the_server_is_away_is_found_once(
                 workers=0,
                 overrides={"steps": STEPS, "log_every": 1, "checkpoint_every": 20, "evaluate_every": 20},
             )
-            killer = threading.Thread(target=server.die_once, args=(tmp_path / "runs/killed/metrics.jsonl",))
+            killer = threading.Thread(target=server.die_once, args=(tmp_path / "runs/killed",))
             killer.start()
             outcome = pretrain(settings)
             killer.join()

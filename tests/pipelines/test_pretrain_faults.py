@@ -137,6 +137,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.soak
 def test_a_node_is_killed_and_another_joins(shards: str, nodes: Cluster, tmp_path: Path, record_property: Note) -> None:
     run, undisturbed = tmp_path / "runs" / "run", str(tmp_path / "undisturbed")
     process = subprocess.Popen(command(shards, tmp_path, workers=2, min_workers=1, steps=10_000))

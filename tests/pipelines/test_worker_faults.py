@@ -19,7 +19,7 @@ from helpers.noted_runs import KILL_AFTER, command, wait_for_checkpoint, weights
 from llip.training import goodput, watchdog
 from pipelines import prepare_data
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 Note = Callable[[str, object], None]
 STEPS = 200
 """Enough that a disturbance meets a run that is still training."""

@@ -247,7 +247,7 @@ def _killed_in_the_middle(command: list[str], log: Path, trial_folders: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("search", "workers"), [("optuna", 0), ("random", 1)])
+@pytest.mark.parametrize(("search", "workers"), [("optuna", 0), pytest.param("random", 1, marks=pytest.mark.soak)])
 def test_a_killed_search_goes_on_and_is_extended(tmp_path: Path, search: str, workers: int) -> None:
     command = [sys.executable, "tune/sweep.py", "--output", str(tmp_path), "--corpus-images", "192", "--steps", "8"]
     command += ["--batch-size", "32", "--evaluations", "2", "--seeds", "1", "--search", search, "--name", "rates"]

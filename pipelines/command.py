@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -329,4 +330,11 @@ def start_ray() -> None:
     address = os.environ.get(
         "RAY_ADDRESS", "local"
     )  # a bare ray.init() would try a stale cluster of another user of this machine
-    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+    start = partial(ray.init, address=address, log_to_driver=True, logging_level=logging.WARNING)
+    try:
+        start()
+    except Exception as error:  # Ray gives a node of its own 30 s to start, however busy the machine
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        start()

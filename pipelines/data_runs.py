@@ -30,7 +30,6 @@ def track(folder: str, kind: str, documents: Mapping[str, dict[str, Any] | str],
     read = [place for places in made.source.values() for place in places.split(", ")]
     tracking = Tracking(
         uri=uri,
-        experiment="llip",
         run_name=_name(folder) if kind in _name(folder) else f"{kind} {_name(folder)}",
         artifact_location=artifacts,
         tags=context_tags() | {"stage": kind},

@@ -140,7 +140,6 @@ def pretrain(settings: Pretrain) -> Outcome:
             evaluation=data.evaluation if config.evaluate_every else None,
             tracking=Tracking(
                 uri=uri,
-                experiment="llip",
                 run_name=_name(settings),
                 artifact_location=artifacts,
                 tags=notebook.context_tags(),

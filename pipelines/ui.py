@@ -23,10 +23,9 @@ from llip import storage
 from llip.fields import setting
 from llip.training import notebook
 from llip.training.mlflow_writer import sqlite_file
-from llip.training.tracking import default_store, run_id_of
+from llip.training.tracking import EXPERIMENT, default_store, run_id_of
 from pipelines import command
 
-EXPERIMENT = "llip"
 SECONDS_TO_START = 300
 
 

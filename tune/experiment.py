@@ -110,9 +110,7 @@ def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, An
     check_metric(settings.metric, data.evaluation, heads)
     storage.write_json(storage.join(folder, f"{kind}.json"), fixed)
     uri, artifacts = default_store(output)
-    tracking = Tracking(
-        uri=uri, experiment="llip", run_name=settings.name, artifact_location=artifacts, tags=context_tags()
-    )
+    tracking = Tracking(uri=uri, run_name=settings.name, artifact_location=artifacts, tags=context_tags())
     parent = open_parent(tracking, folder)
     return Plan(
         folder=folder,
@@ -205,6 +203,8 @@ def log_report(
     plan: "Plan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float], note: str
 ) -> None:
     """Log settings, metrics, files and a description to the parent run, if there is one, and end it."""
+    from llip.training.lineage import NOTE
+
     if plan.parent_run_id is None or (parent := open_parent(plan.tracking, plan.folder)) is None:
         return
     client, run_id = parent
@@ -215,7 +215,7 @@ def log_report(
                 client.log_param(run_id, name, value)
             elif known[name] != str(value):  # of a sweep that was extended
                 client.set_tag(run_id, name, value)
-        client.set_tag(run_id, "mlflow.note.content", note)
+        client.set_tag(run_id, NOTE, note)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
         with tempfile.TemporaryDirectory() as local:

@@ -29,11 +29,10 @@ from llip.fields import to_dict
 from llip.interop import sharded_safetensors
 from llip.training.optimizer import MovingAverage
 from llip.training.parallel import World, local, single_process
-from llip.training.run_folder import POINTER, git_revision
+from llip.training.run_folder import POINTER, STATE, git_revision
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.json"
 MODEL, OPTIMIZER = "model", "optimizer"
 """Kinds of files that come in parts."""
 

@@ -4,9 +4,7 @@ What a server refuses for good is dropped and said once. A run or a database tha
 made anew, and gets everything that was logged.
 """
 
-import hashlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +13,16 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from llip.training.logged_models import LoggedModels
+from llip.training.mlflow_items import Kept, Names
 from llip.training.notebook import EVALUATION, Data, wants_system_metrics, with_headlines
 
 logger = logging.getLogger(__name__)
 
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100  # MLflow's limits
-LONGEST_NAME = 250
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Error codes of what no later try changes."""
 
 Item = TypeVar("Item")
-Key = TypeVar("Key")
 
 
 class MlflowWriter:
@@ -52,21 +49,17 @@ class MlflowWriter:
         self._run_id, self._status, self._deadline = known_run, "FINISHED", 0.0
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._metrics: list[tuple[str, float, int, int]] = []
-        self._parameters: dict[str, str] = {}
-        self._tags: dict[str, str] = {}
-        self._data: dict[str, Data] = {}
-        self._checkpoints: dict[int, str] = {}
+        self._parameters = Kept[str, str]()
+        self._tags = Kept[str, str]()
+        self._data = Kept[str, Data]()
+        self._checkpoints = Kept[int, str]()
+        self._artifacts = Kept[str, dict[str, Any] | str]()
         self._models: LoggedModels | None = None
-        self._artifacts: dict[str, dict[str, Any] | str] = {}
-        self._all_tags: dict[str, str] = {}
-        self._all_data: dict[str, Data] = {}
-        self._all_checkpoints: dict[int, str] = {}
-        self._all_parameters: dict[str, str] = {}
-        self._all_artifacts: dict[str, dict[str, Any] | str] = {}
         self._names, self._refused = Names(), set[str]()
         self._file: tuple[int, int] | None = None
         self._monitor: Any = None
         self._error: Exception | None = None
+        self._has_answered = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -75,48 +68,44 @@ class MlflowWriter:
             self._metrics += _timed(step, values)
 
     def parameters(self, values: Mapping[str, str]) -> None:
-        with self._lock:
-            self._parameters |= values
-            self._all_parameters |= values
+        self._parameters.add(values)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        with self._lock:
-            self._tags |= values
-            self._all_tags |= values
+        self._tags.add(values)
 
     def inputs(self, data: Sequence[Data]) -> None:
-        with self._lock:
-            self._data |= {f"{d.context}/{d.name}": d for d in data}
-            self._all_data |= self._data
+        self._data.add({f"{d.context}/{d.name}": d for d in data})
 
     def checkpoint(self, step: int, state: str) -> None:
-        with self._lock:
-            self._checkpoints[step] = self._all_checkpoints[step] = state
+        self._checkpoints.add({step: state})
 
     def artifact(self, name: str, content: dict[str, Any] | str) -> None:
-        with self._lock:
-            self._artifacts[name] = self._all_artifacts[name] = content
+        self._artifacts.add({name: content})
 
     def close(self, status: str) -> str | None:
         """Deliver the rest, for at most PATIENCE seconds, and end the run. Returns what was not delivered, or None."""
         self._status, self._deadline = status, time.monotonic() + self.PATIENCE
         self._closing.set()
         self._thread.join(self.PATIENCE)
-        left = {
-            "metrics": len(self._metrics),
-            "parameters": len(self._parameters),
-            "tags": len(self._tags),
-            "data sets": len(self._data),
-            "models": len(self._checkpoints),
-            "artifacts": len(self._artifacts),
-        }
+        left = self.waiting()
         if not any(left.values()):
             return None
         counts = ", ".join(f"{count} {what}" for what, count in left.items() if count)
         return f"{counts} were not delivered to {self._uri} ({_brief(self._error)})"
 
+    def waiting(self) -> dict[str, int]:
+        """How many items of each kind the server has not taken yet."""
+        return {
+            "metrics": len(self._metrics),
+            "parameters": len(self._parameters.waiting()),
+            "tags": len(self._tags.waiting()),
+            "data sets": len(self._data.waiting()),
+            "models": len(self._checkpoints.waiting()),
+            "artifacts": len(self._artifacts.waiting()),
+        }
+
     def _work(self) -> None:
-        pause, reached, last = self.PAUSE, False, False
+        pause, last = self.PAUSE, False
         while not last:
             closing = self._closing.wait(pause)
             try:
@@ -124,7 +113,6 @@ class MlflowWriter:
                     self._deliver()
                 except GoneError:
                     self._deliver()  # to a new run
-                reached = True
                 if closing:
                     self._end()
                 pause, last, self._error = self.PAUSE, closing, None
@@ -133,7 +121,7 @@ class MlflowWriter:
                     logger.warning("MLflow at %s: %s; metrics are kept and sent later", self._uri, _brief(error))
                 pause, self._error = min(2 * pause, self.LONGEST_PAUSE), error
                 if closing:  # a server that has answered may come back; one that never did is not waited for
-                    left = self._deadline - time.monotonic() if reached else 0.0
+                    left = self._deadline - time.monotonic() if self._has_answered else 0.0
                     last = left <= 0
                     time.sleep(max(0.0, min(pause, left, self.PAUSE_AT_END)))
 
@@ -144,7 +132,7 @@ class MlflowWriter:
             client, run_id = self._connect()
             if self._run_id and run_id != self._run_id:
                 self._start_over()
-            self._run_id, self._file = run_id, file_identity(self._uri)
+            self._run_id, self._file, self._has_answered = run_id, file_identity(self._uri), True
             if self._monitor:  # of the run before
                 self._monitor.finish()
             self._monitor = _system_monitor(self._uri, self._run_id)
@@ -165,9 +153,8 @@ class MlflowWriter:
                 for line in self._history()
                 for metric in _timed(line["step"], {name: v for name, v in line.items() if name != "step"})
             ]
-            self._parameters, self._artifacts = dict(self._all_parameters), dict(self._all_artifacts)
-            self._tags, self._data = dict(self._all_tags), dict(self._all_data)
-            self._checkpoints = dict(self._all_checkpoints)
+        for kept in (self._parameters, self._tags, self._data, self._checkpoints, self._artifacts):
+            kept.send_again()
 
     def _deliver_metrics(self, count: int) -> None:
         from mlflow.entities import Metric
@@ -186,18 +173,17 @@ class MlflowWriter:
         """The model and the evaluation set that a metric is of; nothing for one of training."""
         if not name.startswith(EVALUATION):
             return {}
-        data = self._all_data.get(f"evaluation/{name.split('/')[1]}")
+        data = self._data.given.get(f"evaluation/{name.split('/')[1]}")
         found: dict[str, str | None] = {"model_id": self._models.of_step(step) if self._models else None}
         return found | ({"dataset_name": data.name, "dataset_digest": data.short_digest} if data else {})
 
     def _deliver_models(self) -> None:
-        with self._lock:
-            waiting = dict(self._checkpoints)
-        if not self._all_checkpoints:
+        if not self._checkpoints.given:
             return
+        waiting = self._checkpoints.waiting()
         try:
             if self._models is None:
-                self._models = LoggedModels(self._client, self._run_id, lambda: self._all_parameters)
+                self._models = LoggedModels(self._client, self._run_id, lambda: self._parameters.given)
             for step, state in waiting.items():
                 self._models.add(step, state)
             self._models.refresh()
@@ -205,39 +191,26 @@ class MlflowWriter:
             if not self._is_refusal(error):
                 raise
             self._drop("model", ", ".join(map(str, waiting)), error)
-        self._forget(self._checkpoints, waiting)
+        self._checkpoints.forget(waiting)
 
     def _deliver_tags(self) -> None:
         from mlflow.entities import RunTag
 
-        with self._lock:
-            waiting = dict(self._tags)
-        if waiting:
+        if waiting := self._tags.waiting():
             given = [RunTag(self._names.accepted(name), value) for name, value in waiting.items()]
             self._send(given, lambda items: self._client.log_batch(self._run_id, tags=items), "tag")
-            self._forget(self._tags, waiting)
+            self._tags.forget(waiting)
 
     def _deliver_data(self) -> None:
-        with self._lock:
-            waiting = dict(self._data)
-        if waiting:
+        if waiting := self._data.waiting():
             given = [data.entity() for data in waiting.values()]
             self._send(given, lambda items: self._client.log_inputs(self._run_id, items), "data set")
-            self._forget(self._data, waiting)
-
-    def _forget(self, held: dict[Key, Item], sent: Mapping[Key, Item]) -> None:
-        """Drop what was sent, but for what has been given another value since."""
-        with self._lock:
-            for name, value in sent.items():
-                if held.get(name) is value:
-                    del held[name]
+            self._data.forget(waiting)
 
     def _deliver_parameters(self) -> None:
         from mlflow.entities import Param
 
-        with self._lock:
-            waiting = dict(self._parameters)
-        if not waiting:
+        if not (waiting := self._parameters.waiting()):
             return
         known = self._run().data.params  # MLflow refuses to change one: the first start's stay
         given = {self._names.accepted(name): value for name, value in waiting.items()}
@@ -245,12 +218,12 @@ class MlflowWriter:
         for i in range(0, len(new), PARAMETERS_PER_CALL):
             some = new[i : i + PARAMETERS_PER_CALL]
             self._send(some, lambda items: self._client.log_batch(self._run_id, params=items), "parameter")
-        self._forget(self._parameters, waiting)
+        self._parameters.forget(waiting)
 
     def _deliver_artifacts(self) -> None:
         """One that cannot be written now keeps no other from being written."""
         failure: Exception | None = None
-        for name, content in list(self._artifacts.items()):
+        for name, content in self._artifacts.waiting().items():
             log = self._client.log_text if isinstance(content, str) else self._client.log_dict
             try:
                 log(self._run_id, content, name)
@@ -261,8 +234,7 @@ class MlflowWriter:
                     failure = error
                     continue
                 self._drop("artifact", name, error)
-            with self._lock:
-                self._artifacts.pop(name, None)
+            self._artifacts.forget({name: content})
         if failure:
             raise failure
 
@@ -316,23 +288,6 @@ class MlflowWriter:
 
 class GoneError(RuntimeError):
     """The run that is written was deleted."""
-
-
-class Names:
-    """Names that MLflow takes, each for one of ours: other characters become underscores, and no part leads upwards."""
-
-    def __init__(self) -> None:
-        self._owners: dict[str, str] = {}
-        self._accepted: dict[str, str] = {}
-
-    def accepted(self, name: str) -> str:
-        if name not in self._accepted:
-            parts = re.sub(r"[^\w/.\-: ]", "_", name).split("/")
-            found = "/".join(part for part in parts if part.strip(". ")) or "_"
-            if len(found) > LONGEST_NAME or self._owners.get(found, name) != name:
-                found = f"{found[: LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-            self._owners[found], self._accepted[name] = name, found
-        return self._accepted[name]
 
 
 def is_active(client: Any, run_id: str) -> bool:

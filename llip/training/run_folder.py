@@ -18,6 +18,8 @@ from llip.fields import differences, leaves, to_dict
 NAME = "config.json"
 STORY = "about.json"
 """Recipe, what differs from it, the command that repeats the run, commit and date."""
+STATE = "state.json"
+"""File of a checkpoint that is written when the others are."""
 POINTER = "checkpoints/latest.json"
 """What names the newest checkpoint."""
 

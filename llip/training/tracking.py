@@ -15,18 +15,18 @@ from typing import Any
 from llip import storage
 from llip.training import lineage, logged_models, notebook
 from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file, sqlite_uri
-from llip.training.run_folder import git_revision
+from llip.training.run_folder import STATE, git_revision
 from llip.training.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 
-NAME, METRICS = "tracking.json", "metrics"
+NAME, METRICS = lineage.FILE, "metrics"
 SECONDS_BETWEEN_WRITES = 10.0
+EXPERIMENT = "llip"
+"""MLflow experiment of all runs."""
 QUIET = {"mlflow": "WARNING", "mlflow.store.db.utils": "WARNING", "mlflow.utils.environment": "ERROR"}
 MODELS = "models:/"
 """Scheme of MLflow's models."""
-CHECKPOINT_STATE = "state.json"
-"""File of a checkpoint that is written when the others are."""
 IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -43,7 +43,7 @@ class Tracking:
 
     uri: str
     """MLflow tracking URI: a server, or `sqlite:////absolute/path`."""
-    experiment: str
+    experiment: str = EXPERIMENT
     run_name: str
     artifact_location: str | None = None
     """Folder for the artifacts of an experiment that does not exist yet; None: the server decides."""
@@ -182,7 +182,7 @@ class MetricsLog:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._parts = _read_parts(folder) or [[]]
+        self._parts = metrics_files(folder) or [[]]
         self._changed: set[int] = set()
         self._lock, self._writing = threading.Lock(), threading.Lock()
 
@@ -227,16 +227,17 @@ class MetricsLog:
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
     """The logged lines of a run, oldest first; none where nothing was logged."""
-    return [line for part in _read_parts(folder) for line in part]
+    return [line for part in metrics_files(folder) for line in part]
 
 
 def _part(folder: str, index: int) -> str:
     return storage.join(folder, f"{METRICS}-{index:05d}.jsonl" if index else f"{METRICS}.jsonl")
 
 
-def _read_parts(folder: str) -> list[list[dict[str, Any]]]:
+def metrics_files(folder: str, first: int = 0) -> list[list[dict[str, Any]]]:
+    """The lines of each file of a metrics log, from the file of this number on."""
     parts: list[list[dict[str, Any]]] = []
-    while storage.exists(uri := _part(folder, len(parts))):
+    while storage.exists(uri := _part(folder, first + len(parts))):
         parts.append([json.loads(line) for line in storage.read_bytes(uri).splitlines()])
     return parts
 
@@ -283,7 +284,7 @@ class Tracker:
             self._mlflow.parameters(dict(_flat(values)))
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags of the run; `mlflow.note.content` is its description."""
+        """Set tags of the run; `lineage.NOTE` is its description."""
         if self._mlflow:
             self._mlflow.tags(values)
 
@@ -295,7 +296,7 @@ class Tracker:
     def checkpoint(self, step: int, uri: str) -> None:
         """Make a checkpoint a model of MLflow, once it is complete; those that are gone by then are deleted there."""
         if self._mlflow:
-            self._mlflow.checkpoint(step, storage.join(uri, CHECKPOINT_STATE))
+            self._mlflow.checkpoint(step, storage.join(uri, STATE))
 
     def artifact(self, name: str, content: dict[str, Any] | str) -> None:
         """Log a JSON file, or a text file such as a page."""

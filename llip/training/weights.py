@@ -13,7 +13,7 @@ from llip.fields import differences, from_dict
 from llip.interop import llip_release, open_clip, open_clip_config, sharded_safetensors
 from llip.interop.tensor_files import SUFFIXES, read_tensors
 from llip.recipes import recipe as recipe_of
-from llip.training import checkpoint
+from llip.training import checkpoint, run_folder
 from llip.training.tracking import MODELS, checkpoint_of
 
 
@@ -102,7 +102,7 @@ class Weights:
         folder = _own_folder(given) or checkpoint.latest(given)
         if folder is None:
             raise ValueError(f"{uri} is neither {', nor '.join(KINDS)}")
-        if not storage.exists(storage.join(folder, checkpoint.STATE)):
+        if not storage.exists(storage.join(folder, run_folder.STATE)):
             return cls(given=given, uri=folder)
         return cls(given=given, uri=folder, run=folder.rsplit("/", 2)[0], step=checkpoint.step_of(folder))
 

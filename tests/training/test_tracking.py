@@ -17,7 +17,8 @@ import pytest
 from llip import storage
 from llip.evaluation import Metric
 from llip.training import tracking
-from llip.training.mlflow_writer import MlflowWriter, Names, connection_uri, sqlite_file
+from llip.training.mlflow_items import Names
+from llip.training.mlflow_writer import MlflowWriter, connection_uri, sqlite_file
 from llip.training.notebook import KIND, Data, description, with_headlines
 from llip.training.stopping import StoppedError
 from llip.training.tracking import MetricsLog, Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
@@ -296,7 +297,7 @@ def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
         tracker.parameters({"a": 1})
         tracker.log(1, {"loss": 3.0})
         writer = tracker._mlflow
-        while writer is None or writer._client is None or writer._metrics or writer._parameters:
+        while writer is None or writer._client is None or any(writer.waiting().values()):
             time.sleep(0.01)
         first = run_id()
         delete(between=False)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llip.devices import Fused
-from llip.pairs.mixture_tiles import GramRows, MixtureTiles, OutputGramRows
+from llip.pairs.mixture_tiles import MixtureTiles, OutputGramRows, WithGram
 from llip.pairs.tiles import SMALLEST_SQUARE, product
 
 
@@ -145,24 +145,8 @@ class _FusedTiles(MixtureTiles):
         return score_IJ
 
 
-class FusedGramTiles(_FusedTiles):
+class FusedGramTiles(_FusedTiles, WithGram):
     """`GramTiles` in few passes."""
-
-    def __init__(
-        self,
-        operands: Iterable[Tensor],
-        *,
-        temperature: float,
-        precision: torch.dtype,
-        gradients: bool,
-        split: bool = False,
-    ) -> None:
-        """`split` keeps the Gram matrix in two parts, high and low, where products are of lower precision."""
-        rows = GramRows(*operands)
-        super().__init__(rows, temperature=temperature, precision=precision, gradients=gradients)
-        self._gram_BXX = rows.gram_BXX
-        self._split = split and precision != rows.gram_BXX.dtype
-        self.elements = self._heads * self._tokens
 
     def open(self, rows: slice) -> None:
         super().open(rows)
@@ -170,9 +154,7 @@ class FusedGramTiles(_FusedTiles):
         gram_IXX = whole[:, :-1, :-1]
         self._edge_MKI1 = whole[:, :-1, -1].T.unflatten(0, (self._heads, -1))[..., None].contiguous()
         self._corner_I1 = whole[:, -1, -1:]
-        self._grams_IXX = [gram_IXX.to(self._precision, memory_format=torch.contiguous_format)]
-        if self._split:
-            self._grams_IXX.append((gram_IXX - self._grams_IXX[0]).to(self._precision))
+        self._grams_IXX = self._in_parts(gram_IXX)
         if self.gradients:
             self._gram_gradient_IXX = torch.zeros_like(self._grams_IXX[0], dtype=whole.dtype)
             self._edge_gradient_XI = self._new(self.elements, len(whole)).zero_()

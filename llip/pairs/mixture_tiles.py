@@ -98,11 +98,8 @@ STRIP = 64
 """Rows of a triangular matrix that are multiplied at once, from its diagonal on."""
 
 
-class GramTiles(MixtureTiles):
-    """Scores of mixtures in `4KD + 2(MK)²` FLOPs a pair: for fewer tokens than a head is wide.
-
-    Without gradients a triangular matrix takes the place of the Gram matrix: about `(MK)²` FLOPs instead of `2(MK)²`.
-    """
+class WithGram(MixtureTiles):
+    """The operands of the form with a Gram matrix a row."""
 
     def __init__(
         self,
@@ -118,19 +115,29 @@ class GramTiles(MixtureTiles):
         super().__init__(rows, temperature=temperature, precision=precision, gradients=gradients)
         self._gram_BXX = rows.gram_BXX
         self._split = split and precision != rows.gram_BXX.dtype
-        self.elements = rows.gram_BXX.shape[1]
+        self.elements = self._heads * self._tokens
+
+    def _in_parts(self, gram_IXX: Tensor) -> list[Tensor]:
+        """A Gram matrix in the precision of products, and what that leaves of it where it is split."""
+        high_IXX = gram_IXX.to(self._precision, memory_format=torch.contiguous_format)
+        return [high_IXX, (gram_IXX - high_IXX).to(self._precision)] if self._split else [high_IXX]
+
+
+class GramTiles(WithGram):
+    """Scores of mixtures in `4KD + 2(MK)²` FLOPs a pair: for fewer tokens than a head is wide.
+
+    Without gradients a triangular matrix takes the place of the Gram matrix: about `(MK)²` FLOPs instead of `2(MK)²`.
+    """
 
     def open(self, rows: slice) -> None:
         super().open(rows)
         gram_IXX = self._gram_BXX[rows]
         if not self.gradients:  # `DᵀGD` needs the upper triangle alone, twice what is off the diagonal
             gram_IXX = torch.triu(2 * gram_IXX) - torch.diag_embed(gram_IXX.diagonal(dim1=1, dim2=2))
-        self._grams_IXX = [gram_IXX.to(self._precision)]
-        if self._split:
-            self._grams_IXX.append((gram_IXX - self._grams_IXX[0]).to(self._precision))
+        self._grams_IXX = self._in_parts(gram_IXX)
 
     def scores(self, message_JW: Tensor) -> Tensor:
-        size, columns = self.elements, len(message_JW)
+        size, columns = self._gram_BXX.shape[1], len(message_JW)
         rows = self._key_MNE.shape[1] // self._tokens
         # The last of the X rows of weights is 1: it meets the projected mean.
         self._weight_XIJ = self._workspace.get("weight", size, rows, columns)

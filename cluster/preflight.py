@@ -31,7 +31,7 @@ SHOWN_PAIRS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """What is examined, and what is asked of it."""
+    """Options of an examination, and what the cluster has to reach."""
 
     workers: int | None = None
     """Workers, as training has them; where not given, one for each GPU of the cluster, without GPUs one a node."""

@@ -25,7 +25,7 @@ class Probe:
         self.listener = socket.create_server(("", 0))
 
     def facts(self) -> dict[str, Any]:
-        """What the node is, and the address at which this worker listens."""
+        """Facts of the node, and the address at which this worker listens."""
         import ray
         import torch
 

@@ -259,3 +259,9 @@ def differences(left: Any, right: Any, where: str = "") -> list[str]:
         ]
     same = a == b or (isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and list(a) == list(b))
     return [] if same else [f"{where}: {a!r} → {b!r}"]
+
+
+def check(condition: bool, field_name: str, value: object, expected: str) -> None:
+    """Raise ValueError that names a field, its value and what would be right, unless the condition holds."""
+    if not condition:
+        raise ValueError(f"{field_name} is {value!r}; it has to be {expected}")

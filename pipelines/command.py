@@ -188,10 +188,13 @@ def written(program: str, options: Mapping[str, Any]) -> str:
 def repeating(program: str, settings: Trained) -> str:
     """The command line that does the same: what is not as it is by default, with absolute places."""
     own = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "overrides"}
-    default = {f.name: f.default for f in dataclasses.fields(settings)}
-    changed = {name: value for name, value in own.items() if name == "recipe" or value != default[name]}
-    if "output" in own:
-        changed["output"] = storage.absolute(own["output"])
+    fields = {f.name: f for f in dataclasses.fields(settings)}
+    changed = {
+        name: value for name, value in own.items() if name in ("recipe", "output") or value != fields[name].default
+    }
+    for name, value in changed.items():
+        if fields[name].metadata.get("metavar") == "FOLDER":
+            changed[name] = tuple(map(storage.absolute, value)) if isinstance(value, tuple) else storage.absolute(value)
     return written(program, changed | dict(settings.overrides))
 
 

@@ -4,7 +4,8 @@
 
 Leaves Parquet files, `data_card.json`, `data_card.html` and, last, `manifest.json`. The matches are kept beside the
 output, so that another `--t` or `--seed` (with another `--output`) does not match again. A run that was interrupted
-goes on where it stopped when it is started again. Where MLFLOW_TRACKING_URI is set, the card is a run of MLflow.
+goes on where it stopped when it is started again. The card is a run of MLflow where there is a
+store: MLFLOW_TRACKING_URI, or one beside the output.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from llip.training import lineage, notebook, run_folder, stopping
 from llip.training.loop import Progress, train
 from llip.training.parallel import current_world
 from llip.training.stopping import GaveUpError, NonFiniteError, Stop, StoppedError
-from llip.training.tracking import Tracker, Tracking, open_run, read_metrics
+from llip.training.tracking import Tracker, Tracking, metrics_files, open_run
 from pipelines import command
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ def train_and_evaluate(
                 if failure:
                     raise failure
             tracker.log(step, {name: metric.value for name, metric in metrics.items()})
-            tracker.tags(_note(run, metrics, step))
             if first:
+                tracker.tags(_note(run, metrics, step))
                 told = (f"{n} {metrics[n].value:.3f} ({metrics[n].chance:.3f})" for n in headline(metrics))
                 logger.info("step %s, beside (chance): %s", f"{step:,}", ", ".join(told))
             if on_evaluation:
@@ -141,7 +141,7 @@ def _note(run: Run, metrics: dict[str, Metric], step: int | None = None) -> dict
         step=step,
         sources=lineage.makers(run.tracking.made_from, run.tracking.uri) if run.tracking else (),
     )
-    return {"mlflow.note.content": text} if text else {}
+    return {lineage.NOTE: text} if text else {}
 
 
 def fit(
@@ -319,12 +319,14 @@ def _followed(run: Run) -> Iterator[None]:
 
     def follow() -> None:
         with progress_bar(desc="train", total=steps * run.config.data.batch_size, unit="img") as bar:
-            last = False
+            last, newest = False, 0
             while not last:
                 last = done.wait(SECONDS_BETWEEN_LOOKS)
-                lines: list[dict[str, Any]] = []
+                files: list[list[dict[str, Any]]] = []
                 with contextlib.suppress(Exception):  # it is written whole, but a store may fail
-                    lines = [line for line in read_metrics(run.folder) if "loss" in line]
+                    files = metrics_files(run.folder, newest)
+                newest += max(0, len(files) - 1)
+                lines = [line for file in files for line in file if "loss" in line]
                 if lines:
                     bar.set_postfix_str(training_line(lines[-1]["step"], steps, lines[-1]), refresh=False)
                     bar.update(lines[-1]["samples"] - bar.n)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from types import FrameType
 
 from llip.training import run_folder as runs
@@ -55,12 +55,11 @@ def resubmit(run_folder: str, most: int) -> int:
     `most` times in a row without a new checkpoint.
     """
     budget = Budget(run_folder, most)
-    stopped = False
+    stopped = threading.Event()
     process: subprocess.Popen[bytes] | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
+        stopped.set()
         if process:
             process.send_signal(number)
 
@@ -70,9 +69,10 @@ def resubmit(run_folder: str, most: int) -> int:
             environment = os.environ | {command.RESUBMITTED: "1"}
             process = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment)
             code = process.wait()
-            if code in command.FINAL or stopped:
+            if code in command.FINAL or stopped.is_set():
                 return code
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            time.sleep(budget.spend(f"the driver died of {how}"))
+            if stopped.wait(budget.spend(f"the driver died of {how}")):
+                return command.STOPPED
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.ports import free_ports
 from mlflow import MlflowClient
 
 from llip.training import checkpoint
@@ -73,7 +73,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
     """`ray start --head` with token authentication, on ports of its own."""
     variables = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    port, dashboard, client, agent = _free_ports(4)
+    port, dashboard, client, agent = free_ports(4)
     folder = tempfile.mkdtemp(
         prefix="ray", dir="/tmp"
     )  # short: Ray puts sockets in it, whose paths have 107 characters
@@ -92,14 +92,6 @@ def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
         finally:
             _kill_group(head.pid)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def _wait_until_it_answers(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:

@@ -114,6 +114,13 @@ def test_a_driver_that_dies_again_and_again_is_given_up(tmp_path: Path, monkeypa
         restarts.resubmit(str(tmp_path), 2)
 
 
+def test_sigterm_in_the_pause_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", DRIVER, str(tmp_path), "9", "0"])
+    monkeypatch.setattr(restarts.Budget, "spend", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 30.0)
+    assert restarts.resubmit(str(tmp_path), 2) == 143
+    assert len(list(tmp_path.glob("try-*"))) == 1
+
+
 def test_sigterm_is_passed_on_and_ends_it(tmp_path: Path) -> None:
     """The process that is asked to stop has the other one's exit code, whatever it is."""
     other = "import pathlib, signal, sys, time; signal.signal(15, lambda *_: sys.exit(9)); "

@@ -1,4 +1,4 @@
-"""What is said of a picture: templates by kind, and the canonical statements that evaluation compares.
+"""Captions of a picture: templates by kind, and the canonical statements that evaluation compares.
 
 Every caption is true. It speaks of one aspect of the picture (kinds `object`, `position`, `place`, `category`,
 `ground`, `count`, `style`, `keywords`) or of more (`several`).

@@ -47,7 +47,7 @@ class CorpusConfig:
     captions: int = 12
     """Captions drawn for an image; those that repeat are dropped."""
     kinds: KindMix = field(default_factory=KindMix)
-    """What the captions of a scene speak of."""
+    """Subjects of the captions of a scene."""
     held_out_share: float = 0.1
     """Share of the emoji concepts that training sees in no style."""
     rows_per_file: int = 4_000

@@ -1,4 +1,4 @@
-"""What the drawings show: names, keywords and categories, joined on code points."""
+"""What the drawings show, as names, keywords and categories, joined on code points."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Where the drawings come from: files of ordinary Python packages, found without importing them."""
+"""Sources of the drawings: files of ordinary Python packages, found without importing them."""
 
 import hashlib
 import importlib.util

@@ -19,10 +19,10 @@ def track(folder: str, kind: str, documents: Mapping[str, dict[str, Any] | str],
 
     It goes to the store of `output`; without one, to that of the folder's own place, where there is a store already.
     """
-    uri, artifacts = default_store(output or storage.absolute(folder).rstrip("/").rpartition("/")[0])
-    file = sqlite_file(uri)
-    if output is None and "MLFLOW_TRACKING_URI" not in os.environ and not (file and file.exists()):
+    store = default_store(output) if output else store_beside(folder)
+    if store is None:
         return
+    uri, artifacts = store
     known = tracking_of(folder)
     if known is not None and known.uri == uri:
         return
@@ -42,6 +42,13 @@ def track(folder: str, kind: str, documents: Mapping[str, dict[str, Any] | str],
         tracker.tags({lineage.NOTE: _note(made, read, uri)})
         for name, content in documents.items():
             tracker.artifact(name, content)
+
+
+def store_beside(folder: str) -> tuple[str, str | None] | None:
+    """Tracking URI and artifact location for a folder: where MLflow is named or has a database beside it."""
+    uri, artifacts = default_store(storage.absolute(folder).rstrip("/").rpartition("/")[0])
+    file = sqlite_file(uri)
+    return (uri, artifacts) if "MLFLOW_TRACKING_URI" in os.environ or (file and file.exists()) else None
 
 
 def _name(folder: str) -> str:

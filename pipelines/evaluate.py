@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
 SCHEMA_VERSION = 1
 MOST = 20
 """Characters of a commit or a date on the page."""
-PAGES = ("report.html", "report.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     """
     from llip.evaluation.evaluate import named
     from llip.evaluation.report import NAME
+    from pipelines import evaluation_runs
     from pipelines.evaluation_cache import EvaluationCache
 
     weights = settings.weights(settings.checkpoint)
@@ -117,7 +117,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "metrics": {name: {"value": m.value, "chance": m.chance} for name, m in metrics.items()},
     }
     _write_report(output, weights, model, outcomes)
-    _track(weights, metrics, sources, sets, output)
+    evaluation_runs.track(weights, metrics, sources, sets, output)
     storage.write_json(storage.join(output, NAME), result)
     print(_headlines(metrics))
     print(f"\nall {len(metrics)} metrics, figures, examples: {storage.join(output, 'report.html')}")
@@ -224,36 +224,6 @@ def _write_report(output: str, weights: Weights, model: ContrastiveModel, outcom
     )
     storage.write_bytes(storage.join(output, "report.html"), report.html().encode())
     storage.write_bytes(storage.join(output, "report.md"), report.markdown().encode())
-
-
-def _track(
-    weights: Weights, metrics: dict[str, Metric], sources: list[Source], sets: list[EvaluationSet], output: str
-) -> None:
-    """Log to the MLflow run of the run folder, where it has one."""
-    from llip.training import lineage
-    from llip.training.notebook import description
-    from llip.training.tracking import Tracker, tracking_of
-    from pipelines.launching import data_of
-
-    if weights.run is None or (tracking := tracking_of(weights.run)) is None:
-        return
-    story = run_folder.story(weights.run)
-    note = description(
-        recipe=story.get("recipe", ""),
-        differing=story.get("differing", ()),
-        command=story.get("command", ""),
-        metrics=metrics,
-        step=weights.step,
-        sources=lineage.makers(tracking.made_from, tracking.uri),
-    )
-    with Tracker(tracking, weights.run) as tracker:
-        tracker.tags({lineage.NOTE: note})
-        tracker.inputs(data_of(sources, sets))
-        if weights.step is not None:
-            tracker.checkpoint(weights.step, weights.uri)
-        tracker.log(weights.step or 0, {name: metric.value for name, metric in metrics.items()})
-        for name in PAGES:
-            tracker.artifact(name, storage.read_bytes(storage.join(output, name)).decode())
 
 
 def cli() -> None:

@@ -123,10 +123,10 @@ def tags(config: TrainingConfig, *, recipe: str, shards: str | Sequence[str], wo
 
 def description(
     *,
-    recipe: str,
-    differing: Sequence[str],
-    command: str,
     metrics: Mapping[str, Any],
+    recipe: str = "",
+    differing: Sequence[str] = (),
+    command: str = "",
     step: int | None = None,
     sources: Sequence[Any] = (),
 ) -> str:

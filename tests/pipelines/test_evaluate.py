@@ -148,6 +148,35 @@ def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"pairs", "scenes", "things"}
 
 
+def test_an_evaluation_elsewhere_is_a_run_of_its_own_that_names_the_run_and_is_named_there(job, mlflow_store, tmp_path):
+    tracking = Tracking(uri=mlflow_store, experiment="llip", run_name="trained")
+    client, trained = open_run(tracking, job.checkpoint)
+    found = evaluate(dataclasses.replace(job, output=str(tmp_path / "elsewhere"), sets=("things",)))
+    before = client.get_run(trained).data
+    assert not before.metrics, "the run keeps its own numbers and pages"
+    assert not client.list_artifacts(trained)
+    own = json.loads((tmp_path / "elsewhere" / "tracking.json").read_text())["run_id"]
+    run = client.get_run(own)
+    assert run.info.run_name == "evaluation elsewhere" and run.data.tags["stage"] == "evaluation"
+    assert run.data.metrics["eval/things/top1"] == found["things/top1"].value
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["things"]
+    assert f"[trained](#/experiments/{run.info.experiment_id}/runs/{trained})" in run.data.tags["mlflow.note.content"]
+    assert "used by [evaluation elsewhere]" in before.tags["mlflow.note.content"]
+    assert {a.path for a in client.list_artifacts(own)} == {"report.html", "report.md"}
+
+
+def test_an_evaluation_of_a_file_is_a_run_where_mlflow_is_named(tmp_path, mlflow_store, monkeypatch):
+    save_model(create_model(recipe("llip_tiny_k8")), str(tmp_path / "model"))
+    job = Evaluate(
+        checkpoint=str(tmp_path / "model"), evaluation=write_sets(tmp_path / "sets"), output=str(tmp_path / "out")
+    )
+    evaluate(job)
+    assert not (tmp_path / "out" / "tracking.json").exists(), "no store is made for it"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    evaluate(dataclasses.replace(job, output=str(tmp_path / "noted")))
+    assert (tmp_path / "noted" / "tracking.json").exists()
+
+
 def test_actors_give_the_same_numbers(job, tmp_path, ray_session):
     write_image_folder(tmp_path / "sets" / "folder")
     alone = evaluate(job)

@@ -1,9 +1,11 @@
-"""Evaluate a checkpoint: zero-shot classification, retrieval and context analysis, each beside its chance level.
+"""Evaluate a checkpoint: zero-shot classification, retrieval and context analysis, each beside its chance level and
+with a 95 % interval.
 
     uv run pipelines/evaluate.py --checkpoint output/runs/<name> --evaluation output/evaluation
 
-Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from. What a set gave is kept
-in `evaluated/` at once: run again, an evaluation that was interrupted goes on with the sets that are missing.
+Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from. What a set gave, with the
+scores of its single items, is kept in `evaluated/` at once: run again, an evaluation that was interrupted goes on with
+the sets that are missing.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
     from llip.training.weights import Weights
     from pipelines.evaluation_cache import EvaluationCache
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MOST = 20
 """Characters of a commit or a date on the page."""
 
@@ -114,7 +116,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "step": weights.step,
         "seconds": round(time.monotonic() - started, 2),
         "git_revision": git_revision(),
-        "metrics": {name: {"value": m.value, "chance": m.chance} for name, m in metrics.items()},
+        "metrics": {name: metric.stored() for name, metric in metrics.items()},
     }
     _write_report(output, weights, model, outcomes)
     evaluation_runs.track(weights, metrics, sources, sets, output)
@@ -177,8 +179,8 @@ def _finished(output: str, request: dict[str, Any], inputs: dict[str, Any]) -> d
         raise ValueError(
             f"{uri} was made with other settings ({'; '.join(changed)}); choose another --output or remove it"
         )
-    if found["inputs"] != inputs:
-        print(f"{uri} is of another state of its checkpoint or sets: evaluating again")
+    if found["inputs"] != inputs or found["schema_version"] != SCHEMA_VERSION:
+        print(f"{uri} is of another state of its checkpoint, its sets or the metrics: evaluating again")
         return None
     return metrics_of(found)
 

@@ -1,4 +1,5 @@
-"""Results of an evaluation, stored set by set: one that is interrupted goes on with the sets that are missing."""
+"""Results of an evaluation, stored set by set: one that is interrupted goes on with the sets that are missing, and runs
+are compared by the scores of single items without their models."""
 
 import io
 import json
@@ -7,15 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llip import storage
 from llip.evaluation.evaluate import Outcome
+from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Captions, Retrieval
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 FOLDER = "evaluated"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+DETAIL, ITEMS = "detail", "items"
+"""Prefixes of arrays: what a report shows, and `items/<metric>/…`, the scores of single items."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +33,68 @@ class EvaluationCache:
 
     def load(self, data: EvaluationSet) -> Outcome | None:
         """The outcome of a set, where one of these weights and files is stored."""
-        if not storage.exists(uri := self._uri(data.name)):
+        if (found := _read(uri_of(self.folder, data.name))) is None:
             return None
-        with np.load(io.BytesIO(storage.read_bytes(uri))) as file:
-            arrays = dict(file)
-        head = json.loads(arrays.pop("head").item())
+        head, arrays = found
         if head["key"] != self._key(data.name):
             return None
         metrics = {name: Metric(**metric) for name, metric in head["metrics"].items()}
-        details = Retrieval(metrics, Captions.of(data), **arrays) if data.task == "retrieval" else arrays
-        return Outcome(data, metrics, details)
+        scores = {name: _items(name, head, arrays) for name in metrics}
+        details = {name.split("/", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{DETAIL}/")}
+        if data.task == "retrieval":
+            return Outcome(data, metrics, scores, Retrieval(scores, Captions.of(data), **details))
+        return Outcome(data, metrics, scores, details)
 
     def save(self, outcome: Outcome) -> None:
         """Store an outcome in place of an earlier one of the same set."""
-        metrics = {name: vars(metric) for name, metric in outcome.metrics.items()}
-        arrays = outcome.details
-        if isinstance(arrays, Retrieval):  # its captions are the set's
-            arrays = {name: getattr(arrays, name) for name in ("best_images_TX", "average_precision_T")}
-        head = np.array(json.dumps({"key": self._key(outcome.data.name), "metrics": metrics}))
-        with storage.atomic_writer(self._uri(outcome.data.name)) as file:
-            np.savez(file, head=head, **arrays)  # type: ignore[arg-type]
-
-    def _uri(self, name: str) -> str:
-        return storage.join(self.folder, FOLDER, f"{name}.npz")
+        details = outcome.details
+        if isinstance(details, Retrieval):  # its captions are the set's
+            details = {name: getattr(details, name) for name in ("best_images_TX", "average_precision_T")}
+        arrays = {f"{DETAIL}/{name}": array for name, array in details.items()}
+        for name, scores in outcome.item_scores.items():
+            arrays |= {f"{ITEMS}/{name}/score": scores.score_I}
+            arrays |= {f"{ITEMS}/{name}/{sort}": unit_I.astype(np.int32) for sort, unit_I in scores.units.items()}
+            if scores.stratum_I is not None:
+                arrays[f"{ITEMS}/{name}/stratum"] = scores.stratum_I.astype(np.int32)
+        head = {
+            "key": self._key(outcome.data.name),
+            "metrics": {name: metric.stored() for name, metric in outcome.metrics.items()},
+            "units": {name: list(scores.units) for name, scores in outcome.item_scores.items()},
+        }
+        with storage.atomic_writer(uri_of(self.folder, outcome.data.name)) as file:
+            np.savez(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
 
     def _key(self, name: str) -> Any:
         return [SCHEMA_VERSION, self.keys[name]]
+
+
+def uri_of(folder: str, name: str) -> str:
+    """The file of a set."""
+    return storage.join(folder, FOLDER, f"{name}.npz")
+
+
+def read_items(folder: str, name: str) -> dict[str, ItemScores]:
+    """Scores of single items that the evaluation of a run stored for a set, by metric; empty where it stored none."""
+    if (found := _read(uri_of(folder, name))) is None:
+        return {}
+    head, arrays = found
+    return {metric: _items(metric, head, arrays) for metric in head.get("units", {})}
+
+
+def _read(uri: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+    if not storage.exists(uri):
+        return None
+    with np.load(io.BytesIO(storage.read_bytes(uri))) as file:
+        arrays = dict(file)
+    return json.loads(arrays.pop("head").item()), arrays
+
+
+def _items(metric: str, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> ItemScores:
+    prefix = f"{ITEMS}/{metric}"
+    stratum_I = arrays.get(f"{prefix}/stratum")
+    return ItemScores(
+        score_I=arrays[f"{prefix}/score"],
+        chance=head["metrics"][metric]["chance"],
+        units={sort: arrays[f"{prefix}/{sort}"].astype(np.int64) for sort in head["units"][metric]},
+        stratum_I=None if stratum_I is None else stratum_I.astype(np.int64),
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llip import storage
+from llip.evaluation.metrics import logged
 from llip.training import lineage, run_folder
 from llip.training.notebook import context_tags, description
 from llip.training.tracking import Tracker, Tracking, tracking_of
@@ -41,7 +42,7 @@ def track(
         tracker.inputs(data_of(sources, sets))
         if weights.step is not None and folder == weights.run:
             tracker.checkpoint(weights.step, weights.uri)
-        tracker.log(weights.step or 0, {name: metric.value for name, metric in metrics.items()})
+        tracker.log(weights.step or 0, logged(metrics))
         for name in PAGES:
             tracker.artifact(name, storage.read_bytes(storage.join(output, name)).decode())
 

@@ -17,6 +17,7 @@ from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
 from llip.evaluation.evaluate import evaluate_sets, named
+from llip.evaluation.metrics import logged
 from llip.evaluation.ranks import OverRanks
 from llip.evaluation.sets import Source, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
@@ -101,7 +102,7 @@ def train_and_evaluate(
             for failure in world.gather(error):
                 if failure:
                     raise failure
-            tracker.log(step, {name: metric.value for name, metric in metrics.items()})
+            tracker.log(step, logged(metrics))
             if first:
                 tracker.tags(_note(run, metrics, step))
                 told = (f"{n} {metrics[n].value:.3f} ({metrics[n].chance:.3f})" for n in headline(metrics))

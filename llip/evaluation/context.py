@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
-from llip.evaluation.metrics import Metric
+from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Mixture, Query, batch_slice
 from llip.model.mixing import mixing_weights
@@ -57,15 +57,16 @@ class ContextAnalysis:
     def __init__(self, model: ContrastiveModel, data: EvaluationSet) -> None:
         self.task = ImageTask(data.name, data.table.select(["image", "caption_a", "caption_b"]), CompareContexts())
 
-    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Arrays]:
+    def finish(self, arrays: Arrays) -> tuple[dict[str, ItemScores], Arrays]:
         """Share of right decisions, and the arrays of `CompareContexts`."""
-        return {"context_accuracy": Metric(accuracy(arrays), 0.5)}, arrays
+        return {"context_accuracy": accuracy(arrays)}, arrays
 
 
-def accuracy(outcome: Arrays) -> float:
-    """Share of right decisions; a tie is half right."""
+def accuracy(outcome: Arrays) -> ItemScores:
+    """Share of right decisions, two an image; a tie is half right."""
     margin = np.concatenate([outcome["a_given_a"] - outcome["a_given_b"], outcome["b_given_b"] - outcome["b_given_a"]])
-    return float(((margin > 0) + 0.5 * (margin == 0)).mean())
+    image = np.arange(len(margin)) % len(outcome["a_given_a"])
+    return ItemScores(score_I=(margin > 0) + 0.5 * (margin == 0), chance=0.5, units={"images": image})
 
 
 def entropy(weight_N2MK: NDArray[np.floating]) -> NDArray[np.float64]:

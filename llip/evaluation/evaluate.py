@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from llip.contrastive import ContrastiveModel
-from llip.evaluation import context
+from llip.evaluation import bootstrap, context
 from llip.evaluation.context import ContextAnalysis
 from llip.evaluation.encode import Arrays, InProcess, Runner
+from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.large_galleries import LargeRetrievalTask
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Retrieval, RetrievalTask
@@ -18,10 +19,12 @@ from llip.evaluation.zero_shot import ZeroShot
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a set gave: its metrics, and what a report shows besides (arrays by image, or the rankings of retrieval)."""
+    """What a set gave: its metrics with their intervals, the scores of single items behind them, and what a report
+    shows besides (arrays by image, or the rankings of retrieval)."""
 
     data: EvaluationSet
     metrics: dict[str, Metric]
+    item_scores: dict[str, ItemScores]
     details: Arrays | Retrieval
 
 
@@ -60,7 +63,8 @@ def evaluate_sets(
         if not results:
             return
         for (data, analysis), arrays in zip(analyses, results, strict=True):
-            yield Outcome(data, *analysis.finish(arrays))
+            scores, details = analysis.finish(arrays)
+            yield Outcome(data, bootstrap.judge(scores), scores, details)
     finally:
         model.train(training)
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import two_stage
 from llip.evaluation.encode import Arrays, from_arrays
-from llip.evaluation.metrics import Metric
-from llip.evaluation.retrieval import Captions, OneOfMany, Retrieval, RetrievalTask, hit_metrics
+from llip.evaluation.item_scores import ItemScores
+from llip.evaluation.retrieval import Captions, OneOfMany, Retrieval, RetrievalTask, hit_scores
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Mixture, Query
 
@@ -34,13 +34,13 @@ class LargeRetrievalTask(RetrievalTask):
         super().__init__(model, data, seed)
         self.candidates = candidates
 
-    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Retrieval]:
+    def finish(self, arrays: Arrays) -> tuple[dict[str, ItemScores], Retrieval]:
         """All metrics, and the first images of every caption."""
         images = from_arrays(arrays, self.texts[0].device)
         if not (isinstance(images, Mixture) and isinstance(self.texts, Query)):
             return super().finish(arrays)
         ranked = rank(self.model, images, self.texts, self.captions, candidates=self.candidates, seed=self.seed)
-        return ranked.metrics, ranked
+        return ranked.item_scores, ranked
 
 
 def rank(
@@ -62,9 +62,9 @@ def rank(
     choices = OneOfMany(captions, count, seed)
     choices.score_DX = _chosen(model, images, texts, choices)
     return Retrieval(
-        hit_metrics("text_to_image", _best(true_TC, score_TC), (positives_T, count - positives_T))
-        | hit_metrics("image_to_text", _best(true_NC, score_NC), (positives_N, len(captions.texts) - positives_N))
-        | choices.metrics(),
+        hit_scores("text_to_image", _best(true_TC, score_TC), (positives_T, count - positives_T))
+        | hit_scores("image_to_text", _best(true_NC, score_NC), (positives_N, len(captions.texts) - positives_N))
+        | choices.scores(),
         captions,
         image_TC[:, :5],
         _average_precision(true_TC, positives_T),

@@ -7,11 +7,14 @@ the textbook metrics. A constant scorer ties everything: what it gets is the exp
 the chance level given beside each metric.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from llip.headline import headline
 
 RANKS = (1, 5, 10)
 """Ranks at which recall is measured."""
@@ -19,10 +22,34 @@ RANKS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Metric:
-    """A value and what random ranking gets, both shares in [0, 1]."""
+    """A value and what random ranking gets, both shares in [0, 1]; the interval where one was made (`bootstrap`)."""
 
     value: float
     chance: float
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % interval."""
+    over: str = ""
+    """What was resampled for it: `600 images`."""
+
+    @property
+    def interval(self) -> str:
+        """For people: `0.412–0.467`, or a dash."""
+        return "–" if self.low is None else f"{self.low:.3f}–{self.high:.3f}"
+
+    def stored(self) -> dict[str, float | str]:
+        """What a file holds of it: the fields that are given."""
+        return {name: field for name, field in vars(self).items() if field not in (None, "")}
+
+
+def logged(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Numbers of metrics `<set>/<metric>` for the log: all values, and the ends of the headlines' intervals."""
+    values = {name: metric.value for name, metric in metrics.items()}
+    for name in headline(metrics):
+        for end in ("low", "high"):
+            if (bound := getattr(metrics[name], end)) is not None:
+                values[f"{name}_{end}"] = bound
+    return values
 
 
 def chance_levels(metrics: dict[str, Metric]) -> dict[str, float]:

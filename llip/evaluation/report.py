@@ -18,6 +18,11 @@ from llip.page import render, svg
 NAME = "metrics.json"
 """File of the metrics of a run, in its folder."""
 
+INTERVALS = (
+    "The intervals resample what stands under *over*, by the bootstrap. They hold the model, its seed, the gallery and "
+    "the classes as they are: another seed may lie outside."
+)
+
 BY_KIND = {"text_to_image_map": "text→image mAP", "one_of_20": "one true caption of 20"}
 
 
@@ -37,10 +42,12 @@ class Report:
     def markdown(self) -> str:
         """Facts, and the metrics of every set beside chance."""
         facts = "\n".join(f"- {name}: {value}" for name, value in self.facts.items())
-        rows = [f"| {name} | {m.value:.3f} | {m.chance:.3f} |" for name, m in named(self.outcomes).items()]
-        return "\n".join(
-            [f"# {self.title}\n\n{facts}\n\n| metric | value | chance |\n| --- | ---: | ---: |", *rows, ""]
-        )
+        rows = [
+            f"| {name} | {m.value:.3f} | {m.chance:.3f} | {m.interval} | {m.over} |"
+            for name, m in named(self.outcomes).items()
+        ]
+        head = "| metric | value | chance | 95 % interval | over |\n| --- | ---: | ---: | ---: | --- |"
+        return "\n".join([f"# {self.title}\n\n{facts}\n\n{head}", *rows, f"\n{INTERVALS}\n"])
 
     def html(self) -> str:
         """The page: headline, curves, settings, metrics, figures, and examples drawn by seed."""
@@ -57,6 +64,7 @@ class Report:
             differing=self.story.get("differing", ()),
             command=self.story.get("command", ""),
             sets=[{"name": o.data.name, "shape": _shape(o), "metrics": o.metrics} for o in self.outcomes],
+            intervals=INTERVALS.replace("*", "“", 1).replace("*", "”", 1),
             by_kind=self._by_kind(),
             mixing=self._mixing(),
             examples={o.data.name: Markup(examples.of(o)) for o in self.outcomes},
@@ -114,13 +122,14 @@ def metrics_of(content: Mapping[str, Any]) -> dict[str, Metric]:
 
 
 def table(metrics: Mapping[str, Metric]) -> str:
-    """Metrics beside their chance levels as text, by set."""
+    """Metrics beside their chance levels and intervals as text, by set."""
     width = max(map(len, metrics), default=0)
-    lines = [f"{'metric':<{width}}   value  chance"]
+    lines = [f"{'metric':<{width}}   value  chance  95 % interval, over"]
     previous = ""
     for name, metric in metrics.items():
         data = name.split("/")[0]
         lines += [""] if data != previous else []
-        lines.append(f"{name:<{width}}  {metric.value:6.3f}  {metric.chance:6.3f}")
+        line = f"{name:<{width}}  {metric.value:6.3f}  {metric.chance:6.3f}  {metric.interval}  {metric.over}"
+        lines.append(line.rstrip(" –"))
         previous = data
     return "\n".join(lines)

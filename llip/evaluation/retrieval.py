@@ -24,7 +24,8 @@ from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, KeepFeatures, encode_texts, from_arrays, scores
-from llip.evaluation.metrics import RANKS, Metric, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
+from llip.evaluation.item_scores import ItemScores
+from llip.evaluation.metrics import RANKS, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import ImageFeatures, TextFeatures, batch_slice
 
@@ -87,9 +88,9 @@ class Captions:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The metrics, and the first images of every caption for a report."""
+    """The scores of all metrics, and the first images of every caption for a report."""
 
-    metrics: dict[str, Metric]
+    item_scores: dict[str, ItemScores]
     captions: Captions
     best_images_TX: NDArray[np.int64]
     average_precision_T: NDArray[np.float64]
@@ -104,11 +105,11 @@ class RetrievalTask:
         self.texts = encode_texts(model, self.captions.texts)
         self.task = ImageTask(data.name, data.table.select(["image"]), KeepFeatures())
 
-    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Retrieval]:
+    def finish(self, arrays: Arrays) -> tuple[dict[str, ItemScores], Retrieval]:
         """All metrics, and the rankings."""
         images = from_arrays(arrays, self.texts[0].device)
         ranked = rank(self.model, images, self.texts, self.captions, self.seed)
-        return ranked.metrics, ranked
+        return ranked.item_scores, ranked
 
 
 def rank(
@@ -123,7 +124,7 @@ def rank(
         to_texts.add(start, score_SN)
         choices.add(start, score_SN)
     return Retrieval(
-        to_images.metrics() | to_texts.metrics() | choices.metrics(),
+        to_images.scores() | to_texts.scores() | choices.scores(),
         captions,
         np.concatenate(to_images.best_images),
         np.array(to_images.average_precision),
@@ -137,13 +138,20 @@ def score_blocks(model: ContrastiveModel, images: ImageFeatures, texts: TextFeat
         yield start, scores(model, images, batch_slice(texts, slice(start, start + at_once))).T.contiguous()
 
 
-def hit_metrics(
+QUERIES = {"text_to_image": "captions", "image_to_text": "images"}
+
+
+def hit_scores(
     name: str, best: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], gallery: tuple[NDArray[Any], NDArray[Any]]
-) -> dict[str, Metric]:
+) -> dict[str, ItemScores]:
     """`name_r1/5/10`. best: of every query the false items above its best true one, and true and false ones that score
     as it does; gallery: its true and its false items."""
+    units = {QUERIES[name]: np.arange(len(best[0]))}
     return {
-        f"{name}_r{k}": Metric(float(hit_at_k(*best, k).mean()), float(hit_at_k(0, *gallery, k).mean())) for k in RANKS
+        f"{name}_r{k}": ItemScores(
+            score_I=hit_at_k(*best, k), chance=float(hit_at_k(0, *gallery, k).mean()), units=units
+        )
+        for k in RANKS
     }
 
 
@@ -163,10 +171,10 @@ class TextToImage:
             self.average_precision.append(average_precision(groups))
             self.groups.append(TieGroups(*(array[:1] for array in groups)))  # hits need the best positives only
 
-    def metrics(self) -> dict[str, Metric]:
+    def scores(self) -> dict[str, ItemScores]:
         best = TieGroups(*(np.concatenate(arrays) for arrays in zip(*self.groups, strict=True)))
         positives_T = np.bincount(self.captions.text_J)
-        found = hit_metrics(
+        found = hit_scores(
             "text_to_image",
             (best.above, best.positives_tied, best.tied - best.positives_tied),
             (positives_T, self.images - positives_T),
@@ -174,15 +182,20 @@ class TextToImage:
         of_count = {int(p): average_precision(all_tied(self.images, int(p))) for p in np.unique(positives_T)}
         chance_T = np.array([of_count[p] for p in positives_T.tolist()])
         value_T = np.array(self.average_precision)
-        found["text_to_image_map"] = Metric(float(value_T.mean()), float(chance_T.mean()))
-        by_kind = {
-            kind: Metric(float(value_T[texts].mean()), float(chance_T[texts].mean()))
-            for kind, texts in self.captions.kinds.items()
+
+        def precision(texts: NDArray[np.int64], chance: float, stratum: NDArray[np.int64] | None = None) -> ItemScores:
+            return ItemScores(score_I=value_T[texts], chance=chance, units={"captions": texts}, stratum_I=stratum)
+
+        kinds = self.captions.kinds
+        found["text_to_image_map"] = precision(np.arange(len(value_T)), float(chance_T.mean()))
+        if len(kinds) > 1:
+            stratum = np.repeat(np.arange(len(kinds)), [len(texts) for texts in kinds.values()])
+            chance = float(np.mean([chance_T[texts].mean() for texts in kinds.values()]))
+            found["text_to_image_map_over_kinds"] = precision(np.concatenate(list(kinds.values())), chance, stratum)
+        return found | {
+            f"text_to_image_map/{kind}": precision(texts, float(chance_T[texts].mean()))
+            for kind, texts in kinds.items()
         }
-        if len(by_kind) > 1:
-            values = np.mean([[m.value, m.chance] for m in by_kind.values()], axis=0)
-            found["text_to_image_map_over_kinds"] = Metric(*values.tolist())
-        return found | {f"text_to_image_map/{kind}": metric for kind, metric in by_kind.items()}
 
 
 class ImageToText:
@@ -227,7 +240,7 @@ class ImageToText:
         in_list_N = (before_NX == last_N[:, None]).sum(dim=1)
         self.last_tied_N = torch.where(last_before_N == last_N, self.last_tied_N, in_list_N) + in_chunk_N
 
-    def metrics(self) -> dict[str, Metric]:
+    def scores(self) -> dict[str, ItemScores]:
         positive_N1 = self.positive_N[:, None]
         above_N = (self.negative_NX > positive_N1).sum(dim=1)
         tied_N = torch.where(
@@ -238,7 +251,7 @@ class ImageToText:
         true_N = np.bincount(self.captions.image_J, minlength=self.images)
         false_N = len(self.captions.texts) - true_N
         best = above_N.numpy(), self.positives_tied_N.numpy(), tied_N.numpy()
-        return hit_metrics("image_to_text", best, (true_N, false_N))
+        return hit_scores("image_to_text", best, (true_N, false_N))
 
 
 class OneOfMany:
@@ -280,13 +293,16 @@ class OneOfMany:
         text = self.candidate_DX[decision, place] - start
         self.score_DX[decision, place] = block[text, self.image_D1[decision, 0]]
 
-    def metrics(self) -> dict[str, Metric]:
+    def scores(self) -> dict[str, ItemScores]:
         true_D1, false_DX = self.score_DX[:, :1], self.score_DX[:, 1:]
         right_D = hit_at_k((false_DX > true_D1).sum(axis=1), 1, (false_DX == true_D1).sum(axis=1), 1)
         chance_D = 1 / (self.candidate_DX >= 0).sum(axis=1)
+        of_kind = {kind: self.kind == kind for kind in np.unique(self.kind).tolist()}
         return {
-            f"one_of_{CANDIDATES}/{kind}": Metric(
-                float(right_D[self.kind == kind].mean()), float(chance_D[self.kind == kind].mean())
+            f"one_of_{CANDIDATES}/{kind}": ItemScores(
+                score_I=right_D[chosen],
+                chance=float(chance_D[chosen].mean()),
+                units={"images": self.image_D1[chosen, 0], "captions": self.candidate_DX[chosen, 0]},
             )
-            for kind in np.unique(self.kind).tolist()
+            for kind, chosen in of_kind.items()
         }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, Runner, from_arrays, scores
-from llip.evaluation.metrics import Metric
+from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.retrieval import RetrievalTask, rank
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.zero_shot import accuracies, class_features, ranks
@@ -110,7 +110,7 @@ class _Classification:
         at_each = Query(*(tensor.cpu() for tensor in concatenate([_scaled(classes, ratio) for ratio in ratios])))
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), RankAtEach(at_each, len(ratios)))
 
-    def finish(self, arrays: Arrays) -> list[dict[str, Metric]]:
+    def finish(self, arrays: Arrays) -> list[dict[str, ItemScores]]:
         label_N = self.data.table["label"].to_numpy()
         columns = zip(arrays["above"].T, arrays["tied"].T, strict=True)
         return [accuracies(above_N, tied_N, label_N, len(self.data.classes)) for above_N, tied_N in columns]
@@ -122,7 +122,7 @@ class _Retrieval:
         self.trained = RetrievalTask(model, data)
         self.task = self.trained.task
 
-    def finish(self, arrays: Arrays) -> list[dict[str, Metric]]:
+    def finish(self, arrays: Arrays) -> list[dict[str, ItemScores]]:
         texts, captions = self.trained.texts, self.trained.captions
         images = from_arrays(arrays, texts[0].device)
-        return [rank(self.model, images, _scaled(texts, ratio), captions).metrics for ratio in self.ratios]
+        return [rank(self.model, images, _scaled(texts, ratio), captions).item_scores for ratio in self.ratios]

@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
-from llip.evaluation.metrics import Metric, hit_at_k
+from llip.evaluation.item_scores import ItemScores
+from llip.evaluation.metrics import hit_at_k
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Message, Mixture, Pooled, Query, TextFeatures, concatenate
 
@@ -86,7 +87,7 @@ class ZeroShot:
         job = Classify(type(features)(*(tensor.cpu() for tensor in features)))
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), job)
 
-    def finish(self, arrays: Arrays) -> tuple[dict[str, Metric], Arrays]:
+    def finish(self, arrays: Arrays) -> tuple[dict[str, ItemScores], Arrays]:
         """Top-1, top-5 and mean per-class accuracy, and the arrays of `Classify`."""
         label_N = self.data.table["label"].to_numpy()
         return accuracies(arrays["above"], arrays["tied"], label_N, len(self.data.classes)), arrays
@@ -94,13 +95,14 @@ class ZeroShot:
 
 def accuracies(
     above_N: NDArray[np.integer], tied_N: NDArray[np.integer], label_N: NDArray[np.integer], classes: int
-) -> dict[str, Metric]:
+) -> dict[str, ItemScores]:
     """Accuracies of N images from how their label ranks. The mean per class is over the classes that have images."""
     top1_N, top5_N = (hit_at_k(above_N, 1, tied_N - 1, k) for k in (1, 5))
-    images_C = np.bincount(label_N, minlength=classes)
-    right_C = np.bincount(label_N, weights=top1_N, minlength=classes)
+    units = {"images": np.arange(len(label_N))}
     return {
-        "top1": Metric(float(top1_N.mean()), 1 / classes),
-        "top5": Metric(float(top5_N.mean()), min(5, classes) / classes),
-        "mean_per_class": Metric(float((right_C / np.maximum(images_C, 1))[images_C > 0].mean()), 1 / classes),
+        "top1": ItemScores(score_I=top1_N, chance=1 / classes, units=units),
+        "top5": ItemScores(score_I=top5_N, chance=min(5, classes) / classes, units=units),
+        "mean_per_class": ItemScores(
+            score_I=top1_N, chance=1 / classes, units=units, stratum_I=label_N.astype(np.int64)
+        ),
     }

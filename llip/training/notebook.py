@@ -137,10 +137,11 @@ def description(
     lines = []
     if names := headline(metrics):
         lines += [f"After step {step:,}:" if step is not None else "", ""]
-        lines += ["| evaluation set | metric | value | chance |", "| --- | --- | ---: | ---: |"]
+        lines += ["| evaluation set | metric | value | chance | 95 % interval |", "| --- | --- | ---: | ---: | ---: |"]
         for name in names:
             data, _, metric = name.partition("/")
-            lines.append(f"| {data} | {metric} | **{metrics[name].value:.3f}** | {metrics[name].chance:.3f} |")
+            found = metrics[name]
+            lines.append(f"| {data} | {metric} | **{found.value:.3f}** | {found.chance:.3f} | {found.interval} |")
         lines += [""]
     if recipe:
         lines += [f"Recipe `{recipe}`" + (", with" if differing else ", as it is."), ""]

@@ -51,7 +51,7 @@ def peak_gb(settings: Settings) -> tuple[float, float]:
     start = time.perf_counter()
     found = retrieval.rank(model, images, texts, captions)
     seconds = time.perf_counter() - start
-    assert abs(found.metrics["text_to_image_r10"].value - found.metrics["text_to_image_r10"].chance) < 0.01
+    assert abs(found.item_scores["text_to_image_r10"].value - found.item_scores["text_to_image_r10"].chance) < 0.01
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, seconds
 
 

@@ -38,13 +38,13 @@ def test_context_cosines_are_those_of_the_literal_contextual_features():
         for name, value in zip(("a_given_a", "a_given_b", "b_given_b", "b_given_a"), expected, strict=True):
             assert outcome[name][i] == pytest.approx(value.item(), abs=1e-5)
         right += int(expected[0] > expected[1]) + int(expected[2] > expected[3])
-    assert context.accuracy(outcome) == right / 20
+    assert context.accuracy(outcome).value == right / 20
 
 
 def test_a_tie_is_half_right():
     names = ("a_given_a", "a_given_b", "b_given_b", "b_given_a")
     outcome = dict(zip(names, np.array([[1, 0, 0.5, 0.5], [0, 0, 1, 0.4]]).T, strict=True))
-    assert context.accuracy(outcome) == (1 + 0.5 + 0.5 + 1) / 4
+    assert context.accuracy(outcome).value == (1 + 0.5 + 0.5 + 1) / 4
 
 
 @pytest.mark.parametrize(

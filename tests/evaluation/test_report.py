@@ -54,16 +54,18 @@ def test_a_model_without_contexts_has_no_section_of_them():
 def test_markdown_has_a_row_for_each_metric(llip_report):
     lines = llip_report.markdown().splitlines()
     for name, metric in named(llip_report.outcomes).items():
-        assert f"| {name} | {metric.value:.3f} | {metric.chance:.3f} |" in lines
+        low, high = f"{metric.low:.3f}", f"{metric.high:.3f}"
+        assert f"| {name} | {metric.value:.3f} | {metric.chance:.3f} | {low}–{high} | {metric.over} |" in lines
     assert "- step: 800" in lines
 
 
 def test_the_table_parts_sets():
-    text = table({"a/top1": Metric(0.5, 0.25), "a/top5": Metric(1, 1), "b/top1": Metric(0, 0.1)})
+    top1 = Metric(0.5, 0.25, 0.4, 0.6, "9 images")
+    text = table({"a/top1": top1, "a/top5": Metric(1, 1), "b/top1": Metric(0, 0.1)})
     assert text.splitlines() == [
-        "metric   value  chance",
+        "metric   value  chance  95 % interval, over",
         "",
-        "a/top1   0.500   0.250",
+        "a/top1   0.500   0.250  0.400–0.600  9 images",
         "a/top5   1.000   1.000",
         "",
         "b/top1   0.000   0.100",

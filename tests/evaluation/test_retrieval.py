@@ -64,7 +64,7 @@ def test_both_directions_and_map_equal_brute_force(block):
     captions = Captions.of(make_set())
     true_TN = truth(captions, 60)
     score_TN = np.random.default_rng(1).normal(size=true_TN.shape).astype(np.float32) + 0.8 * true_TN
-    found = rank(score_TN, captions).metrics
+    found = rank(score_TN, captions).item_scores
     for k in (1, 5, 10):
         by_image = np.argsort(-score_TN, axis=1)[:, :k]
         by_text = np.argsort(-score_TN, axis=0)[:k]
@@ -85,7 +85,7 @@ def test_both_directions_and_map_equal_brute_force(block):
 
 def test_a_constant_scorer_gets_chance_in_every_metric(block):
     captions = Captions.of(make_set())
-    found = rank(np.zeros((len(captions.texts), 60)), captions).metrics
+    found = rank(np.zeros((len(captions.texts), 60)), captions).item_scores
     assert len(found) == 3 + 3 + 2 + 2 + 2
     for name, metric in found.items():
         assert metric.value == pytest.approx(metric.chance, abs=1e-12), name
@@ -94,7 +94,7 @@ def test_a_constant_scorer_gets_chance_in_every_metric(block):
 def test_random_scores_get_chance_on_average(block):
     captions = Captions.of(make_set())
     rng = np.random.default_rng(5)
-    runs = [rank(rng.normal(size=(len(captions.texts), 60)), captions).metrics for _ in range(60)]
+    runs = [rank(rng.normal(size=(len(captions.texts), 60)), captions).item_scores for _ in range(60)]
     for name, metric in runs[0].items():
         values = np.array([run[name].value for run in runs])
         assert values.mean() == pytest.approx(metric.chance, abs=4 * values.std() / np.sqrt(60)), name
@@ -104,8 +104,8 @@ def test_coarse_scores_get_the_mean_over_tie_breaks(block):
     captions = Captions.of(make_set(seed=3))
     rng = np.random.default_rng(2)
     coarse = rng.integers(0, 3, size=(len(captions.texts), 60)).astype(np.float32)
-    fair = rank(coarse, captions).metrics
-    broken = [rank(coarse + 1e-3 * rng.random(coarse.shape), captions).metrics for _ in range(80)]
+    fair = rank(coarse, captions).item_scores
+    broken = [rank(coarse + 1e-3 * rng.random(coarse.shape), captions).item_scores for _ in range(80)]
     for name, metric in fair.items():
         values = np.array([run[name].value for run in broken])
         assert values.mean() == pytest.approx(metric.value, abs=4 * values.std() / np.sqrt(80) + 1e-9), name
@@ -132,7 +132,7 @@ def test_few_false_captions_of_a_kind_raise_the_chance_level_and_none_drops_the_
         {"image": [b""] * 3, "captions": [["one", "x"], ["two", "x"], ["three", "x"]], "kinds": [["count", "all"]] * 3}
     )
     captions = Captions.of(EvaluationSet(name="few", task="retrieval", table=table))
-    found = rank(np.eye(4, 3)[[0, 3, 1, 2]], captions).metrics
+    found = rank(np.eye(4, 3)[[0, 3, 1, 2]], captions).item_scores
     assert found["one_of_20/count"].chance == pytest.approx(1 / 3)
     assert found["one_of_20/count"].value == 1
     assert "one_of_20/all" not in found

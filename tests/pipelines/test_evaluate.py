@@ -12,6 +12,7 @@ from helpers.evaluation_samples import make_sets
 
 from llip import create_model, recipe, storage
 from llip.evaluation import evaluate_model
+from llip.evaluation.bootstrap import judge
 from llip.evaluation.evaluate import evaluate_sets
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
@@ -21,6 +22,7 @@ from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
 from llip.training.tracking import Tracking, open_run
 from pipelines.evaluate import Evaluate, evaluate
+from pipelines.evaluation_cache import read_items
 
 
 def write_sets(folder):
@@ -54,10 +56,9 @@ def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(job, tmp_path, capsy
     assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert written["step"] == 1600
-    assert written["metrics"]["scenes/text_to_image_map"] == {
-        "value": found["scenes/text_to_image_map"].value,
-        "chance": found["scenes/text_to_image_map"].chance,
-    }
+    metric = found["scenes/text_to_image_map"]
+    assert written["metrics"]["scenes/text_to_image_map"] == vars(metric)
+    assert metric.low < metric.value < metric.high and metric.over == "7 captions"
     out = capsys.readouterr().out
     assert all(name in out for name in headline(found)) and f"all {len(found)} metrics" in out
 
@@ -108,6 +109,16 @@ def test_an_evaluation_that_is_killed_after_two_sets_goes_on_with_the_third(job,
     assert (tmp_path / "run" / "report.html").read_text() == (tmp_path / "other" / "report.html").read_text()
 
 
+def test_scores_of_items_are_read_back_without_the_model_and_give_the_metrics(job, tmp_path):
+    found = evaluate(job)
+    for data in make_sets():
+        stored = read_items(job.checkpoint, data.name)
+        judged = {f"{data.name}/{name}": metric for name, metric in judge(stored).items()}
+        assert judged == {name: metric for name, metric in found.items() if name.startswith(f"{data.name}/")}
+    assert read_items(job.checkpoint, "other") == {}
+    assert "bootstrap" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(job, tmp_path, monkeypatch):
     evaluate(job)
     seen = []
@@ -142,6 +153,8 @@ def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
     client, run_id = open_run(Tracking(uri=mlflow_store, experiment="llip", run_name="first"), job.checkpoint)
     found = evaluate(job)
     run = client.get_run(run_id)
+    for end in ("low", "high"):
+        assert run.data.metrics[f"eval/things/top1_{end}"] == getattr(found["things/top1"], end)
     assert {name: run.data.metrics[f"eval/{name}"] for name in found} == {n: m.value for n, m in found.items()}
     assert client.get_metric_history(run_id, "eval/things/top1")[0].step == 800
     assert "| things | top1 |" in run.data.tags["mlflow.note.content"]

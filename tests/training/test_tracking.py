@@ -185,7 +185,7 @@ def test_a_description_has_numbers_beside_chance_what_differs_and_the_command() 
     text = description(
         recipe="tiny", differing=["steps: 9 → 3"], command="do it", metrics={"a/top1": Metric(0.5, 0.1)}, step=3
     )
-    assert text.startswith("After step 3:") and "| a | top1 | **0.500** | 0.100 |" in text
+    assert text.startswith("After step 3:") and "| a | top1 | **0.500** | 0.100 | – |" in text
     assert "Recipe `tiny`, with\n\n- `steps: 9 → 3`" in text and "```\ndo it\n```" in text
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +31,8 @@ Uri = str | os.PathLike[str]
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 VERSION = "?versionId="
 """Where s3fs takes the rest of a name for a version: what is done to such a name would be done to another."""
+BLOCK = 1 << 24
+"""Bytes that are read or written at once."""
 _THREADS = 16
 """Requests in flight."""
 
@@ -271,8 +273,19 @@ def _writes(uri: Uri, codes: Sequence[int] = ()) -> Iterator[None]:
 
 
 def write_bytes(uri: Uri, content: bytes) -> None:
-    with atomic_writer(uri) as file:
-        file.write(content)
+    write_pieces(uri, [memoryview(content)])
+
+
+def write_pieces(uri: Uri, pieces: Iterable[memoryview], seen: Callable[[memoryview], object] = len) -> None:
+    """Write pieces of memory one after the other, without a copy of all. `seen` gets what is written, beside the
+    writing: to take a hash of it."""
+    with atomic_writer(uri) as file, ThreadPoolExecutor(1) as beside:
+        for piece in pieces:
+            for start in range(0, len(piece), BLOCK):
+                block = piece[start : start + BLOCK]
+                told = beside.submit(seen, block)
+                file.write(block)
+                told.result()
 
 
 def read_json(uri: Uri) -> Any:

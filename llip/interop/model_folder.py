@@ -16,7 +16,7 @@ WEIGHTS, CONFIG = "model.safetensors", "model.json"
 def save_model(model: ContrastiveModel, folder: str | os.PathLike[str]) -> None:
     """Write `model.safetensors` and `model.json`, its configuration, into a folder, local or remote."""
     folder = os.fspath(folder)
-    storage.write_bytes(storage.join(folder, WEIGHTS), sharded_safetensors.serialise(model.state_dict()))
+    storage.write_pieces(storage.join(folder, WEIGHTS), sharded_safetensors.serialise(model.state_dict()))
     storage.write_json(storage.join(folder, CONFIG), to_dict(model.config))
 
 

@@ -103,5 +103,5 @@ def export_open_clip(model: ContrastiveModel, folder: str | os.PathLike[str]) ->
         raise ValueError(f"open_clip has no {config.head.kind} head; only class_token models can be exported to it")
     state = {translate(name, CLIP_NAMES): tensor for name, tensor in model.state_dict().items()}
     state["visual.class_embedding"] = state["visual.class_embedding"][0]
-    storage.write_bytes(storage.join(folder, WEIGHTS), sharded_safetensors.serialise(state))
+    storage.write_pieces(storage.join(folder, WEIGHTS), sharded_safetensors.serialise(state))
     storage.write_json(storage.join(folder, CONFIG), open_clip_config.describe(config))

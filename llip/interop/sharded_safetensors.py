@@ -7,16 +7,28 @@ One after the other along the first axis, parts are the tensors. Their rows are 
 scalar is in the first part.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from llip import storage
 from llip.interop.tensor_files import parse_safetensors
+
+DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of types in a file, in the order in which the library writes them: wider ones first, so all are aligned."""
 
 
 class ShardView(NamedTuple):
@@ -52,8 +64,20 @@ def files(names: Iterable[str], kind: str) -> list[str]:
     return found if found == [name_of(kind, index, len(found)) for index in range(len(found))] else []
 
 
-def serialise(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+def serialise(tensors: Mapping[str, Tensor]) -> list[memoryview]:
+    """The content of a safetensors file, in pieces: the header, then the tensors' memory, not copied."""
+    types = list(DTYPES)
+    order = sorted(tensors, key=lambda name: (types.index(tensors[name].dtype), name))
+    flat = [tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8) for name in order]
+    header: dict[str, Any] = {}
+    end = 0
+    for name, octets in zip(order, flat, strict=True):
+        start, end = end, end + len(octets)
+        tensor = tensors[name]
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *(octets.numpy().data for octets in flat)]
 
 
 def read(folder: str, kind: str) -> dict[str, Tensor]:

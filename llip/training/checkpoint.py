@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -108,8 +108,7 @@ def write(folder: str, content: dict[str, dict[str, Tensor]], model: nn.Module, 
         name = sharded_safetensors.name_of(kind, world.rank, world.size)
         prints[name] = _write(storage.join(folder, name), sharded_safetensors.serialise(tensors))
     if world.rank == 0:
-        description = storage.to_json(to_dict(model.config))
-        prints[interop.CONFIG] = _write(storage.join(folder, interop.CONFIG), description)
+        prints[interop.CONFIG] = _write_json(storage.join(folder, interop.CONFIG), to_dict(model.config))
     return prints
 
 
@@ -125,8 +124,8 @@ def commit(run_folder: str, step: int, files: Fingerprints, config: TrainingConf
     }
     folder = folder_of(run_folder, step)
     pointer = {"step": step, "folder": folder.rsplit("/", 1)[1]}
-    _write(storage.join(folder, STATE), storage.to_json(state))
-    _write(storage.join(run_folder, POINTER), storage.to_json(pointer))
+    _write_json(storage.join(folder, STATE), state)
+    _write_json(storage.join(run_folder, POINTER), pointer)
     for old in _folders(run_folder)[config.keep_checkpoints :]:
         storage.remove(old)
 
@@ -316,25 +315,28 @@ def _fault(folder: str, world: World) -> str | None:
         uri = storage.join(folder, name)
         if not storage.exists(uri):
             return f"{name} is missing"
-        if _fingerprint(_blocks(uri)) != files[name]:
+        if _fingerprint(uri) != files[name]:
             return f"{name} is not what was written"
     return None
 
 
-def _write(uri: str, content: bytes) -> dict[str, Any]:
-    storage.patient(lambda: storage.write_bytes(uri, content), uri)
-    return _fingerprint([content])
+def _write(uri: str, pieces: Sequence[memoryview]) -> dict[str, Any]:
+    def write() -> dict[str, Any]:
+        digest = hashlib.sha256()
+        storage.write_pieces(uri, pieces, digest.update)
+        return {"bytes": sum(map(len, pieces)), "sha256": digest.hexdigest()}
+
+    return storage.patient(write, uri)
 
 
-def _blocks(uri: str) -> Iterator[bytes]:
-    with storage.opened(uri) as file:
-        while block := file.read(1 << 24):
-            yield block
-
-
-def _fingerprint(blocks: Any) -> dict[str, Any]:
+def _fingerprint(uri: str) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    for block in blocks:
-        digest.update(block)
-        size += len(block)
+    with storage.opened(uri) as file:
+        while block := file.read(storage.BLOCK):
+            digest.update(block)
+            size += len(block)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _write_json(uri: str, value: Any) -> dict[str, Any]:
+    return _write(uri, [memoryview(storage.to_json(value))])

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,14 +99,14 @@ def test_an_old_checkpoint_is_removed_only_after_the_pointer_has_moved(
 ) -> None:
     state = _trained(small, 1)
     first = checkpoint.save(str(tmp_path), 2, state, replace(small, keep_checkpoints=1))
-    write_bytes = checkpoint.storage.write_bytes
+    write_pieces = checkpoint.storage.write_pieces
 
-    def full_disk(uri: str, content: bytes) -> None:
+    def full_disk(uri: str, *content: Any) -> None:
         if uri.endswith("latest.json"):
             raise OSError("No space left on device")
-        write_bytes(uri, content)
+        write_pieces(uri, *content)
 
-    monkeypatch.setattr(checkpoint.storage, "write_bytes", full_disk)
+    monkeypatch.setattr(checkpoint.storage, "write_pieces", full_disk)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(str(tmp_path), 4, state, replace(small, keep_checkpoints=1))
     assert Path(first).exists()

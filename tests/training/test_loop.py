@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -194,16 +195,16 @@ def test_a_full_disk_costs_one_checkpoint(
     caplog: pytest.LogCaptureFixture,
     record_property: Note,
 ) -> None:
-    write, left = storage.write_bytes, [1]
+    write, left = storage.write_pieces, [1]
 
-    def full(uri: str, content: bytes) -> None:
+    def full(uri: str, *content: Any) -> None:
         if uri.endswith(file) and ("step-00000002" in uri or "step" not in uri) and left:
             left.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(uri, content)
+        write(uri, *content)
 
     _train(small, shards, run_folder("whole"))
-    monkeypatch.setattr(storage, "write_bytes", full)
+    monkeypatch.setattr(storage, "write_pieces", full)
     with caplog.at_level(logging.WARNING, "llip"):
         _train(small, shards, run_folder("full"))
     assert not left and "No space left on device" in caplog.text

@@ -7,6 +7,7 @@ Every line is what a test found: those that call `faults.survives` are run, one 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ TESTS = Path(__file__).parents[1]
 FILES = (
     "pipelines/test_pretrain_faults.py",
     "pipelines/test_worker_faults.py",
-    "training/test_loop.py",
+    "training/test_interruptions.py",
     "training/test_s3_faults.py",
 )
 
@@ -30,7 +31,8 @@ class Table:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
-            self.lines += [tuple(value) for name, value in report.user_properties if name == "survived"]
+            noted: list[tuple[str, Any]] = report.user_properties
+            self.lines += [tuple(value) for name, value in noted if name == "survived"]
         if report.failed:
             self.lines.append((report.nodeid, "FAILED", "", ""))
 

@@ -8,14 +8,10 @@ import fsspec
 import pytest
 from helpers.faults import survives
 from helpers.faulty_store import Fault, Faults, failing
-from helpers.noted_pretrain import noted
+from helpers.short_runs import train_noted
 
 from llip import storage
 from llip.config import TrainingConfig
-from llip.training import checkpoint
-from llip.training.loop import train
-from llip.training.parallel import current_world
-from llip.training.tracking import Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +23,6 @@ def faults(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> I
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield faults
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
-def _train(config: TrainingConfig, shards: str, folder: str) -> None:
-    with noted(folder), Tracker(None, folder) as tracker:
-        train(config, shards=shards, folder=folder, world=current_world(), tracker=tracker)
 
 
 @pytest.mark.parametrize(("fault", "times"), [("503", 2), ("reset", 2), ("slow", 100), ("503", 1000)])
@@ -49,7 +40,7 @@ def test_s3_fails_during_a_checkpoint(
 ) -> None:
     monkeypatch.setattr(storage, "DELAYS", (0.1, 0.1))
     config = replace(small, keep_checkpoints=3)
-    _train(config, shards, run_folder("whole"))
+    train_noted(config, shards, run_folder("whole"))
 
     def fails(method: str, path: str, _: int) -> Fault | None:
         """The first uploads to the folder of one checkpoint."""
@@ -57,9 +48,9 @@ def test_s3_fails_during_a_checkpoint(
 
     faults.fault = fails
     with caplog.at_level(logging.WARNING, "llip"):
-        _train(config, shards, f"{s3_bucket}/run")
+        train_noted(config, shards, f"{s3_bucket}/run")
     assert faults.failed
-    folders = {uri.split("/")[-2] for uri in checkpoint.storage.listing(f"{s3_bucket}/run/checkpoints", "state.json")}
+    folders = {uri.split("/")[-2] for uri in storage.listing(f"{s3_bucket}/run/checkpoints", "state.json")}
     outage = times == 1000
     assert folders == {f"step-0000000{step}" for step in (2, 4, 6) if step != 4 or not outage}
     assert ("step 4 was not written" in caplog.text) == outage

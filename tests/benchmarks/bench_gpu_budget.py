@@ -113,8 +113,8 @@ def count_step(name: str, gpus: int, *, fused: bool, layers: int | None = None) 
     config = recipe(name)
     model_config = config.model
     if layers is not None:
-        vision, text = (replace(tower, layers=layers) for tower in (model_config.vision, model_config.text))
-        model_config = replace(model_config, vision=vision, text=text)
+        vision, text = model_config.vision, model_config.text
+        model_config = replace(model_config, vision=replace(vision, layers=layers), text=replace(text, layers=layers))
     images = config.data.batch_size // gpus
     token_ids = captions(images, model_config.text.context_length, model_config.text.vocabulary)
     packed = packing.pack(token_ids, latents=0, context_length=model_config.text.context_length)
@@ -126,7 +126,7 @@ def count_step(name: str, gpus: int, *, fused: bool, layers: int | None = None) 
         inputs = packing.PackedCaptions(*(mode.from_tensor(tensor) for tensor in packed))
         with towers, torch.autocast("cpu", torch.bfloat16):
             features = model(pixels, inputs)
-        leaves = [accumulation._leaves(side) for side in features]
+        image_leaves, text_leaves = (accumulation._leaves(side) for side in features)
         parameters = losses.score_parameters(model)
         with (
             pairs,
@@ -134,7 +134,12 @@ def count_step(name: str, gpus: int, *, fused: bool, layers: int | None = None) 
             mock.patch("llip.pairs.tiles._wide_product_on_cpu", torch.ops.llip.wide_product),  # what a GPU takes
         ):
             loss_of_features(
-                *leaves, parameters, config=config.objective, captions_per_image=1, group=group
+                image_leaves,
+                text_leaves,
+                parameters,
+                config=config.objective,
+                captions_per_image=1,
+                group=group,
             ).loss.backward()
         outputs = [tensor for side in features for tensor in side]
         with towers:
@@ -142,7 +147,7 @@ def count_step(name: str, gpus: int, *, fused: bool, layers: int | None = None) 
         with update:
             optimizer.step()
         gradients = sum(4 * p.numel() for p in model.parameters())
-    width = model_config.embed_dim * (1 if isinstance(leaves[0], Pooled) else 2)
+    width = model_config.embed_dim * (1 if isinstance(image_leaves, Pooled) else 2)
     exchanged = config.data.batch_size * width * (2 + 4)
     return Step(part(towers), part(pairs), part(update), exchanged + 2 * gradients)
 

@@ -53,9 +53,9 @@ def photos(height: int, width: int) -> list[Image.Image]:
     sources = [Image.fromarray(image) for image in load_sample_images().images]
     cuts = []
     for i in range(PHOTOS):
-        cut_height = rng.integers(340, 400)
+        cut_height = int(rng.integers(340, 400))
         cut_width = cut_height * width // height
-        left, top = rng.integers(640 - cut_width), rng.integers(427 - cut_height)
+        left, top = int(rng.integers(640 - cut_width)), int(rng.integers(427 - cut_height))
         box = (left, top, left + cut_width, top + cut_height)
         cuts.append(sources[i % 2].resize((width, height), Image.Resampling.BICUBIC, box=box))
     return cuts

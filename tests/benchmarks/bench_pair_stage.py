@@ -79,14 +79,16 @@ def leaves(shape: Shape) -> list[Tensor]:
 
 def literal_form(
     key: Tensor, value: Tensor, query: Tensor, target: Tensor, out_proj: Tensor, scale: Tensor, bias: Tensor
-):
+) -> Tensor:
     score = literal.scores(Mixture(key, value), Query(query, target), out_proj_DD=out_proj, temperature=TEMPERATURE)
     sign = -torch.ones_like(score)
     sign.diagonal().fill_(1)
     return -F.logsigmoid(sign * (scale * score + bias)).sum() / len(query)
 
 
-def library(key: Tensor, value: Tensor, query: Tensor, target: Tensor, out_proj: Tensor, scale: Tensor, bias: Tensor):
+def library(
+    key: Tensor, value: Tensor, query: Tensor, target: Tensor, out_proj: Tensor, scale: Tensor, bias: Tensor
+) -> Tensor:
     prepared = scoring.prepare(
         Mixture(key, value),
         Query(query, target),

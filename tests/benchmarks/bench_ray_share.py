@@ -120,7 +120,7 @@ def cpu_seconds(title: str) -> tuple[float, float]:
 @contextmanager
 def watching(folder: str, title: str, steps: tuple[int, int]) -> Iterator[list[Moment]]:
     """The moments at which the run in a folder has saved these steps."""
-    pointer, moments = Path(folder) / "checkpoints" / "latest.json", []
+    pointer, moments = Path(folder) / "checkpoints" / "latest.json", list[Moment]()
 
     def watch() -> None:
         for step in steps:
@@ -139,7 +139,7 @@ def watching(folder: str, title: str, steps: tuple[int, int]) -> Iterator[list[M
 def measured(side: Side, run: launching.Run, ranks: int) -> tuple[float, float, float]:
     """Wall and CPU seconds of a step of a run, and the cores that all but its ranks keep busy."""
     work, title = SIDES[side]
-    with watching(run.folder, title, (EVERY, run.config.steps - EVERY)) as moments:
+    with watching(run.folder, title, (EVERY, run.config.total_steps - EVERY)) as moments:
         work(run, ranks)
     first, last = moments
     steps, wall = last.step - first.step, last.wall - first.wall

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from llip.model.features import Mixture, Query, batch_slice
 from llip.training.weights import Weights
 
 RANK = 10
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,8 @@ def curve(
         for name, index in indices.items()
         for count in candidates
     }
-    expected, found, cost = exact(), {}, {key: [] for key in searches}
+    expected, found = exact(), dict[tuple[str, int], torch.Tensor]()
+    cost: dict[tuple[str, int], list[float]] = {key: [] for key in searches}
     for _ in range(rounds):
         seconds = timed(exact)[1]
         for key, search in searches.items():
@@ -85,7 +89,7 @@ def curve(
     return [Point(*key, hit[key], np.array(cost[key])) for key in searches]
 
 
-def timed(function: Callable) -> tuple:
+def timed(function: Callable[[], Result]) -> tuple[Result, float]:
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start

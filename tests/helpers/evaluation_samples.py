@@ -9,13 +9,13 @@ from PIL import Image
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 
-def picture(seed, side=40):
+def picture(seed: int, side: int = 40) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def make_sets(images=10):
+def make_sets(images: int = 10) -> list[EvaluationSet]:
     pictures = [picture(i) for i in range(images)]
     captions = [[f"object {i % 4}", f"ground {i % 3}"] for i in range(images)]
     return [

@@ -29,4 +29,4 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         remote=lambda function: SimpleNamespace(remote=function),
         ObjectRef=type("ObjectRef", (), {}),
     )
-    monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", fake)

@@ -42,7 +42,7 @@ def unreachable(run_folder: str, rank: int) -> Iterator[None]:
     """Let the shards be out of reach of one rank, from its n-th read on, for the seconds that RUN/outage.json gives:
     {"rank": 1, "after": 200, "seconds": 20}. Tries end after 31 seconds."""
     uri, table, reads, begun = storage.join(run_folder, OUTAGE), shards.Shards._table, itertools.count(), list[float]()
-    outage = storage.read_json(uri) if storage.exists(uri) else {"rank": None}
+    outage: dict[str, Any] = storage.read_json(uri) if storage.exists(uri) else {"rank": None}
 
     def failing(self: shards.Shards, *of_group: Any) -> Any:
         if outage["rank"] == rank and next(reads) >= outage["after"]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,7 +27,9 @@ def weights_of(folder: Path, steps: int = STEPS) -> dict[str, bytes]:
 def parts(run: Path) -> tuple[int, int]:
     """Step of the newest checkpoint and number of workers that wrote it; zeros where there is none."""
     pointer = run / "checkpoints" / "latest.json"
-    newest = json.loads(pointer.read_text()) if pointer.exists() else {"step": 0, "folder": "none"}
+    newest: dict[str, Any] = {"step": 0, "folder": "none"}
+    if pointer.exists():
+        newest = json.loads(pointer.read_text())
     return newest["step"], len(list((pointer.parent / newest["folder"]).glob("model*.safetensors")))
 
 
@@ -50,6 +53,6 @@ def workers_here() -> list[psutil.Process]:
 
 
 def command(shards: str, output: Path, name: str = "run", **options: float) -> list[str]:
-    values = {"shards": shards, "output": output, "name": name}
-    values |= {"steps": STEPS, "workers": 0, "checkpoint_every": CHECKPOINT_EVERY} | options
+    values: dict[str, object] = {"shards": shards, "output": output, "name": name}
+    values |= {"steps": STEPS, "workers": 0, "checkpoint_every": CHECKPOINT_EVERY, **options}
     return [sys.executable, str(PROGRAM), *(str(x) for k, v in values.items() for x in (f"--{k}", v))]

@@ -3,10 +3,15 @@
 Takes the parameters of a ContrastiveModel; token ids are 0-padded to the whole context, as CLIP does it.
 """
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
+from llip.model.mixing import MixtureProjection
+from llip.model.transformer import Block
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -14,7 +19,7 @@ def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
 
 
-def block(x_NW: Tensor, parameters: torch.nn.Module, mask_NN: Tensor) -> Tensor:
+def block(x_NW: Tensor, parameters: Block, mask_NN: Tensor) -> Tensor:
     heads, normed = parameters.attention.heads, layer_norm(x_NW, parameters.attention_norm)
     qkv = normed @ parameters.attention.qkv.weight.T + parameters.attention.qkv.bias
     query, key, value = qkv.chunk(3, dim=-1)
@@ -40,7 +45,7 @@ def image_states(model: ContrastiveModel, pixels_CHW: Tensor) -> Tensor:
     ]
     x_NW = layer_norm(torch.cat([vision.tokens, torch.stack(patches)]) + vision.position, vision.norm_before)
     everything = torch.ones(len(x_NW), len(x_NW), dtype=torch.bool)
-    for parameters in vision.transformer.blocks:
+    for parameters in cast(Iterable[Block], vision.transformer.blocks):
         x_NW = block(x_NW, parameters, everything)
     return layer_norm(x_NW, vision.norm_after)
 
@@ -55,7 +60,7 @@ def text_states(model: ContrastiveModel, words: list[int]) -> Tensor:
         caption = text.token_embedding.weight[words] + text.position[: len(words)]
         x_NW, kept = torch.cat([caption, text.latents]), slice(len(words), None)
     causal = torch.ones(len(x_NW), len(x_NW), dtype=torch.bool).tril()
-    for parameters in text.transformer.blocks:
+    for parameters in cast(Iterable[Block], text.transformer.blocks):
         x_NW = block(x_NW, parameters, causal)
     return layer_norm(x_NW, text.norm_after)[kept]
 
@@ -66,7 +71,7 @@ def mixture(keys: list[Tensor], values: list[Tensor], query: Tensor, heads: int,
     for m in range(heads):
         part = slice(m * len(query) // heads, (m + 1) * len(query) // heads)
         weights = torch.stack([query[part] @ key[part] / temperature for key in keys]).softmax(0)
-        mixed.append(sum(weight * value[part] for weight, value in zip(weights, values, strict=True)))
+        mixed.append(torch.stack([w * value[part] for w, value in zip(weights, values, strict=True)]).sum(0))
     return torch.cat(mixed)
 
 
@@ -79,14 +84,15 @@ def projected(states_KW: Tensor, matrix: Tensor, norm: torch.nn.Module) -> list[
     return [maybe_norm(s @ (matrix if matrix.ndim == 2 else matrix[k]), norm) for k, s in enumerate(states_KW)]
 
 
-def keys_and_values(projection: torch.nn.Module, states_KW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def keys_and_values(projection: MixtureProjection, states_KW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     keys = projected(states_KW, projection.key_proj, projection.key_norm)
     return keys, projected(states_KW, projection.value_proj, projection.value_norm)
 
 
 def contextual_feature(model: ContrastiveModel, pixels_CHW: Tensor, words: list[int]) -> tuple[Tensor, Tensor]:
     """The two vectors whose cosine is the pair score: the mixed one and the target, not normalised."""
-    head, config = model.head, model.config.head
+    config = model.config.head
+    head: Any = model.head  # what its two sides hold follows from its kind
     image_NW, text_KW = image_states(model, pixels_CHW), text_states(model, words)
     image_KW = image_NW if config.patch_tokens else image_NW[: model.config.vision.tokens]
     match config.kind:
@@ -94,7 +100,7 @@ def contextual_feature(model: ContrastiveModel, pixels_CHW: Tensor, words: list[
             return image_KW[0] @ head.image.proj, text_KW[0] @ head.text.proj
         case "mean":
             values = projected(image_KW, head.image.value_proj, head.image.value_norm)
-            return (sum(values) / len(values)) @ head.out_proj, text_KW[0] @ head.text.proj
+            return torch.stack(values).mean(0) @ head.out_proj, text_KW[0] @ head.text.proj
         case "learned_query":
             keys, values = keys_and_values(head.image.mixture, image_KW)
             query, target = head.image.query.flatten(), text_KW[0] @ head.text.proj

@@ -8,7 +8,7 @@ END = VOCABULARY - 1
 
 
 def tower(prefix: str, width: int) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     for layer in range(LAYERS):
         block = f"{prefix}transformer.resblocks.{layer}."
         state |= {f"{block}attn.in_proj_weight": torch.randn(3 * width, width) * width**-0.5}

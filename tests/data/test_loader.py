@@ -10,6 +10,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -200,7 +201,7 @@ def test_a_storage_that_fails_for_a_while_changes_nothing(
     expected = _batches(folder, 3, 2)
     table, left = shards_module.Shards._table, [failures]
 
-    def failing(self: shards_module.Shards, *of_group: object) -> object:
+    def failing(self: shards_module.Shards, *of_group: Any) -> Any:
         if left[0]:
             left[0] -= 1
             raise OSError(errno.EIO, "the service is away")

@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ SETS = [np.array([50] * 10 + [7]), np.array([16] * 5), np.array([128] * 9)]
 WEIGHTS = (0.5, 0.2, 0.3)
 
 
-def _order(seed: int = 3, **options: object) -> MixedOrder:
+def _order(seed: int = 3, **options: Any) -> MixedOrder:
     return MixedOrder(SETS, WEIGHTS, **{"batch_size": 64, "lanes": 8, "seed": seed} | options)
 
 
@@ -51,8 +52,8 @@ def test_a_lane_goes_through_its_part_of_a_set_without_gap_or_repetition() -> No
         for epoch in (1, 2):  # all lanes have left the first and begun the last
             counts = Counter(place for lane in seen for place in lane if place[0] == epoch)
             assert max(counts.values()) == 1 and len(counts) == 8 * part
-        for lane in seen:
-            epochs = [e for e, *_ in lane]
+        for places in seen:
+            epochs = [e for e, *_ in places]
             assert epochs == sorted(epochs)
             assert all(epochs.count(e) == part for e in set(epochs) - {epochs[0], epochs[-1]})
 

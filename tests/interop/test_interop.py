@@ -5,7 +5,10 @@ import json
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -19,14 +22,14 @@ from torch import Tensor
 
 from llip import interop, load_model, recipe
 from llip.config import Activation, HeadConfig, ModelConfig, TextConfig, VisionConfig
-from llip.contrastive import create_model
+from llip.contrastive import ContrastiveModel, create_model
 
-HEADS = {"vision_head_width": 64, "text_head_width": 64}
+load_open_clip = partial(interop.load_open_clip, vision_head_width=64, text_head_width=64)
 PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[1, 5, 6, END, 0, 0, 0, 0, 0], [1, 7, 7, 8, 9, 4, 3, 2, END], [1, END, 0, 0, 0, 0, 0, 0, 0]])
 
 
-def open_clip_model(*, quick_gelu: bool = True, **options: object) -> torch.nn.Module:
+def open_clip_model(*, quick_gelu: bool = True, **options: Any) -> open_clip.CLIP:
     torch.manual_seed(0)
     model = open_clip.CLIP(
         embed_dim=48,
@@ -57,7 +60,7 @@ def write_torchscript(state: dict[str, Tensor], path: Path) -> None:
     torch.jit.save(traced.half(), path)
 
 
-def assert_features_are_those_of(theirs: torch.nn.Module, ours: torch.nn.Module, tolerance: float) -> None:
+def assert_features_are_those_of(theirs: open_clip.CLIP, ours: ContrastiveModel, tolerance: float) -> None:
     pixels, ids = torch.randn(4, 3, 32, 32), torch.zeros(5, 16, dtype=torch.long)
     for caption, length in enumerate((3, 16, 7, 2, 9)):
         ids[caption, :length] = torch.randint(1, 59, (length,))
@@ -83,11 +86,11 @@ def assert_features_are_those_of(theirs: torch.nn.Module, ours: torch.nn.Module,
     ],
 )
 def test_features_are_those_of_open_clip(
-    tmp_path: Path, name: str, write: object, bias: float | None, tolerance: float
+    tmp_path: Path, name: str, write: Callable[[dict[str, Tensor], Path], None], bias: float | None, tolerance: float
 ) -> None:
     theirs = open_clip_model(init_logit_bias=bias)
     write(theirs.state_dict(), tmp_path / name)
-    ours = interop.load_open_clip(tmp_path / name, **HEADS)
+    ours = load_open_clip(tmp_path / name)
     assert (ours.logit_bias is None) == (bias is None)
     assert_features_are_those_of(theirs, ours, tolerance)
 
@@ -113,7 +116,7 @@ def test_either_activation_is_read(
         with pytest.raises(ValueError, match=f"activation={other} contradicts the open_clip_config"):
             interop.load_open_clip(path, activation=other)
     else:
-        ours = interop.load_open_clip(path, activation=activation, **HEADS)
+        ours = load_open_clip(path, activation=activation)
     assert_features_are_those_of(theirs, ours, 1e-5)
 
 
@@ -121,15 +124,15 @@ def test_an_activation_that_nothing_tells_is_taken_for_quickgelu_with_a_warning(
     state, path = open_clip_model().state_dict(), tmp_path / "metaclip.pt"
     write_pt(state, path)
     with pytest.warns(UserWarning, match=r"metaclip\.pt does not say its activation.* \(--activation\)"):
-        assert interop.load_open_clip(path, **HEADS).config.activation == "quick_gelu"
+        assert load_open_clip(path).config.activation == "quick_gelu"
     write_bin(state, tmp_path / "openai.bin")  # OpenAI's own files have marks of their own, and only QuickGELU
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert interop.load_open_clip(tmp_path / "openai.bin", **HEADS).config.activation == "quick_gelu"
+        assert load_open_clip(tmp_path / "openai.bin").config.activation == "quick_gelu"
 
 
 @pytest.mark.parametrize(("bias", "activation"), [(None, "quick_gelu"), (-10.0, "gelu")])
-def test_open_clip_reads_what_is_exported_to_it(tmp_path: Path, bias: float | None, activation: str) -> None:
+def test_open_clip_reads_what_is_exported_to_it(tmp_path: Path, bias: float | None, activation: Activation) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
         embed_dim=32,
@@ -239,7 +242,7 @@ class TestRefusals:
         state = open_clip_model().state_dict() | {"visual.extra": torch.zeros(2)}
         safetensors.torch.save_file(state, tmp_path / "extra.safetensors")
         with pytest.raises(ValueError, match=r"holds visual\.extra, which a class_token model does not"):
-            interop.load_open_clip(str(tmp_path / "extra.safetensors"), **HEADS)
+            load_open_clip(str(tmp_path / "extra.safetensors"))
 
     def test_clip_is_not_llip_and_llip_is_not_clip(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(open_clip_model().state_dict(), tmp_path / "clip.safetensors")

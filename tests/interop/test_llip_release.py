@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,12 +90,13 @@ def test_llip_release(tmp_path: Path, with_norm: bool, prefix: str) -> None:
     )
     scores = model.double().pair_scores(*model(PIXELS.double(), IDS))
     torch.testing.assert_close(scores, literal_release_scores(state, 4, 1.5), rtol=0, atol=1e-10)
-    assert model.logit_scale.item() == 3.0 and model.logit_bias.item() == -9.0
+    assert model.logit_scale.item() == 3.0 and model.logit_bias is not None
+    assert model.logit_bias.item() == -9.0
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("head", [{}, {"shared_projections": True, "norm": True}])
-def test_what_is_exported_as_the_release_comes_back(tmp_path: Path, head: dict[str, bool]) -> None:
+def test_what_is_exported_as_the_release_comes_back(tmp_path: Path, head: dict[str, Any]) -> None:
     """Also shared projections, which that format has once for each token."""
     config = recipe("llip_tiny_k8").model
     model = create_model(replace(config, head=replace(config.head, **head)))

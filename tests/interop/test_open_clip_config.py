@@ -23,8 +23,9 @@ VISION = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_wid
 TEXT = {"context_length": 16, "vocab_size": 60, "width": 64, "heads": 4, "layers": 2}
 
 
-def write(folder: Path, **changes: Any) -> torch.nn.Module:
-    """A model that open_clip makes of its own configuration, in a folder; `vision_cfg__key` changes a key."""
+def write(folder: Path, **changes: Any) -> Any:
+    """A model that open_clip makes of its own configuration, in a folder, of whichever class it has for that;
+    `vision_cfg__key` changes a key."""
     content: dict[str, Any] = {"model_cfg": {"embed_dim": 48, "vision_cfg": dict(VISION), "text_cfg": dict(TEXT)}}
     content["preprocess_cfg"] = {}
     for name, value in changes.items():

@@ -1,6 +1,8 @@
 """Files of weights by their content: what holds tensors is read, and what does not is named in plain words."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -10,6 +12,8 @@ from llip import create_model, interop
 from llip.interop.tensor_files import read_tensors
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(2.0)}
+
+Save = Callable[[Any, Path], None]
 
 
 def legacy(content: object, path: Path) -> None:
@@ -27,7 +31,7 @@ def legacy(content: object, path: Path) -> None:
         ("legacy.bin", legacy, False),
     ],
 )
-def test_tensors_are_read_without_prefixes(tmp_path: Path, name: str, save: object, nested: bool, prefix: str) -> None:
+def test_tensors_are_read_without_prefixes(tmp_path: Path, name: str, save: Save, nested: bool, prefix: str) -> None:
     state = {f"{prefix}{key}": tensor for key, tensor in STATE.items()}
     save({"epoch": 2, "state_dict": state} if nested else state, tmp_path / name)
     for path in (tmp_path / name, str(tmp_path / name)):
@@ -60,7 +64,7 @@ def test_other_content_is_named(tmp_path: Path, name: str, content: bytes, says:
 @pytest.mark.parametrize(
     ("name", "save"), [("a.safetensors", safetensors.torch.save_file), ("a.pt", torch.save), ("old.pt", legacy)]
 )
-def test_a_truncated_file_is_named(tmp_path: Path, name: str, save: object, share: float) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, name: str, save: Save, share: float) -> None:
     path = tmp_path / name
     save({"a": torch.randn(100, 100)}, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
@@ -77,7 +81,7 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [interop.load_open_clip, interop.load_llip_release])
-def test_files_of_this_project_are_known_as_such(tmp_path: Path, read: object) -> None:
+def test_files_of_this_project_are_known_as_such(tmp_path: Path, read: Callable[[Path], object]) -> None:
     interop.save_model(create_model("llip_tiny_k8"), tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors is in this project's own format: llip\.load_model reads"):
         read(tmp_path / "model.safetensors")

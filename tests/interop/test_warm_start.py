@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from llip import create_model, recipe
 from llip.config import HeadConfig, ModelConfig
-from llip.interop.warm_start import init_from
+from llip.contrastive import ContrastiveModel
+from llip.interop.warm_start import Start, init_from
 from llip.model.features import Pooled
 
 CLIP = recipe("clip_tiny").model
@@ -19,7 +20,7 @@ PIXELS = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[49406, 320, 1125, 49407], [49406, 49407, 0, 0]])
 
 
-def started(name: str) -> tuple[torch.nn.Module, torch.nn.Module, tuple[list[str], list[str]]]:
+def started(name: str) -> tuple[ContrastiveModel, ContrastiveModel, Start]:
     torch.manual_seed(0)
     clip, model = create_model(CLIP), create_model(name)
     torch.nn.init.normal_(clip.vision.position, std=0.3)

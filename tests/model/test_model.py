@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from helpers import plain_model
 
 import llip
-from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, TextConfig, VisionConfig
+from llip.config import QUERIED_HEADS, Head, HeadConfig, ModelConfig, TextConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import Mixture, Pooled, Query
 
@@ -22,7 +24,7 @@ def token_ids(captions: list[list[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(words) for words in captions], batch_first=True)
 
 
-def config(kind: str, **head: object) -> ModelConfig:
+def config(kind: Head, **head: Any) -> ModelConfig:
     tokens = 1 if kind == "class_token" else 3
     return ModelConfig(
         embed_dim=12,
@@ -42,15 +44,16 @@ CONFIGS = {
 }
 CONFIGS |= {f"{kind}_norm": config(kind, norm=True) for kind in ("mean", "learned_query", "text_query", "image_query")}
 CONFIGS |= {f"{kind}_patches": config(kind, patch_tokens=True) for kind in ("mean", "learned_query", "text_query")}
+SHARED: tuple[tuple[Head, bool, bool], ...] = (
+    ("mean", False, False),
+    ("learned_query", True, False),
+    ("text_query", False, False),
+    ("text_query", True, True),
+    ("image_query", False, False),
+)
 CONFIGS |= {
     f"{kind}_shared{'_norm' * norm}": config(kind, shared_projections=True, norm=norm, patch_tokens=patch_tokens)
-    for kind, norm, patch_tokens in (
-        ("mean", False, False),
-        ("learned_query", True, False),
-        ("text_query", False, False),
-        ("text_query", True, True),
-        ("image_query", False, False),
-    )
+    for kind, norm, patch_tokens in SHARED
 }
 
 
@@ -85,7 +88,7 @@ def test_features_and_gradients_are_those_of_the_paper(name: str) -> None:
         for f, t in ((feature_BTD, target_BTD), (plain_feature_BTD, plain_target_BTD))
     ]
     for (parameter_name, _), lean, literal in zip(used, *gradients, strict=True):
-        torch.testing.assert_close(lean, literal, rtol=1e-9, atol=1e-12, msg=lambda m, n=parameter_name: f"{n}: {m}")
+        torch.testing.assert_close(lean, literal, rtol=1e-9, atol=1e-12, msg=partial("{}: {}".format, parameter_name))
         assert literal.abs().max() > 0, parameter_name
 
 
@@ -130,7 +133,8 @@ def test_shared_projections_are_two_matrices_for_tokens_and_patches() -> None:
     torch.testing.assert_close(*scores)
     wide = replace(config("text_query", shared_projections=True), embed_dim=512)
     torch.manual_seed(0)
-    assert create_model(wide).head.image.value_proj.std().item() == pytest.approx(16**-0.5, rel=0.06)
+    weights = dict(create_model(wide).named_parameters())
+    assert weights["head.image.value_proj"].std().item() == pytest.approx(16**-0.5, rel=0.06)
 
 
 def test_initial_values_follow_the_paper() -> None:
@@ -155,7 +159,7 @@ def test_initial_values_follow_the_paper() -> None:
     for name, std in expected.items():
         assert parameters[name].std().item() == pytest.approx(std, rel=0.06), name
     assert model.logit_scale.item() == pytest.approx(math.log(recipe.model.init_logit_scale))
-    assert model.logit_bias.item() == recipe.model.init_logit_bias
+    assert model.logit_bias is not None and model.logit_bias.item() == recipe.model.init_logit_bias
 
 
 def test_clip_has_no_bias_and_its_scale_is_clamped() -> None:

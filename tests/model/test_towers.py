@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import Any
 
 import pytest
 import torch
 
 from llip import devices
-from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, TextConfig, TrainingConfig, VisionConfig
+from llip.config import QUERIED_HEADS, Head, HeadConfig, ModelConfig, TextConfig, TrainingConfig, VisionConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.packing import PackedCaptions, pack
 from llip.model.transformer import Block, quick_gelu_mlp
@@ -46,7 +46,7 @@ def gradients(
 @pytest.mark.parametrize("text_tokens", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_towers_compile_without_a_break_and_not_anew_for_every_batch(text_tokens: int) -> None:
     torch.manual_seed(0)
-    kind = "class_token" if text_tokens == 1 else "image_query"
+    kind: Head = "class_token" if text_tokens == 1 else "image_query"
     model = create_model(
         replace(
             CONFIG,
@@ -84,18 +84,23 @@ def test_compiled_towers_train_alike(recompute: bool, bf16: bool) -> None:
         patch.setattr(ContrastiveModel, "compile_towers", partialmethod(ContrastiveModel.compile_towers, "aot_eager"))
         towers = Towers(model, config, single_process())
     assert model.vision._compiled_call_impl and model.text._compiled_call_impl
-    tolerance = {"rtol": 0.02, "atol": 0.02} if bf16 else {"rtol": 1e-4, "atol": 1e-5}
+    rtol, atol = (0.02, 0.02) if bf16 else (1e-4, 1e-5)
     for name, gradient in gradients(model, forward=towers).items():
-        torch.testing.assert_close(gradient, plain[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradient, plain[name], rtol=rtol, atol=atol, msg=partial("{}: {}".format, name))
 
 
 def test_captions_are_packed_before_the_wrapped_model_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """FSDP sends tensors among the inputs to the device, from which packing would read the ids back."""
     torch.manual_seed(0)
-    model, seen = create_model(CONFIG), []
+    model, seen = create_model(CONFIG), list[object]()
     expected = model(*batch(5))
     forward = ContrastiveModel.forward
-    monkeypatch.setattr(ContrastiveModel, "forward", lambda *inputs: (seen.append(inputs[2]), forward(*inputs))[1])
+
+    def spied(model: ContrastiveModel, pixels_BCHW: torch.Tensor, packed: PackedCaptions) -> Any:
+        seen.append(packed)
+        return forward(model, pixels_BCHW, packed)
+
+    monkeypatch.setattr(ContrastiveModel, "forward", spied)
     found = Towers(model, TrainingConfig(model=CONFIG, precision="fp32"), single_process())(*batch(5))
     assert isinstance(seen[0], PackedCaptions)
     torch.testing.assert_close(found, expected)

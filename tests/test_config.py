@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -45,9 +46,9 @@ def test_differences_name_fields_and_both_values() -> None:
 
 def test_configurations_are_frozen_and_have_no_positional_fields() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        CLIP.steps = 1
+        CLIP.steps = 1  # type: ignore[misc]
     with pytest.raises(TypeError):
-        HeadConfig("text_query")
+        HeadConfig("text_query")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,14 @@ def test_a_wrong_value_is_named_with_what_would_be_right(kind: type, values: dic
         kind(**values)
 
 
-def model(**values: object) -> ModelConfig:
-    vision, text = VisionConfig(tokens=values.pop("tokens", 4)), TextConfig(tokens=values.pop("text_tokens", 1))
-    dim = values.pop("embed_dim", 512)
-    return ModelConfig(embed_dim=dim, vision=vision, text=text, head=HeadConfig(**values), init_logit_bias=-10.0)
+def model(*, tokens: int = 4, text_tokens: int = 1, embed_dim: int = 512, **head: Any) -> ModelConfig:
+    return ModelConfig(
+        embed_dim=embed_dim,
+        vision=VisionConfig(tokens=tokens),
+        text=TextConfig(tokens=text_tokens),
+        head=HeadConfig(**head),
+        init_logit_bias=-10.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,7 @@ def model(**values: object) -> ModelConfig:
         ),
     ],
 )
-def test_a_head_that_does_not_fit_the_towers_is_refused(values: dict[str, object], message: str) -> None:
+def test_a_head_that_does_not_fit_the_towers_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model(**values)
 
@@ -148,7 +153,7 @@ def test_dropped_patches_cannot_be_mixed() -> None:
         (CLIP, {"log_every": 0}, r"log_every is 0; it has to be at least 1"),
     ],
 )
-def test_a_contradictory_run_is_refused(base: TrainingConfig, values: dict[str, object], message: str) -> None:
+def test_a_contradictory_run_is_refused(base: TrainingConfig, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(base, **values)
 

@@ -22,7 +22,7 @@ SIDES = ("left", "right", "top", "bottom")
 def _picture(colour: str, side: str, rng: np.random.Generator) -> bytes:
     """A coloured half on a noisy ground."""
     pixels = rng.integers(90, 130, (32, 32, 3), dtype=np.uint8)
-    half = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16], "bottom": np.s_[16:]}[side]
+    half = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16, :], "bottom": np.s_[16:, :]}[side]
     pixels[half] = COLOURS[colour]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")

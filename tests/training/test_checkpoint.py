@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import llip
+from llip import storage
 from llip.config import TrainingConfig
 from llip.training import checkpoint
 from llip.training.checkpoint import TrainingState
@@ -99,14 +100,14 @@ def test_an_old_checkpoint_is_removed_only_after_the_pointer_has_moved(
 ) -> None:
     state = _trained(small, 1)
     first = checkpoint.save(str(tmp_path), 2, state, replace(small, keep_checkpoints=1))
-    write_pieces = checkpoint.storage.write_pieces
+    write_pieces = storage.write_pieces
 
     def full_disk(uri: str, *content: Any) -> None:
         if uri.endswith("latest.json"):
             raise OSError("No space left on device")
         write_pieces(uri, *content)
 
-    monkeypatch.setattr(checkpoint.storage, "write_pieces", full_disk)
+    monkeypatch.setattr(storage, "write_pieces", full_disk)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(str(tmp_path), 4, state, replace(small, keep_checkpoints=1))
     assert Path(first).exists()

@@ -11,7 +11,7 @@ import torch
 import llip
 from llip.config import TrainingConfig
 from llip.data.loader import LaneLoader, LoaderStats
-from llip.model.features import Mixture
+from llip.model.features import Mixture, Query
 from llip.model.mixing import mixing_entropy
 from llip.summary import summarise
 from llip.training.metrics import Rates, Utilisation, Watched, utilisation
@@ -34,6 +34,7 @@ def test_entropy_is_that_of_the_features_that_the_loss_sees(kind: str) -> None:
     ids[:, -1] = 49407
     images, texts = watched(pixels, ids)
     mixture, query = (images, texts) if kind == "text_query" else (texts, images)
+    assert isinstance(mixture, Mixture) and isinstance(query, Query)
     entropies = [
         torch.distributions.Categorical(
             logits=mixture.key_BMKE[b, m] @ query.query_BME[t, m] / config.model.head.temperature
@@ -95,4 +96,4 @@ def test_a_rank_that_stays_behind_is_named_by_its_host() -> None:
         said.append(rates.straggler(values, ["a", "b", "c, process 9"]))
     name = "rank 2 (c, process 9) takes 0.5 s a step before it meets the others, 0.4 s of it for data, 5.0 times"
     assert [bool(line) for line in said] == [False, False, True, False, False, False, False]
-    assert said[2].startswith(name)
+    assert said[2] is not None and said[2].startswith(name)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers.evaluation_samples import make_sets
+from helpers.short_runs import newest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from llip.data import loader
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
+from llip.model.features import Mixture
 from llip.pairs import accumulation
 from llip.training import checkpoint, loop
 from llip.training.optimizer import build_optimizer
@@ -47,6 +49,11 @@ def _batch(config: TrainingConfig) -> Batch:
     ids = torch.randint(1, 49406, (config.data.captions_per_image, batch, 8), generator=random)
     ids[..., 0], ids[..., -1] = 49406, 49407
     return pixels, ids
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str, Tensor]]:
@@ -81,7 +88,7 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
             assert gradient_norm(model).item() == pytest.approx(min(norm, config.optimizer.max_gradient_norm))
         optimizer.step()
     named = dict(model.named_parameters())
-    gradients = {f"gradient of {name}": full(p.grad).clone() for name, p in named.items()}
+    gradients = {f"gradient of {name}": full(_gradient(p)).clone() for name, p in named.items()}
     return numbers, gradients | {name: full(p.detach()).clone() for name, p in named.items()}
 
 
@@ -92,7 +99,7 @@ def _go_on(
     seen: dict[int, list[str]] = {}
     parts, world, answers = loop.parts, current_world(), itertools.count(1)
 
-    def noted(batch: loader.Batch, *rest: object) -> object:
+    def noted(batch: loader.Batch, *rest: Any) -> Any:
         seen[batch.step] = batch.sample_ids
         return parts(batch, *rest)
 
@@ -111,7 +118,9 @@ def _go_on(
     return seen
 
 
-def _evaluate(config: TrainingConfig, runner: Callable[[ContrastiveModel], Runner], broken: int | None) -> object:
+def _evaluate(
+    config: TrainingConfig, runner: Callable[[ContrastiveModel], Runner], broken: int | None
+) -> dict[str, float] | str:
     """Metrics of a fresh model, or what is said of a picture that cannot be read."""
     torch.manual_seed(0)
     model = llip.create_model(config)
@@ -144,10 +153,19 @@ class Work:
             "metrics": [_evaluate(self.small, lambda m: over_ranks(model=m), broken) for broken in (None, 4)],
         }
         with pytest.MonkeyPatch.context() as slow:
-            forward = Towers.__call__
-            slow.setattr(Towers, "__call__", lambda *inputs: (forward(*inputs), time.sleep(SLOW * (rank == 1)))[0])
-            read, reads = checkpoint._read, list[str]()
-            slow.setattr(checkpoint, "_read", lambda uri: (reads.append(uri), read(uri))[1])
+            forward, read, reads = Towers.__call__, checkpoint._read, list[str]()
+
+            def forward_slowly(*inputs: Any) -> Any:
+                features = forward(*inputs)
+                time.sleep(SLOW * (rank == 1))
+                return features
+
+            def read_noted(uri: str) -> Any:
+                reads.append(uri)
+                return read(uri)
+
+            slow.setattr(Towers, "__call__", forward_slowly)
+            slow.setattr(checkpoint, "_read", read_noted)
             results["samples"] = [
                 _go_on(replace(self.small, parallel=parallel), self.shards, f"{self.folder}/run", 2, patch)
                 for parallel in ("fsdp", "ddp")
@@ -224,7 +242,7 @@ def test_a_run_goes_on_over_other_ranks_with_the_same_samples(
         assert line["step_seconds_max"] > max(SLOW, line["step_seconds"])
     losses, expected = ([line["loss"] for line in read_metrics(f)] for f in (f"{work.folder}/run", str(tmp_path)))
     assert losses == pytest.approx(expected, rel=1e-5)
-    models = [llip.load_model(checkpoint.latest(folder)) for folder in (f"{work.folder}/run", str(tmp_path))]
+    models = [llip.load_model(newest(folder)) for folder in (f"{work.folder}/run", str(tmp_path))]
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -249,7 +267,7 @@ def test_bf16_autocast_keeps_parameters_and_gradients_in_fp32(small: TrainingCon
     model = llip.create_model(config)
     pixels, ids = _batch(config)
     images, _ = Towers(model, config, current_world())(pixels.float(), ids.flatten(0, 1))
-    assert images.key_BMKE.dtype == torch.bfloat16
+    assert isinstance(images, Mixture) and images.key_BMKE.dtype == torch.bfloat16
     output = accumulation.backward(
         model,
         [(pixels.float(), ids.flatten(0, 1))],
@@ -258,7 +276,7 @@ def test_bf16_autocast_keeps_parameters_and_gradients_in_fp32(small: TrainingCon
         forward=Towers(model, config, current_world()),
     )
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
-    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    assert {_gradient(p).dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_randomness_of_a_step_is_a_function_of_seed_step_and_rank() -> None:

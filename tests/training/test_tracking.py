@@ -113,7 +113,7 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.
         def __init__(self) -> None:
             self.taken: list[float] = []
 
-        def log_batch(self, run_id: str, metrics: list) -> None:
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
             self.taken += [m.value for m in metrics]
 
         def set_terminated(self, run_id: str, status: str) -> None:
@@ -357,9 +357,12 @@ def test_the_log_is_written_in_parts_and_only_those_that_changed(
     monkeypatch.setattr(MetricsLog, "LINES", 3)
     written: list[str] = []
     write = storage.write_bytes
-    monkeypatch.setattr(
-        storage, "write_bytes", lambda uri, content: (written.append(Path(uri).name), write(uri, content))
-    )
+
+    def noted(uri: str, content: bytes) -> None:
+        written.append(Path(uri).name)
+        write(uri, content)
+
+    monkeypatch.setattr(storage, "write_bytes", noted)
     folder = str(tmp_path)
     log = MetricsLog(folder)
     for step in range(1, 9):

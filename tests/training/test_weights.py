@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -52,7 +53,7 @@ def save_release(file: Path) -> ContrastiveModel:
 @pytest.mark.parametrize("kind", ["run", "checkpoint", "folder", "own file", "open_clip", "open_clip file", "release"])
 def test_anything_that_can_be_read_scores_a_photograph(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
-    source, told = tmp_path / "weights", {}
+    source, told = tmp_path / "weights", dict[str, Any]()
     match kind:
         case "run" | "checkpoint":
             expected = save_run(source)

@@ -35,7 +35,7 @@ def decisions(scheduler: Patient, value: Any, seeds: range) -> dict[int, float]:
                 continue
             samples = CONFIG.samples * n // EVALUATIONS
             result = {"samples": samples, METRIC: value(seed, n / EVALUATIONS), f"{CHANCE}{METRIC}": 0.1}
-            if scheduler.on_trial_result(None, one, result) == TrialScheduler.STOP:  # type: ignore[arg-type]
+            if scheduler.on_trial_result(None, one, result) == TrialScheduler.STOP:
                 stopped[seed] = n / EVALUATIONS
     return stopped
 

@@ -267,7 +267,9 @@ def test_a_killed_search_goes_on_and_is_extended(tmp_path: Path, search: str, wo
         assert steps == sorted(set(steps)), "nothing is trained twice in the record"
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("llip").experiment_id])
+    experiment = client.get_experiment_by_name("llip")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
     assert sorted(r.info.run_name for r in parents) == ["curated", "rates", "shards"]

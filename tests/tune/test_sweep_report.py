@@ -39,7 +39,8 @@ RESULTS = [
 
 def test_seeds_are_averaged_and_a_failed_trial_is_not_counted() -> None:
     llip, narrow, siglip = summarise(RESULTS, METRIC)
-    assert (llip.point, llip.mean, llip.seeds) == (LLIP, pytest.approx(0.6), 2)
+    assert (llip.point, llip.seeds) == (LLIP, 2)
+    assert llip.mean == pytest.approx(0.6)
     assert llip.spread == pytest.approx(statistics.stdev([0.5, 0.7]))
     assert (siglip.mean, siglip.spread, siglip.seeds) == (0.3, None, 1)
     assert (narrow.finished, narrow.samples) == (False, 500)

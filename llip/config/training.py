@@ -16,6 +16,8 @@ class ObjectiveConfig:
 
     loss: Literal["softmax", "sigmoid"] = "sigmoid"
     """softmax: symmetric InfoNCE (CLIP) · sigmoid: a binary decision for every pair (SigLIP, Llip)."""
+    multi_positive: bool = False
+    """A caption is a positive of every image that has an equal caption, not of its own alone (UniCL)."""
     exchange: Literal["gather", "ring"] = setting("gather", operational=True)
     """How captions travel between ranks: all at once, or block by block around a ring (less memory)."""
     chunk: int | None = setting(None, operational=True)

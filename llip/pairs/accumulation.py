@@ -18,6 +18,7 @@ from torch.profiler import record_function
 from llip.config import ObjectiveConfig
 from llip.model.features import Features, concatenate
 from llip.pairs.losses import LossOutput, loss_of_features, score_parameters
+from llip.pairs.positives import caption_ids
 
 LEARNED = ("out_proj_DD", "logit_scale", "logit_bias")
 """Parameters that take part in the loss without passing through `forward`."""
@@ -48,12 +49,14 @@ def backward(
     """
     forward = model if forward is None else forward
     parameters = score_parameters(model)
+    ids = [caption_ids(token_ids) for _, token_ids in parts] if config.multi_positive else None
     loss = partial(
         loss_of_features,
         config=config,
         captions_per_image=captions_per_image,
         group=group,
         images_by_rank=images_by_rank,
+        caption_ids_T=_concatenate_captions(ids, captions_per_image) if ids else None,
     )
     if len(parts) == 1:
         images, texts = forward(*parts[0])
@@ -105,12 +108,11 @@ def _backward(outputs: list[Tensor], gradients: list[Tensor | None]) -> None:
 
 def concatenate_captions(parts: list[Any], captions: int) -> Any:
     """Parts `[C·b, ...]`, caption-major each, as one `[C·B, ...]`, caption-major."""
-    return type(parts[0])(
-        *(
-            torch.cat([tensor.unflatten(0, (captions, -1)) for tensor in tensors], dim=1).flatten(0, 1)
-            for tensors in zip(*parts, strict=True)
-        )
-    )
+    return type(parts[0])(*(_concatenate_captions(tensors, captions) for tensors in zip(*parts, strict=True)))
+
+
+def _concatenate_captions(tensors: Sequence[Tensor], captions: int) -> Tensor:
+    return torch.cat([tensor.unflatten(0, (captions, -1)) for tensor in tensors], dim=1).flatten(0, 1)
 
 
 class _RandomState:

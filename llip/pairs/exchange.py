@@ -27,6 +27,8 @@ class Block(NamedTuple):
     """Findings of this rank about the columns, filled in by whoever looks at the block."""
     offset: int
     """Column `offset + i` belongs to the same sample as local row i; outside of [0, N) if another block has it."""
+    first: int
+    """Place of the block's first column among those of all ranks."""
 
 
 class Exchange:
@@ -71,10 +73,16 @@ class Exchange:
     @property
     def first(self) -> int:
         """Place of this rank's first column among those of all ranks."""
-        return sum(self.batches[: self.rank])
+        return self.first_of(self.rank)
+
+    def first_of(self, rank: int) -> int:
+        """Place of a rank's first column among those of all ranks."""
+        return sum(self.batches[:rank])
 
     def gather(self, local_CBA: Tensor) -> Tensor:
         """[C, B, A] of every rank as [C, N, A] on all of them. Smaller batches travel padded to the largest."""
+        if self.size == 1:
+            return local_CBA
         captions, batch, _ = local_CBA.shape
         padded_CBA = F.pad(local_CBA, (0, 0, 0, max(self.batches) - batch)).contiguous()
         gathered = local_CBA.new_empty(self.size * captions, *padded_CBA.shape[1:])
@@ -123,7 +131,7 @@ class RoundTrip:
 
     def __iter__(self) -> Iterator[Block]:
         if self._exchange.size == 1:
-            block = self._block(self._exchange.message_CBW, self._attached_CBA, 0)
+            block = self._block(self._exchange.message_CBW, self._attached_CBA, 0, 0)
             yield block
             self.home_CBF = block.found_CNF
         elif self._exchange.gathered_CNW is not None:
@@ -131,15 +139,15 @@ class RoundTrip:
         else:
             yield from self._around_the_ring()
 
-    def _block(self, message_CNW: Tensor, attached_CNA: Tensor | None, offset: int) -> Block:
+    def _block(self, message_CNW: Tensor, attached_CNA: Tensor | None, offset: int, first: int) -> Block:
         shape = (*message_CNW.shape[:2], self._width)
         found_CNF = message_CNW.new_full(shape, -math.inf if self._logsumexp else 0, dtype=self._dtype)
-        return Block(message_CNW, attached_CNA, found_CNF, offset)
+        return Block(message_CNW, attached_CNA, found_CNF, offset, first)
 
     def _gathered(self, message_CNW: Tensor) -> Iterator[Block]:
         exchange = self._exchange
         attached_CNA = None if self._attached_CBA is None else exchange.gather(self._attached_CBA)
-        block = self._block(message_CNW, attached_CNA, exchange.first)
+        block = self._block(message_CNW, attached_CNA, exchange.first, 0)
         yield block
         if not self._logsumexp:
             self.home_CBF = exchange.sum_home(block.found_CNF)
@@ -158,7 +166,8 @@ class RoundTrip:
             columns, following = exchange.batches[source], exchange.batches[source - 1]
             travelling = [message] if attached is None else [message, attached.contiguous()]
             next_block = exchange.hop(travelling, following) if step < exchange.size - 1 else None
-            block = self._block(message, attached, 0 if source == exchange.rank else columns)
+            offset = 0 if source == exchange.rank else columns
+            block = self._block(message, attached, offset, exchange.first_of(source))
             yield block
             found = block.found_CNF
             if under_way is not None:

@@ -5,10 +5,11 @@ A loss is one function of a tile of logits, which returns its value there and it
 gradients are made in the forward pass and nothing of the number of pairs is kept. `README.md` says how to add a loss.
 
 Captions are caption-major: row `c * B + i` is caption c of local image i, the positive of that image and a negative of
-every other one. The loss is the mean over c of the losses of the images with their captions c.
+every other one (`objective.multi_positive`: of every other one that has no such caption). The loss is the mean over c
+of the losses of the images with their captions c.
 
 Axes: I rows of a tile · J columns of a tile · B images of a rank · C captions of an image · R rows of a rank ·
-T columns of a rank · N columns of a block, by caption · W width of a message.
+T columns of a rank · N columns of a block, by caption · W width of a message · P positives of a tile.
 """
 
 import math
@@ -25,6 +26,7 @@ from llip.config import ObjectiveConfig
 from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.pairs import scoring
 from llip.pairs.exchange import Block, Exchange
+from llip.pairs.positives import Positives
 from llip.pairs.tiles import Tiles
 
 
@@ -39,9 +41,22 @@ class Tile(NamedTuple):
     column_logsumexp_J: Tensor | None = None
     """Log-sum-exp of each column's logits with all rows, over all ranks; for losses that are `normalised`."""
 
-    def own(self, tensor: Tensor) -> Tensor:
-        """A view of the positives in a tensor of the tile's shape, or of one that broadcasts to it."""
-        return tensor.expand(self.logit_IJ.shape).diagonal(self.diagonal)
+    positives: tuple[Tensor, Tensor] | None = None
+    """Rows and columns [P] of the positives where they are other than the diagonal."""
+    shares: tuple[Tensor | float, Tensor | float] = (1.0, 1.0)
+    """One over the positives of each positive's row, and of its column, over all ranks."""
+
+    def at_positives(self, tensor: Tensor) -> Tensor:
+        """The positives [P] of a tensor of the tile's shape, or of one that broadcasts to it."""
+        wide_IJ = tensor.expand(self.logit_IJ.shape)
+        return wide_IJ.diagonal(self.diagonal) if self.positives is None else wide_IJ[self.positives]
+
+    def set_positives(self, tensor_IJ: Tensor, value_P: Tensor) -> None:
+        """Write the positives of a tensor of the tile's shape."""
+        if self.positives is None:
+            tensor_IJ.diagonal(self.diagonal).copy_(value_P)
+        else:
+            tensor_IJ[self.positives] = value_P
 
 
 TileLoss = Callable[[Tile], tuple[Tensor, Tensor]]
@@ -57,24 +72,27 @@ class Loss(NamedTuple):
 
 
 def sigmoid(tile: Tile) -> tuple[Tensor, Tensor]:
-    """`-Σ_ij log σ(y_ij x_ij)`, y = +1 for a row's own column, else -1 (Zhai et al. 2023; Llip, section 3.1)."""
+    """`-Σ_ij log σ(y_ij x_ij)`, y = +1 for positives, else -1 (Zhai et al. 2023; Llip, section 3.1)."""
     flipped_IJ = tile.logit_IJ  # -y x
-    tile.own(flipped_IJ).neg_()
+    tile.set_positives(flipped_IJ, -tile.at_positives(flipped_IJ))
     value = -F.logsigmoid(-flipped_IJ).sum(dtype=torch.float64)
     slope_IJ = flipped_IJ.sigmoid_()  # -y σ(-y x)
-    tile.own(slope_IJ).neg_()
+    tile.set_positives(slope_IJ, -tile.at_positives(slope_IJ))
     return value, slope_IJ
 
 
 def softmax(tile: Tile) -> tuple[Tensor, Tensor]:
-    """`Σ_i ½ (log Σ_j exp x_ij - x_ii) + ½ (log Σ_j exp x_ji - x_ii)`: symmetric InfoNCE (CLIP)."""
+    """`½ Σ_i 1/|P_i| Σ_{k in P_i} (log Σ_j exp x_ij - x_ik)`, and the same over columns: symmetric InfoNCE.
+
+    P_i are the positives of row i: its own column alone (CLIP), or several (UniCL, arXiv 2204.03610, eq. 2 to 4).
+    """
     assert tile.row_logsumexp_I is not None and tile.column_logsumexp_J is not None
     logit_IJ, row_I1, column_J = tile.logit_IJ, tile.row_logsumexp_I[:, None], tile.column_logsumexp_J
-    own = tile.own(logit_IJ)
-    value = ((tile.own(row_I1) - own) + (tile.own(column_J) - own)).sum(dtype=torch.float64) / 2
+    own_P, (row_share, column_share) = tile.at_positives(logit_IJ), tile.shares
+    value_P = (tile.at_positives(row_I1) - own_P) * row_share + (tile.at_positives(column_J) - own_P) * column_share
     slope_IJ = torch.lerp((logit_IJ - row_I1).exp_(), (logit_IJ - column_J).exp_(), 0.5)  # the mean of both softmaxes
-    tile.own(slope_IJ).sub_(1)
-    return value, slope_IJ
+    tile.set_positives(slope_IJ, tile.at_positives(slope_IJ) - (row_share + column_share) / 2)
+    return value_P.sum(dtype=torch.float64) / 2, slope_IJ
 
 
 LOSSES = {"sigmoid": Loss(sigmoid), "softmax": Loss(softmax, normalised=True)}
@@ -119,13 +137,16 @@ def loss_of_features(
     captions_per_image: int = 1,
     group: dist.ProcessGroup | None = None,
     images_by_rank: Sequence[int] | None = None,
+    caption_ids_T: Tensor | None = None,
 ) -> LossOutput:
     """The loss of B images and their C·B captions; with `group`, of the batches of all its ranks.
 
-    `images_by_rank` says how many images each rank has; without it, all have as many. Differentiable in the features,
-    W_O, the scale and the bias. The mean over ranks of `loss`, and of its gradients, is that of the whole batch on one
-    process: what DistributedDataParallel takes. The gradients are made with the loss, so this is not cheaper under
-    `no_grad`. Raises ValueError where the captions are not C for each image.
+    `images_by_rank` says how many images each rank has; without it, all have as many. `caption_ids_T` (see
+    `positives.caption_ids`) make every caption a positive of each image that has an equal one; without them, it is of
+    its own image alone. Differentiable in the features, W_O, the scale and the bias. The mean over ranks of `loss`, and
+    of its gradients, is that of the whole batch on one process: what DistributedDataParallel takes. The gradients are
+    made with the loss, so this is not cheaper under `no_grad`. Raises ValueError where the captions are not C for each
+    image.
     """
     if len(texts[0]) != captions_per_image * len(images[0]):
         raise ValueError(
@@ -149,7 +170,8 @@ def loss_of_features(
     )
     scale, bias = parameters.logit_scale.exp(), parameters.logit_bias
     bias = torch.zeros_like(scale) if bias is None else bias
-    return loss_over_pairs(prepared, Layout(config, captions, group, images_by_rank), scale, bias)
+    id_CB = None if caption_ids_T is None else caption_ids_T.to(scale.device).unflatten(0, (captions_per_image, -1))
+    return loss_over_pairs(prepared, Layout(config, captions, group, images_by_rank, id_CB), scale, bias)
 
 
 class Layout(NamedTuple):
@@ -160,6 +182,8 @@ class Layout(NamedTuple):
     """Captions of an image among the rows and among the columns; one of the two is 1."""
     group: dist.ProcessGroup | None
     images_by_rank: Sequence[int]
+    id_CB: Tensor | None = None
+    """Ids of this rank's captions, where equal ones are positives of one another's images."""
 
 
 def loss_over_pairs(prepared: scoring.Prepared, layout: Layout, scale: Tensor, bias: Tensor) -> LossOutput:
@@ -204,6 +228,8 @@ class _Place(NamedTuple):
     """Columns among those of `column_caption`."""
     column_caption: int
     diagonal: int
+    images: tuple[slice, slice]
+    """Images of the rows and of the columns, among those of all ranks."""
 
 
 class _Pairs:
@@ -224,6 +250,10 @@ class _Pairs:
         self._dtype = operands[0].dtype  # of scores and sums; messages may be of lower precision
         message_CBW = message_TW.to(prepared.precision).unflatten(0, (layout.captions[1], -1))
         self._exchange = Exchange(message_CBW, layout.config.exchange, layout.group, layout.images_by_rank)
+        self._positives: Positives | None = None
+        if layout.id_CB is not None:
+            id_CN = self._exchange.gather(layout.id_CB[:, :, None])[:, :, 0]  # 8 bytes a caption, also around the ring
+            self._positives = Positives(id_CN, captions_are_rows=layout.captions[0] > 1, dtype=self._dtype)
 
     def _scored(self, tiles: Tiles, block: Block) -> Iterator[tuple[_Place, Tensor]]:
         """Places and cosines of the tiles of a block. No tile crosses from one caption of the images to the next."""
@@ -233,12 +263,15 @@ class _Pairs:
         for span in scoring.iterate_tiles(tiles, self._rows, len(message_NW), chunk, captions):
             row_caption, row = divmod(span.rows.start, images)
             column_caption, column = divmod(span.columns.start, columns)
+            height, width = (side.stop - side.start for side in span)
+            first_row, first_column = self._exchange.first + row, block.first + column
             place = _Place(
                 span.rows,
                 row_caption,
-                slice(column, column + span.columns.stop - span.columns.start),
+                slice(column, column + width),
                 column_caption,
                 block.offset + row - column,
+                (slice(first_row, first_row + height), slice(first_column, first_column + width)),
             )
             yield place, tiles.scores(message_NW[span.columns])
 
@@ -276,6 +309,9 @@ class _Pairs:
                     row_I = row_CR[place.column_caption, place.rows]
                     column_J = block.attached_CNA[place.column_caption, place.columns, place.row_caption]
                     tile = tile._replace(row_logsumexp_I=row_I, column_logsumexp_J=column_J)
+                if self._positives is not None:
+                    positives, shares = self._positives.of(place.row_caption + place.column_caption, *place.images)
+                    tile = tile._replace(positives=positives, shares=shares)
                 tile_value, slope_IJ = loss(tile)
                 slope_IJ *= weight
                 value += tile_value

@@ -1,5 +1,6 @@
 """The objectives as the paper writes them: every contextual feature formed, all under autograd. The reference."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,19 +25,37 @@ def scores(images: ImageFeatures, texts: TextFeatures, *, out_proj_DD: Tensor | 
     raise TypeError(type(images), type(texts))
 
 
-def loss(kind: str, score_BT: Tensor, log_scale: Tensor, bias: Tensor | None, captions: int) -> Tensor:
-    """Of B images with their C·B captions, caption-major."""
+def loss(
+    kind: str,
+    score_BT: Tensor,
+    log_scale: Tensor,
+    bias: Tensor | None,
+    captions: int,
+    token_ids_TL: Tensor | None = None,
+) -> Tensor:
+    """Of B images with their C·B captions, caption-major; with token ids, equal captions are positives."""
     logit_BT = log_scale.exp() * score_BT + (0 if bias is None else bias)
     losses = []
-    for logit_BB in logit_BT.chunk(captions, dim=1):
+    for caption, logit_BB in enumerate(logit_BT.chunk(captions, dim=1)):
         batch = len(logit_BB)
+        positive_BB = torch.eye(batch, dtype=logit_BB.dtype)
+        if token_ids_TL is not None:
+            words = [tuple(row) for row in token_ids_TL.tolist()]
+            for i, j in itertools.product(range(batch), range(batch)):
+                positive_BB[i, j] = words[caption * batch + j] in [words[c * batch + i] for c in range(captions)]
         if kind == "sigmoid":
-            sign_BB = 2 * torch.eye(batch, dtype=logit_BB.dtype) - 1
-            losses.append(-F.logsigmoid(sign_BB * logit_BB).sum() / batch)
+            losses.append(-F.logsigmoid((2 * positive_BB - 1) * logit_BB).sum() / batch)
         else:
-            label_B = torch.arange(batch)
-            losses.append((F.cross_entropy(logit_BB, label_B) + F.cross_entropy(logit_BB.T, label_B)) / 2)
+            of_image = F.cross_entropy(logit_BB, positive_BB / positive_BB.sum(dim=1, keepdim=True))
+            of_caption = F.cross_entropy(logit_BB.T, (positive_BB / positive_BB.sum(dim=0)).T)
+            losses.append((of_image + of_caption) / 2)
     return torch.stack(losses).mean()
+
+
+def repeated_captions(count: int, seed: int = 0) -> Tensor:
+    """Token ids of captions of which many are equal, also of one image; two have a multiple of each other's ids."""
+    choices = torch.tensor([[1, 2, 9, 0], [2, 4, 9, 0], [2, 1, 9, 0], [1, 2, 3, 9], [1, 9, 0, 0]])
+    return choices[torch.randint(len(choices), (count,), generator=torch.Generator().manual_seed(seed))]
 
 
 def features(

@@ -63,6 +63,17 @@ def test_parts_have_the_gradients_of_the_whole(kind, loss):
         assert literal.errors(step(model, count, config), whole) < 1e-12
 
 
+def test_equal_captions_are_found_in_all_parts(monkeypatch):
+    pixels, _ = batch()
+    token_ids = torch.nn.functional.pad(literal.repeated_captions(CAPTIONS * IMAGES), (0, 5))
+    token_ids[token_ids == 9] = 39
+    monkeypatch.setitem(globals(), "batch", lambda: (pixels, token_ids))
+    model, config = small_model("text_query"), ObjectiveConfig(multi_positive=True)
+    whole = step(model, 1, config)
+    assert literal.errors(step(model, 3, config), whole) < 1e-12
+    assert literal.errors(step(model, 1, ObjectiveConfig()), whole) > 1e-3
+
+
 def test_the_second_pass_drops_the_same_patches():
     """Against one graph of the same forward passes, drawn from the same generator."""
     model, config = small_model("text_query", patch_dropout=0.5), ObjectiveConfig()

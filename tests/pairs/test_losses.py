@@ -13,6 +13,7 @@ from llip.config import ObjectiveConfig
 from llip.model.features import Mixture, Pooled, Query
 from llip.pairs import scoring
 from llip.pairs.losses import LOSSES, ScoreParameters, loss_of_features, score_parameters
+from llip.pairs.positives import caption_ids
 
 KINDS = ("class_token", "text_query", "image_query")
 
@@ -30,8 +31,16 @@ def compare(kind: str, images: int, captions: int, config: ObjectiveConfig, **si
     own = parameters(out_proj_DD)
     leaves = [t for t in (*image, *text, out_proj_DD, own.logit_scale, own.logit_bias) if t is not None]
     score_BT = literal.scores(image, text, out_proj_DD=out_proj_DD, temperature=1.7)
-    expected = literal.loss(config.loss, score_BT, own.logit_scale, own.logit_bias, captions)
-    actual = loss_of_features(image, text, own, config=config, captions_per_image=captions).loss
+    token_ids_TL = literal.repeated_captions(captions * images) if config.multi_positive else None
+    expected = literal.loss(config.loss, score_BT, own.logit_scale, own.logit_bias, captions, token_ids_TL)
+    actual = loss_of_features(
+        image,
+        text,
+        own,
+        config=config,
+        captions_per_image=captions,
+        caption_ids_T=None if token_ids_TL is None else caption_ids(token_ids_TL),
+    ).loss
     gradients = [torch.autograd.grad(loss, leaves) for loss in (actual, expected)]
     return literal.errors((actual, *gradients[0]), (expected, *gradients[1]))
 
@@ -44,6 +53,23 @@ def test_equals_the_literal_form(loss, kind, captions, monkeypatch):
         for tile in (1, 40, 1 << 19):
             monkeypatch.setattr(devices, "CPU", replace(devices.CPU, tile=tile))
             assert compare(kind, 7, captions, ObjectiveConfig(loss=loss, chunk=chunk)) < 1e-12
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_equal_captions_as_positives_equal_the_literal_form(loss, kind, captions, monkeypatch):
+    monkeypatch.setattr(devices, "CPU", replace(devices.CPU, tile=40))
+    for chunk in (1, 3, 1024):
+        assert compare(kind, 7, captions, ObjectiveConfig(loss=loss, chunk=chunk, multi_positive=True)) < 1e-12
+
+
+def test_an_id_is_of_the_words_and_not_of_the_padding():
+    token_ids_TL = literal.repeated_captions(40)
+    ids, words = caption_ids(token_ids_TL).tolist(), [tuple(row) for row in token_ids_TL.tolist()]
+    assert len(set(ids)) == len(set(words)) == len(set(zip(ids, words, strict=True))) == 5
+    padded = torch.nn.functional.pad(token_ids_TL, (0, 9)).int()
+    assert caption_ids(padded).tolist() == ids
 
 
 @pytest.mark.parametrize("form", ["gram", "metric"])

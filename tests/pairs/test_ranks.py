@@ -22,6 +22,7 @@ from llip.config import ObjectiveConfig
 from llip.model.features import Pooled, batch_slice
 from llip.pairs import accumulation
 from llip.pairs.losses import LOSSES, ScoreParameters, loss_of_features
+from llip.pairs.positives import caption_ids
 
 BATCHES = {1: (3,), 2: (3, 3), 3: (3, 2, 4), 4: (2, 3, 3, 2), 5: (3, 2, 2, 3, 2)}
 """Images of each rank, by the number of ranks: no multiples of the chunk, and of unequal size from 3 ranks on."""
@@ -29,33 +30,38 @@ RANKS = tuple(BATCHES)
 WORLD = max(RANKS)
 KINDS = ("text_query/2", "image_query/2", "class_token/1", "class_token/2")
 """Heads and captions an image: of pooled features the captions travel, or the images where captions are more."""
-CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"))]
+CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"), ("own", "equal"))]
 
 
 def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
     """Of the means of the loss and of the gradients over the ranks."""
-    kind, captions, loss, exchange = case.split("/")
+    kind, captions, loss, exchange, positives = case.split("/")
     captions = int(captions)
     rank, batches = dist.get_rank(group), BATCHES[dist.get_world_size(group)]
     images, texts, out_proj_DD = literal.features(kind, sum(batches), captions * sum(batches))
     scale, bias = (torch.tensor(x, dtype=torch.float64).requires_grad_() for x in (1.2, -2.0))
     shared = [t for t in (out_proj_DD, scale, bias) if t is not None]
     score_BT = literal.scores(images, texts, out_proj_DD=out_proj_DD, temperature=1.7)
-    expected = literal.loss(loss, score_BT, scale, bias, captions)
+    token_ids_TL = literal.repeated_captions(len(texts[0])) if positives == "equal" else None
+    expected = literal.loss(loss, score_BT, scale, bias, captions, token_ids_TL)
 
     first = sum(batches[:rank])
     mine = slice(first, first + batches[rank])
-    own_texts = type(texts)(*(t.unflatten(0, (captions, -1))[:, mine].flatten(0, 1) for t in texts))
+
+    def own_captions(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (captions, -1))[:, mine].flatten(0, 1)
+
     config = ObjectiveConfig(loss=loss, exchange=exchange, chunk=2)
     own = ScoreParameters(out_proj_DD, 1.7, scale, bias)
     actual = loss_of_features(
         batch_slice(images, mine),
-        own_texts,
+        type(texts)(*map(own_captions, texts)),
         own,
         config=config,
         captions_per_image=captions,
         group=group,
         images_by_rank=batches,
+        caption_ids_T=None if token_ids_TL is None else caption_ids(own_captions(token_ids_TL)),
     ).loss
     leaves = [*images, *texts, *shared]
     return literal.errors(

@@ -71,7 +71,7 @@ class ContrastiveModel(nn.Module):
     def pair_scores(self, images: ImageFeatures, texts: TextFeatures | Message) -> Tensor:
         """Cosine of every image with every caption, [B, T] in [-1, 1], before scale and bias."""
         return scoring.pair_scores(
-            images, texts, out_proj_DD=self.head.out_proj, temperature=self.config.head.temperature
+            images, texts, out_proj_DD=self.head.out_proj, temperature=self.config.mixing_temperature
         )
 
     def contextual_features(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
@@ -79,7 +79,7 @@ class ContrastiveModel(nn.Module):
 
         Takes the memory of every pair: for analysis. A model that mixes nothing has the same feature for every caption.
         """
-        temperature = self.config.head.temperature
+        temperature = self.config.mixing_temperature
         match images, texts:
             case Mixture(), Query():
                 feature_BTD = self.head.project(mix(images, texts.query_BME, temperature))
@@ -115,4 +115,4 @@ def create_model(source: str | ModelConfig | TrainingConfig) -> ContrastiveModel
     """
     if isinstance(source, str):
         source = recipe(source)
-    return ContrastiveModel(source.model if isinstance(source, TrainingConfig) else source)
+    return ContrastiveModel(source.built_model if isinstance(source, TrainingConfig) else source)

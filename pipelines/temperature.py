@@ -36,7 +36,7 @@ def sweep_temperature(settings: Temperature) -> "Sweep":
     output = output_folder(settings, weights)
     sets = [source.read() for source in sources_of(settings)]
     model = weights.load().eval()
-    trained = model.config.head.temperature
+    trained = model.config.mixing_temperature
     temperatures = settings.temperatures or tuple(trained * factor for factor in FACTORS)
     with torch.inference_mode():
         found = sweep(model, sets, temperatures, runner(model, settings))

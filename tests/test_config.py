@@ -16,7 +16,8 @@ from llip.config import (
     TrainingConfig,
     VisionConfig,
 )
-from llip.fields import differences, from_dict, to_dict
+from llip.contrastive import create_model
+from llip.fields import differences, from_dict, override, to_dict
 from llip.recipes import recipe
 
 CLIP = recipe("clip_b32")
@@ -40,7 +41,7 @@ def test_unknown_fields_are_named_with_their_place() -> None:
 
 def test_differences_name_fields_and_both_values() -> None:
     changed = dataclasses.replace(CLIP, steps=5000, optimizer=dataclasses.replace(CLIP.optimizer, betas=(0.9, 0.95)))
-    assert differences(CLIP, changed) == ["optimizer.betas: (0.9, 0.98) → (0.9, 0.95)", "steps: 390624 → 5000"]
+    assert differences(CLIP, changed) == ["optimizer.betas: None → (0.9, 0.95)", "steps: 390624 → 5000"]
     assert differences(CLIP, json.loads(json.dumps(to_dict(CLIP)))) == []
 
 
@@ -80,6 +81,11 @@ def test_configurations_are_frozen_and_have_no_positional_fields() -> None:
         (DataConfig, {"lanes": 12}, r"data\.lanes is 12; it has to be a divisor of data\.batch_size 32768"),
         (DataConfig, {"batch_size": 0}, r"data\.batch_size is 0; it has to be at least 1"),
         (HeadConfig, {"kind": "mean", "heads": 4}, r"head\.heads is 4; it has to be left at 8: no query mixes"),
+        (
+            HeadConfig,
+            {"kind": "mean", "relative_temperature": True},
+            r"relative_temperature is True; it has to be False",
+        ),
         (HeadConfig, {"kind": "class_token", "temperature": 1.0}, r"temperature is 1\.0; it has to be left at 5\.0"),
         (ObjectiveConfig, {"accumulation": 2, "micro_batch": 8}, r"accumulation is 2; it has to be left out where ob"),
         (DataConfig, {"crop_scale": (1.0, 0.5)}, r"data\.crop_scale is \(1\.0, 0\.5\); it has to be two increasing"),
@@ -129,19 +135,25 @@ def test_dropped_patches_cannot_be_mixed() -> None:
         )
 
 
+def test_the_bias_and_beta2_follow_the_loss() -> None:
+    softmax = override(LLIP, {"objective.loss": "softmax"})
+    assert (LLIP.built_model.init_logit_bias, softmax.built_model.init_logit_bias) == (-10.0, None)
+    assert (LLIP.betas, softmax.betas) == ((0.9, 0.95), (0.9, 0.98))
+    relative = override(LLIP, {"logit_bias": None, "data.batch_size": 1024})
+    assert relative.built_model.init_logit_bias == pytest.approx(-6.931472)
+    assert override(softmax, {"optimizer.betas": (0.9, 0.99)}).betas == (0.9, 0.99)
+    assert create_model(override(recipe("clip_tiny"), {"objective.loss": "sigmoid"})).logit_bias is not None
+
+
+def test_a_relative_temperature_is_in_units_of_the_root_of_a_head_s_width() -> None:
+    assert model(heads=8, temperature=2.0).mixing_temperature == 2.0
+    assert model(heads=8, temperature=2.0, relative_temperature=True).mixing_temperature == 16.0
+    assert model(heads=2, temperature=2.0, relative_temperature=True).mixing_temperature == 32.0
+
+
 @pytest.mark.parametrize(
     ("base", "values", "message"),
     [
-        (
-            LLIP,
-            {"objective": ObjectiveConfig(loss="softmax")},
-            r"model\.init_logit_bias is -10\.0; it has to be None for the so",
-        ),
-        (
-            CLIP,
-            {"objective": ObjectiveConfig(loss="sigmoid")},
-            r"model\.init_logit_bias is None; it has to be a number for the",
-        ),
         (
             CLIP,
             {"steps": 2000, "optimizer": OptimizerConfig(warmup_steps=2000)},

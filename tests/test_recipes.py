@@ -46,12 +46,12 @@ def test_the_schedule_is_the_paper_s() -> None:
 def test_objectives_differ_in_loss_bias_and_beta2_alone() -> None:
     clip, siglip, llip = recipe("clip_b32"), recipe("siglip_b32"), recipe("llip_b32_k32")
     assert (clip.objective.loss, siglip.objective.loss, llip.objective.loss) == ("softmax", "sigmoid", "sigmoid")
-    assert (clip.optimizer.betas, siglip.optimizer.betas, llip.optimizer.betas) == (
+    assert (clip.betas, siglip.betas, llip.betas) == (
         (0.9, 0.98),
         (0.9, 0.95),
         (0.9, 0.95),
     )
-    assert (clip.model.init_logit_bias, siglip.model.init_logit_bias, llip.model.init_logit_bias) == (None, -10, -10)
+    assert [run.built_model.init_logit_bias for run in (clip, siglip, llip)] == [None, -10, -10]
     assert clip.model.vision == siglip.model.vision and clip.model.head == siglip.model.head
     assert clip.model.init_logit_scale == siglip.model.init_logit_scale == pytest.approx(1 / 0.07)
 
@@ -79,11 +79,7 @@ def test_an_unknown_name_is_answered_with_those_near_it() -> None:
 
 def test_llip_with_softmax_and_with_patches_differ_from_llip_in_what_their_names_say() -> None:
     llip, softmax, patch = recipe("llip_b32_k64"), recipe("llip_softmax_b32_k64"), recipe("llip_patch_b32_k64")
-    assert [line.split(":")[0] for line in differences(llip, softmax)] == [
-        "model.init_logit_bias",
-        "objective.loss",
-        "optimizer.betas",
-    ]
+    assert differences(llip, softmax) == ["objective.loss: 'sigmoid' → 'softmax'"]
     assert differences(llip, patch) == ["model.head.patch_tokens: False → True", "model.head.temperature: 5.0 → 1.0"]
 
 
@@ -92,6 +88,14 @@ def test_the_default_is_llip_over_patches_with_shared_projections_and_softmax() 
         "model.head.patch_tokens",
         "model.head.shared_projections",
     ]
+
+
+@pytest.mark.parametrize(
+    ("softmax", "sigmoid"), [("clip_tiny", "siglip_tiny"), ("llip_softmax_b16_k32", "llip_b16_k32")]
+)
+def test_the_loss_is_an_axis_of_its_own(softmax: str, sigmoid: str) -> None:
+    assert override(recipe(sigmoid), {"objective.loss": "softmax"}) == recipe(softmax)
+    assert override(recipe(softmax), {"objective.loss": "sigmoid"}) == recipe(sigmoid)
 
 
 @pytest.mark.parametrize(("dataset", "rows", "epochs"), [("cc3m", 2_900_000, 40), ("cc12m", 11_000_000, 35)])

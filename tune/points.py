@@ -16,8 +16,10 @@ COMBINATIONS = 4096
 """Most combinations that are tried to find whether a recipe has a use for an axis."""
 ATTEMPTS = 20
 """Draws for each point of a random search after which its space counts as exhausted."""
-MIXING = ("model.head.heads", "model.head.temperature")
+MIXING = ("model.head.heads", "model.head.temperature", "model.head.relative_temperature")
 """Settings of the mixture, of no effect where it is of a single token."""
+BIAS = "model.init_logit_bias"
+"""Of no effect on the softmax loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,10 @@ class Space:
         recipe = chosen.get(RECIPE, self.recipe)
         used = {p: v for p, v in chosen.items() if p in self.used(recipe)}
         config = self._configured(recipe, used)
-        if config.model.head.kind in QUERIED_HEADS and config.model.mixture_tokens == 1:
-            used = {p: v for p, v in used.items() if p not in MIXING}
+        single = config.model.head.kind in QUERIED_HEADS and config.model.mixture_tokens == 1
+        ignored = (*(MIXING if single else ()), *([BIAS] if config.objective.loss == "softmax" else ()))
+        if ignored:
+            used = {p: v for p, v in used.items() if p not in ignored}
             config = self._configured(recipe, used)
         base = self._base(recipe)
         values = {p: v for p, v in used.items() if value_of(base, p) != v}

@@ -33,7 +33,7 @@ UNQUERIED = {"model.head.heads": 8, "model.head.temperature": 5.0}
 """What a head has that no query mixes for."""
 SINGLE = {"model.head.kind": "class_token", "model.vision.tokens": 1} | UNQUERIED
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "clip": SINGLE | {"objective.loss": "softmax", "model.init_logit_bias": None, "optimizer.betas": (0.9, 0.98)},
+    "clip": SINGLE | {"objective.loss": "softmax"},
     "siglip": SINGLE,
     "register": {"model.head.kind": "register"} | UNQUERIED,
     "mean": {"model.head.kind": "mean"} | UNQUERIED,

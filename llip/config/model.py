@@ -1,5 +1,6 @@
 """Configuration of a model: towers, head, and how images are prepared for it."""
 
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -102,6 +103,8 @@ class HeadConfig:
     """M: heads of the mixture; they divide the embedding width."""
     temperature: float = setting(5.0, short="temperature")
     """Mixing temperature: divides the mixing logits, so a higher one mixes more evenly."""
+    relative_temperature: bool = False
+    """Count the temperature in units of the square root of a head's width, so that M changes no logit's spread."""
     norm: bool = False
     """LayerNorm over the full width on queries, keys and values (H/14 and G/14)."""
     patch_tokens: bool = False
@@ -122,6 +125,16 @@ class HeadConfig:
         for name, unused in (("heads", 8), ("temperature", 5.0)):
             value, left = getattr(self, name), f"left at {unused}: no query mixes tokens for a {self.kind} head"
             check(self.kind in QUERIED_HEADS or value == unused, f"model.head.{name}", value, left)
+        check(
+            self.kind in QUERIED_HEADS or not self.relative_temperature,
+            "model.head.relative_temperature",
+            True,
+            f"False: no query mixes tokens for a {self.kind} head",
+        )
+
+    def mixing_temperature(self, embed_dim: int) -> float:
+        """What divides the mixing logits of heads that share `embed_dim`."""
+        return self.temperature * (math.sqrt(embed_dim / self.heads) if self.relative_temperature else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +178,7 @@ class ModelConfig:
     init_logit_scale: float = setting(1 / 0.07, short="logit_scale")
     """Initial factor of the cosines; learned in log space."""
     init_logit_bias: float | None = setting(None, short="logit_bias")
-    """Initial bias of the scores (sigmoid loss); None: no bias (InfoNCE)."""
+    """Initial bias of the scores for the sigmoid loss, -ln(batch) where none is given; softmax has no bias."""
     preprocessing: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
@@ -190,10 +203,10 @@ class ModelConfig:
                 f"False for a {self.head.kind} head",
             )
             check(
-                self.vision.patch_dropout == 0,
+                self.vision.patch_dropout == 0 or self.head.shared_projections,
                 "model.vision.patch_dropout",
                 self.vision.patch_dropout,
-                "0 where patches are mixed",
+                "0 where patches are mixed by projections of their own",
             )
         check(
             self.init_logit_scale >= 1,
@@ -201,6 +214,11 @@ class ModelConfig:
             self.init_logit_scale,
             "at least 1 (its logarithm is clamped at 0)",
         )
+
+    @property
+    def mixing_temperature(self) -> float:
+        """What divides the mixing logits."""
+        return self.head.mixing_temperature(self.embed_dim)
 
     @property
     def mixture_tokens(self) -> int:

@@ -56,7 +56,8 @@ class OptimizerConfig:
 
     learning_rate: float = setting(5e-4, short="learning_rate")
     """Peak learning rate, at the end of the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] | None = None
+    """Of AdamW; None: (0.9, 0.95) for the sigmoid loss (SigLIP), (0.9, 0.98) for softmax (CLIP)."""
     eps: float = 1e-6
     weight_decay: float = 0.2
     """Of matrices only: not of norms, biases, scales and other tensors with fewer than 2 dimensions."""
@@ -71,7 +72,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "positive")
-        check(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
+        check(all(0 <= b < 1 for b in self.betas or ()), "optimizer.betas", self.betas, "two numbers in [0, 1)")
         check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
         steps, share = self.warmup_steps, self.warmup_share
         check(steps is None or steps >= 0, "optimizer.warmup_steps", steps, "at least 0")
@@ -203,17 +204,29 @@ class TrainingConfig:
         peak = self.peak_flops
         check(peak is None or peak > 0, "peak_flops", peak, "positive, or None")
         check(self.nonfinite in ("stop", "skip"), "nonfinite", self.nonfinite, "stop or skip")
-        warmup, bias = self.optimizer.warmup_steps, self.model.init_logit_bias
+        warmup = self.optimizer.warmup_steps
         check(
             self.steps is None or warmup is None or warmup < self.steps,
             "optimizer.warmup_steps",
             warmup,
             f"below steps {self.steps}",
         )
-        if self.objective.loss == "sigmoid":
-            check(bias is not None, "model.init_logit_bias", bias, "a number for the sigmoid loss")
-        else:
-            check(bias is None, "model.init_logit_bias", bias, "None for the softmax loss, which no bias changes")
+
+    @property
+    def built_model(self) -> ModelConfig:
+        """The model as it is created: with the bias of its loss.
+
+        Softmax has none. The sigmoid's is -ln(batch) where none is given: a pair is then as likely a match as it is in
+        the batch (Zhai et al. 2023, section 3.2, whose -10 is that of a batch of 22,000).
+        """
+        given = self.model.init_logit_bias
+        bias = -math.log(self.data.batch_size) if given is None else given
+        return replace(self.model, init_logit_bias=None if self.objective.loss == "softmax" else bias)
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """AdamW's."""
+        return self.optimizer.betas or ((0.9, 0.98) if self.objective.loss == "softmax" else (0.9, 0.95))
 
     @property
     def total_steps(self) -> int:

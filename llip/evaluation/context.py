@@ -46,7 +46,7 @@ class CompareContexts:
                 for i in range(count)
             ]
         )
-        weight_B2MK = mixing_weights(images, query_B2ME, model.config.head.temperature)
+        weight_B2MK = mixing_weights(images, query_B2ME, model.config.mixing_temperature)
         cosines = dict(zip(COSINES, score_B4.T.cpu().numpy(), strict=True))
         return cosines | {"weights": weight_B2MK.cpu().numpy()}
 

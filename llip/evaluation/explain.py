@@ -39,7 +39,7 @@ def explain(model: ContrastiveModel, image: bytes, captions: Sequence[str], wher
     pixels = decode(image, model.config.vision.image_size, where, model.config.preprocessing)[None]
     images, texts = model.encode_image(model_input(model, pixels)), encode_texts(model, captions)
     assert isinstance(images, Mixture) and isinstance(texts, Query)
-    weight_CMK = mixing_weights(images, texts.query_BME, model.config.head.temperature)[0]
+    weight_CMK = mixing_weights(images, texts.query_BME, model.config.mixing_temperature)[0]
     feature_CD = model.contextual_features(images, texts)[0]
     cosine_CC = feature_CD @ normalize(texts.target_BD, dim=-1).T
     return Explanation(tuple(captions), weight_CMK.cpu().numpy(), cosine_CC.cpu().numpy())

@@ -67,7 +67,7 @@ def sweep(model: ContrastiveModel, sets: Sequence[EvaluationSet], temperatures: 
     if not any(data.task in TASKS for data in sets):
         told = ", ".join(f"{data.name} ({data.task})" for data in sets)
         raise ValueError(f"only {' and '.join(TASKS)} sets have a value at every temperature; these are {told}")
-    trained = model.config.head.temperature
+    trained = model.config.mixing_temperature
     temperatures = tuple(sorted({*temperatures, trained}))
     ratios = [trained / temperature for temperature in temperatures]
     kinds: dict[str, type[_Classification] | type[_Retrieval]] = {

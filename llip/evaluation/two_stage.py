@@ -95,7 +95,7 @@ def pair_list_scores(model: ContrastiveModel, images: Mixture, texts: Query, ima
         listed_GL = order_P[start[chosen, None] + torch.minimum(place_L, length[chosen, None] - 1)]
         text_GL = text_P[listed_GL]
         mixture = Mixture(*(tensor[present[chosen]] for tensor in images))
-        mixed_GLD = mix(mixture, texts.query_BME[text_GL], model.config.head.temperature)
+        mixed_GLD = mix(mixture, texts.query_BME[text_GL], model.config.mixing_temperature)
         feature_GLD = normalize(model.head.project(mixed_GLD), dim=-1)
         score_P[listed_GL] = (feature_GLD * target_TD[text_GL]).sum(dim=-1)
     return score_P

@@ -100,7 +100,7 @@ class LearnedQueryMixture(nn.Module):
 
     def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
         super().__init__()
-        self.temperature = head.temperature
+        self.temperature = head.mixing_temperature(embed_dim)
         self.mixture = MixtureProjection(tokens, width, embed_dim, head)
         self.query = nn.Parameter(torch.randn(head.heads, embed_dim // head.heads))
 

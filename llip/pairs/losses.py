@@ -122,7 +122,7 @@ def score_parameters(model: Any) -> ScoreParameters:
     mixed = model.config.head.kind in ("text_query", "image_query")
     return ScoreParameters(
         out_proj_DD=model.head.out_proj if mixed else None,
-        temperature=model.config.head.temperature,
+        temperature=model.config.mixing_temperature,
         logit_scale=model.logit_scale,
         logit_bias=model.logit_bias,
     )

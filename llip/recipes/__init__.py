@@ -3,6 +3,7 @@
     python -m llip.recipes                 # all of them, with parameters, FLOPs, batch, steps, accuracy to expect
     python -m llip.recipes b16 cc12m       # those whose names hold these words
 
+`--objective.loss sigmoid` or `softmax` changes the loss of any of them, its bias and beta2 with it.
 `recipe(name)` finds one by its name, `load(source)` also `module:function`, a TOML file and the folder of a run. A new
 size is one more entry of SIZES; a new family is one more function, registered at the end of the file.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from llip import storage
 from llip.config import (
@@ -52,7 +54,7 @@ class Size:
     learning_rate: float = 5e-4
     logit_scale: float = 1 / 0.07
     logit_bias: float = SIGLIP_INIT_BIAS
-    """Initial ones; the bias is that of the sigmoid loss."""
+    """Initial ones; the sigmoid loss alone has a bias."""
     activation_checkpointing: bool = False
 
 
@@ -104,12 +106,10 @@ SIZES: dict[str, Size] = {
 }
 
 
-def _training(size: str, model: ModelConfig) -> TrainingConfig:
+def _training(size: str, model: ModelConfig, loss: Literal["softmax", "sigmoid"] = "sigmoid") -> TrainingConfig:
     """The paper's schedule (12.8 B pairs, 390,624 steps of 32,768) or, for `tiny`, a few minutes of two CPU cores."""
     towers = SIZES[size]
-    softmax = model.init_logit_bias is None
-    optimizer = OptimizerConfig(learning_rate=towers.learning_rate, betas=(0.9, 0.98) if softmax else (0.9, 0.95))
-    objective = ObjectiveConfig(loss="softmax" if softmax else "sigmoid")
+    optimizer, objective = OptimizerConfig(learning_rate=towers.learning_rate), ObjectiveConfig(loss=loss)
     if size == "tiny":
         return TrainingConfig(
             model=model,
@@ -139,8 +139,9 @@ def clip(size: str) -> TrainingConfig:
         text=towers.text,
         head=HeadConfig(kind="class_token"),
         init_logit_scale=towers.logit_scale,
+        init_logit_bias=towers.logit_bias,
     )
-    return _training(size, model)
+    return _training(size, model, "softmax")
 
 
 def siglip(size: str) -> TrainingConfig:
@@ -149,8 +150,7 @@ def siglip(size: str) -> TrainingConfig:
     `python pipelines/pretrain.py --recipe siglip_b32 --pool s3://bucket/pool --workers 128`
     The paper's ImageNet zero-shot accuracy: B/32 67.3, B/16 72.3, L/14 79.4.
     """
-    model = replace(clip(size).model, init_logit_bias=SIZES[size].logit_bias)
-    return _training(size, model)
+    return _training(size, clip(size).model)
 
 
 def llip(size: str, tokens: int) -> TrainingConfig:
@@ -190,7 +190,7 @@ def llip_softmax(size: str, tokens: int) -> TrainingConfig:
 
     `python pipelines/pretrain.py --recipe llip_softmax_b16_k64 --pool s3://bucket/pool --workers 128`
     """
-    return _training(size, replace(llip(size, tokens).model, init_logit_bias=None))
+    return _training(size, llip(size, tokens).model, "softmax")
 
 
 def llip_patch(size: str, tokens: int) -> TrainingConfig:
@@ -211,8 +211,9 @@ def llip_dense(size: str, tokens: int) -> TrainingConfig:
     Not in the paper, which prints shared projections and mixes K tokens alone. On the built-in corpus it learns where
     things are, which no other recipe does; nobody has measured it on ImageNet.
     """
-    model = llip_softmax(size, tokens).model
-    return _training(size, replace(model, head=replace(model.head, patch_tokens=True, shared_projections=True)))
+    model = llip(size, tokens).model
+    head = replace(model.head, patch_tokens=True, shared_projections=True)
+    return _training(size, replace(model, head=head), "softmax")
 
 
 DATASETS = {"cc3m": 40, "cc12m": 35, "yfcc15m": 25}

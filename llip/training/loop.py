@@ -94,8 +94,8 @@ def train(
             logger.warning("%s: made of its weights: %s; new: %s", config.init_from, *map(", ".join, begun))
     model.to(world.device)
     towers = Towers(model, config, world)
-    watched = Watched(towers, config.model.head.temperature, phases)
-    optimizer = build_optimizer(model, config.optimizer)
+    watched = Watched(towers, config.model.mixing_temperature, phases)
+    optimizer = build_optimizer(model, config)
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     state = TrainingState(model, optimizer, average)
     with phases.inside("restore"):

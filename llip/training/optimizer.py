@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llip.config import OptimizerConfig, TrainingConfig
+from llip.config import TrainingConfig
 from llip.training.parallel import local
 
 
@@ -26,15 +26,16 @@ def uses_weight_decay(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, as one fused kernel; the loop sets the learning rate of every step."""
+    settings = config.optimizer
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": group, "weight_decay": config.weight_decay if decay else 0.0}
+        {"params": group, "weight_decay": settings.weight_decay if decay else 0.0}
         for decay, sharded in itertools.product((True, False), (False, True))  # a kernel takes shards or whole tensors
         if (group := [p for p in trained if (uses_weight_decay(p), isinstance(p, DTensor)) == (decay, sharded)])
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=config.betas, eps=settings.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

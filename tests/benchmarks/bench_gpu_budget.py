@@ -121,7 +121,7 @@ def count_step(name: str, gpus: int, *, fused: bool, layers: int | None = None) 
     towers, pairs, update = Count(), Count(), Count()
     with ranks(gpus) as group, devices.as_on(devices.A100 if fused else BEFORE), FakeTensorMode() as mode:
         model = create_model(model_config)
-        optimizer = build_optimizer(model, config.optimizer)
+        optimizer = build_optimizer(model, config)
         pixels = torch.empty(images, 3, model_config.vision.image_size, model_config.vision.image_size)
         inputs = packing.PackedCaptions(*(mode.from_tensor(tensor) for tensor in packed))
         with towers, torch.autocast("cpu", torch.bfloat16):

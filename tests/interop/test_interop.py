@@ -166,7 +166,7 @@ def test_saved_models_come_back(tmp_path: Path, name: str) -> None:
     interop.save_model(model, str(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     loaded = load_model(str(tmp_path))
-    assert loaded.config == model.config == recipe(name).model
+    assert loaded.config == model.config == recipe(name).built_model
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for key, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor)

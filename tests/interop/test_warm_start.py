@@ -15,7 +15,7 @@ from llip.contrastive import ContrastiveModel
 from llip.interop.warm_start import Start, init_from
 from llip.model.features import Pooled
 
-CLIP = recipe("clip_tiny").model
+CLIP = recipe("clip_tiny").built_model
 PIXELS = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[49406, 320, 1125, 49407], [49406, 49407, 0, 0]])
 
@@ -94,7 +94,7 @@ def test_other_towers_are_refused_by_field() -> None:
 @pytest.mark.parametrize("name", ["clip_tiny", "llip_tiny_k8", "register_tiny_k8"])
 def test_positions_are_resized_to_another_image_size_as_by_open_clip(name: str, size: int) -> None:
     torch.manual_seed(0)
-    clip, config = create_model(CLIP), recipe(name).model
+    clip, config = create_model(CLIP), recipe(name).built_model
     torch.nn.init.normal_(clip.vision.position)
     model = create_model(replace(config, vision=replace(config.vision, image_size=size)))
     assert "vision.position" in init_from(model, clip).seeded

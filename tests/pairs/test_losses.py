@@ -117,7 +117,7 @@ def test_takes_its_parameters_from_the_model():
     _, _, out_proj_DD = literal.features("text_query", 4, 8)
     own = parameters(out_proj_DD)
     model = SimpleNamespace(
-        config=SimpleNamespace(head=SimpleNamespace(kind="text_query", temperature=1.7)),
+        config=SimpleNamespace(head=SimpleNamespace(kind="text_query"), mixing_temperature=1.7),
         head=SimpleNamespace(out_proj=out_proj_DD),
         logit_scale=own.logit_scale,
         logit_bias=own.logit_bias,

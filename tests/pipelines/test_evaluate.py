@@ -36,7 +36,7 @@ def write_checkpoint(run, step, seed=0):
     torch.manual_seed(seed)
     config = recipe("llip_tiny_k8")
     model = create_model(config)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -22,7 +22,7 @@ from llip.training.parallel import single_process
 def _trained(config: TrainingConfig, updates: int) -> TrainingState:
     torch.manual_seed(0)
     model = llip.create_model(config)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config)
     for _ in range(updates):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)

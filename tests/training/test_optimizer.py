@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import llip
-from llip.config import OptimizerConfig
 from llip.fields import override
 from llip.recipes import recipe
 from llip.training.optimizer import build_optimizer, learning_rate, uses_weight_decay
@@ -49,7 +48,7 @@ def test_only_matrices_decay(name: str) -> None:
 
 def test_groups_hold_every_parameter_once() -> None:
     model = llip.create_model("llip_tiny_k8")
-    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.3))
+    optimizer = build_optimizer(model, override(CONFIG, {"optimizer.weight_decay": 0.3}))
     first, second = optimizer.param_groups
     assert (first["weight_decay"], second["weight_decay"]) == (0.3, 0.0)
     assert {id(p) for p in first["params"] + second["params"]} == {id(p) for p in model.parameters()}
@@ -58,7 +57,7 @@ def test_groups_hold_every_parameter_once() -> None:
 
 def test_a_parameter_that_does_not_decay_keeps_its_value_without_gradient() -> None:
     model = llip.create_model("siglip_tiny")
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.1, weight_decay=0.5))
+    optimizer = build_optimizer(model, override(CONFIG, {"learning_rate": 0.1, "optimizer.weight_decay": 0.5}))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     scale, matrix = model.logit_scale.item(), model.text.position.detach().clone()

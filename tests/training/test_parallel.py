@@ -61,7 +61,7 @@ def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str,
     torch.manual_seed(0)
     model = llip.create_model(config).double()
     towers = Towers(model, config, world)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config)
     pixels, ids = _batch(config)
     shares = [len(share) for share in pixels.tensor_split(world.size)]
     pixels, ids = pixels.tensor_split(world.size)[world.rank], ids.tensor_split(world.size, dim=1)[world.rank]

@@ -29,7 +29,7 @@ CAPTIONS = ["an astronaut", "a cat on a sofa", "a cup of coffee"]
 def save_run(folder: Path, name: str = "llip_tiny_k8") -> ContrastiveModel:
     config = recipe(name)
     model = create_model(config)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -38,7 +38,7 @@ def save_run(folder: Path, name: str = "llip_tiny_k8") -> ContrastiveModel:
 
 
 def save_open_clip(folder: Path) -> ContrastiveModel:
-    model = create_model(replace(recipe("clip_tiny").model, preprocessing=PreprocessConfig(mean=(0.5, 0.5, 0.5))))
+    model = create_model(replace(recipe("clip_tiny").built_model, preprocessing=PreprocessConfig(mean=(0.5, 0.5, 0.5))))
     interop.export_open_clip(model, folder)
     return model
 

@@ -107,9 +107,18 @@ def test_a_contradiction_is_left_out_with_its_reason() -> None:
         selected("heads=3,5", "k=4")
 
 
+def test_heads_and_losses_are_two_axes_and_a_bias_belongs_to_one_of_them() -> None:
+    found = selected("recipe=llip_tiny_k8,mean_tiny_k8", "objective.loss=softmax,sigmoid", "logit_bias=-3,-5")
+    assert set(found.points) == {
+        f"{recipe}_tiny_k8{loss}" for recipe in ("llip", "mean") for loss in ("-losssoftmax", "-logit_bias-3", "")
+    }
+
+
 def test_settings_that_need_each_other_are_varied_together() -> None:
-    found = selected("objective.loss=softmax,sigmoid", "logit_bias=none,-5")
-    assert list(found.points) == ["llip_tiny_k8-logit_biasnone-losssoftmax", "llip_tiny_k8"]
+    found = selected(
+        "model.vision.patch_dropout=0,0.5", "model.head.patch_tokens=true", "model.head.shared_projections=false,true"
+    )
+    assert len(found.points) == 3 and all("patch_dropout0.5" not in p or "shared" in p for p in found.points)
 
 
 def test_a_recorded_point_stands_for_its_equals() -> None:

@@ -66,7 +66,7 @@ def test_ablations_differ_from_llip_in_the_head_alone(kind: str) -> None:
 
 
 def test_every_name_gives_a_configuration() -> None:
-    assert len(RECIPES) == 6 * 2 + 5 * 3 * 8 + 2 * 8 + 2 * 3 * 3
+    assert len(RECIPES) == 6 * 2 + 5 * 3 * 8 + 2 * 8 + 2 * 3 * 3 + 6 * 2 * 2
     for name in RECIPES:
         assert recipe(name).model.embed_dim > 0
     assert {recipe(name).model.head.kind for name in RECIPES} == set(typing.get_args(Head))
@@ -107,6 +107,14 @@ def test_the_academic_scale_counts_in_epochs(dataset: str, rows: int, epochs: in
     of_shards = run.for_rows(rows)
     assert of_shards.total_steps == round(epochs * rows / 4096)
     assert of_shards.warmup_steps == pytest.approx(rows / 4096, abs=1)
+
+
+def test_a_shortened_run_and_its_end_are_one_model_on_other_lengths() -> None:
+    whole, short, end = (recipe(f"llip_dense_b16_k32{part}") for part in ("", "_short", "_end"))
+    assert differences(whole, short) == ["model.text.context_length: 77 → 19", "model.vision.image_size: 224 → 112"]
+    assert end.model == whole.model
+    assert (end.total_steps, end.optimizer.learning_rate) == (19_531, pytest.approx(5e-5))
+    assert recipe("clip_tiny_short").model.vision.patches == 4
 
 
 def own_recipe() -> TrainingConfig:

@@ -31,7 +31,8 @@ def init_from(model: ContrastiveModel, source: ContrastiveModel) -> Start:
     From CLIP, the first token is its class token and the others are noisy copies of it, all at its position. Every
     value projection is CLIP's projection and W_O the identity, so that whatever the mixing weights are, the new model's
     features are nearly CLIP's. Positions of patches are resized bicubically to another number of patches; a shorter
-    context keeps the first positions. Raises ValueError where the towers differ otherwise, naming the fields.
+    context keeps the first positions, a longer one repeats the last. Raises ValueError where the towers differ
+    otherwise, naming the fields.
     """
     _refuse_other_models(model.config, source.config)
     known, seeds = dict(source.named_parameters()), _seeds(model, source)
@@ -60,9 +61,8 @@ def _refuse_other_models(config: ModelConfig, source: ModelConfig) -> None:
 
 def _fixed(config: ModelConfig, new: ModelConfig, from_clip: bool) -> dict[str, Any]:
     """What has to be equal: neither how values are drawn nor what a start can adapt."""
-    context = min(config.text.context_length, new.text.context_length)
     vision = replace(config.vision, patch_dropout=0.0, position_std=None)
-    text = replace(config.text, context_length=context)
+    text = replace(config.text, context_length=new.text.context_length)
     fields = {"embed_dim": config.embed_dim, "activation": config.activation, "text": asdict(text)}
     if from_clip:
         fields |= {"text": asdict(replace(text, tokens=1))}
@@ -91,8 +91,9 @@ def _seeds(model: ContrastiveModel, source: ContrastiveModel) -> dict[str, Tenso
     if tokens > theirs or model.config.vision.patches != source.config.vision.patches:
         patch_position_PW = _resized(patch_position_PW, model.config.vision.patches)
         seeds["vision.position"] = torch.cat([token_position_KW, patch_position_PW])
-    if context < source.config.text.context_length:
-        seeds["text.position"] = source.text.position[:context]
+    if context != (before := source.config.text.context_length):
+        longer_LW = source.text.position[-1:].expand(max(0, context - before), -1)
+        seeds["text.position"] = torch.cat([source.text.position[:context], longer_LW])
     if model.config.head.kind == source.config.head.kind:
         return seeds
     known = dict(source.named_parameters())

@@ -241,6 +241,33 @@ def academic(config: TrainingConfig, dataset: str) -> TrainingConfig:
     )
 
 
+def shortened(config: TrainingConfig) -> TrainingConfig:
+    """The first and longest part of CLIPA's training: images of half the side, captions of a quarter of the context.
+
+    `python pipelines/pretrain.py --recipe clip_b16_short --pool s3://bucket/pool --workers 128`
+    The larger the towers, the fewer tokens of images and captions they need in training (Li et al. 2023, arXiv
+    2305.07017, which shortens images by resizing, and captions by their syntax; here they are cut, to at least 16).
+    """
+    vision, text = config.model.vision, config.model.text
+    size = max(1, vision.image_size // vision.patch_size // 2) * vision.patch_size
+    model = replace(
+        config.model,
+        vision=replace(vision, image_size=size),
+        text=replace(text, context_length=max(16, text.context_length // 4)),
+    )
+    return replace(config, model=model)
+
+
+def full_length(config: TrainingConfig) -> TrainingConfig:
+    """The end of CLIPA's training, from the weights of `shortened`: full images and captions, positions resized.
+
+    `python pipelines/pretrain.py --recipe clip_b16_end --init-from output/runs/clip_b16_short-seed0 --workers 128`
+    A twentieth of the steps at a tenth of the rate: numbers of this project, not of the paper.
+    """
+    optimizer = replace(config.optimizer, learning_rate=config.optimizer.learning_rate / 10, warmup_share=0.1)
+    return replace(config, optimizer=optimizer, steps=config.total_steps // 20)
+
+
 ABLATIONS: tuple[Head, ...] = ("register", "mean", "learned_query", "image_query")
 DEFAULT = "llip_dense_tiny_k8"
 """The recipe that entry points train where none is named."""
@@ -286,15 +313,18 @@ def _register() -> dict[str, Callable[[], TrainingConfig]]:
             recipes[f"llip_dense_{size}_k{tokens}"] = partial(llip_dense, size, tokens)
             for kind in ABLATIONS:
                 recipes[f"{kind}_{size}_k{tokens}"] = partial(mixture, kind, size, tokens)
+        for name in (f"clip_{size}", f"llip_dense_{size}_k{8 if size == 'tiny' else 32}"):
+            recipes[f"{name}_short"] = partial(_changed, shortened, recipes[name])
+            recipes[f"{name}_end"] = partial(_changed, full_length, recipes[name])
     for size in ("b32", "b16"):
         for dataset in DATASETS:
             for name in (f"clip_{size}", f"siglip_{size}", f"llip_{size}_k32"):
-                recipes[f"{name}_{dataset}"] = partial(_academic, recipes[name], dataset)
+                recipes[f"{name}_{dataset}"] = partial(_changed, partial(academic, dataset=dataset), recipes[name])
     return recipes
 
 
-def _academic(make: Callable[[], TrainingConfig], dataset: str) -> TrainingConfig:
-    return academic(make(), dataset)
+def _changed(change: Callable[[TrainingConfig], TrainingConfig], make: Callable[[], TrainingConfig]) -> TrainingConfig:
+    return change(make())
 
 
 RECIPES = _register()

@@ -79,9 +79,17 @@ def test_a_shorter_context_keeps_the_first_positions() -> None:
     torch.testing.assert_close(shorter.encode_text(IDS), clip.encode_text(IDS))
 
 
+def test_a_longer_context_repeats_the_last_position() -> None:
+    clip = create_model(CLIP)
+    longer = create_model(replace(CLIP, text=replace(CLIP.text, context_length=40)))
+    assert init_from(longer, clip) == (["text.position"], [])
+    torch.testing.assert_close(longer.encode_text(IDS), clip.encode_text(IDS))
+    assert torch.equal(longer.text.position[32:], clip.text.position[31:].expand(8, -1))
+
+
 def test_other_towers_are_refused_by_field() -> None:
-    wider = replace(CLIP, vision=replace(CLIP.vision, width=160), text=replace(CLIP.text, context_length=40))
-    with pytest.raises(ValueError, match=r"text\.context_length: 32 → 40; vision\.width: 128 → 160"):
+    wider = replace(CLIP, vision=replace(CLIP.vision, width=160), text=replace(CLIP.text, width=160))
+    with pytest.raises(ValueError, match=r"text\.width: 128 → 160; vision\.width: 128 → 160"):
         init_from(create_model(wider), create_model(CLIP))
     with pytest.raises(ValueError, match="activation: 'gelu' → 'quick_gelu'"):
         init_from(create_model(CLIP), create_model(replace(CLIP, activation="gelu")))
@@ -130,7 +138,7 @@ def test_a_model_starts_from_one_with_its_own_head(name: str) -> None:
         ("vision", {"patch_size": 16}, r"vision\.patch_size: 12 → 16"),
         ("head", {"heads": 2}, r"head\.heads: 4 → 2"),
         ("head", {"temperature": 1.0}, r"head\.temperature: 5\.0 → 1\.0"),
-        ("text", {"context_length": 40}, r"text\.context_length: 32 → 40"),
+        ("text", {"layers": 2}, r"text\.layers: 1 → 2"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_by_field(field: str, changed: dict[str, object], says: str) -> None:

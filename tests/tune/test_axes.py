@@ -110,7 +110,7 @@ def test_a_contradiction_is_left_out_with_its_reason() -> None:
 def test_heads_and_losses_are_two_axes_and_a_bias_belongs_to_one_of_them() -> None:
     found = selected("recipe=llip_tiny_k8,mean_tiny_k8", "objective.loss=softmax,sigmoid", "logit_bias=-3,-5")
     assert set(found.points) == {
-        f"{recipe}_tiny_k8{loss}" for recipe in ("llip", "mean") for loss in ("-losssoftmax", "-logit_bias-3", "")
+        f"{recipe}_tiny_k8{loss}" for recipe in ("llip", "mean") for loss in ("-losssoftmax", "-logit_bias_3", "")
     }
 
 

@@ -215,5 +215,6 @@ def statements(scene: Scene) -> list[tuple[str, str]]:
     facts[f"a {scene.texture} background"] = "ground"
     if not scene.is_single:
         facts[f"things at {_taken(scene)}"] = "place"
-        facts[f"{NUMBERS[len(scene.placements)]} things"] = "count"
+        count = len(scene.placements)
+        facts[f"{NUMBERS[count]} thing{'s' * (count > 1)}"] = "count"
     return list(facts.items())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llip import storage
 from llip.lease import sole_writer
+from pipelines import command
 from tune import results
 from tune.results import Trial, TrialResult
 
@@ -53,6 +54,11 @@ class Plan:
         """URI of a trial's run folder."""
         return storage.join(self.trials_folder, name)
 
+    def trial_command(self, trial: Trial) -> str:
+        """The command line that trains a trial once more, by the configuration that its folder holds."""
+        places = {"recipe": self.trial_folder(trial.name), "shards": self.shards, "evaluation": self.evaluation}
+        return command.written("uv run pipelines/pretrain.py", places)
+
     def trial_tracking(self, trial: Trial) -> "Tracking":
         """The trial's MLflow run, a child of the sweep's, tagged with what is varied."""
         tags = self.tracking.tags | {path: str(value) for path, value in trial.point.fields}
@@ -81,7 +87,6 @@ def _fit(plan: Plan, left: list[Trial], known: Mapping[str, TrialResult], sugges
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from pipelines import command
     from tune.reporting import Recorder
     from tune.schedulers import Patient
     from tune.search import Queue
@@ -145,7 +150,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from pipelines import command, launching
+    from pipelines import launching
 
     trial: Trial = config["trial"]
     job = launching.Run(
@@ -156,6 +161,7 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         tracking=plan.trial_tracking(trial),
         recipe=command.brief_recipe(trial.point.recipe),
         differing=tuple(f"{path}: {value}" for path, value in trial.point.fields),
+        command=plan.trial_command(trial),
     )
     if plan.workers:
         launching.fit(job, workers=plan.workers, gpu=plan.gpu, callbacks=[TuneReportCallback()])

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from llip.fields import override
+from llip import storage
+from llip.fields import override, to_dict
 from llip.recipes import recipe
 from llip.training.tracking import Tracking, open_run, read_metrics
 from pipelines.command import parse
@@ -226,6 +227,11 @@ def test_a_report_is_logged_and_ends_the_runs_of_stopped_trials(
     assert [client.get_run(c).info.status for c in children] == ["RUNNING", "KILLED"]
     assert client.get_run(children[0]).data.tags["model.head.heads"] == "1"
     assert "a note" in (tmp_path / "sweep" / "sweep.txt").read_text()
+    first = next(iter(of.values()))
+    storage.write_json(f"{plan.trial_folder(first.name)}/config.json", {"training": to_dict(first.config)})
+    words = shlex.split(plan.trial_command(first))
+    again = parse(Pretrain, words[3:])
+    assert again.training() == first.config and (again.shards, again.evaluation) == (plan.shards, plan.evaluation)
     assert json.loads((tmp_path / "sweep" / "results.json").read_text())[1]["state"] == "stopped"
 
 

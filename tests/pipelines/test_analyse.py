@@ -1,6 +1,7 @@
 """Linear probe and spectrum of checkpoints as a job."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,14 +14,14 @@ from llip.interop import save_model
 from pipelines.analyse import Analyse, analyse
 
 
-def write_set(folder, seeds):
+def write_set(folder: Path, seeds: range) -> str:
     table = pa.table({"image": [picture(seed) for seed in seeds], "label": [seed % 2 for seed in seeds]})
     data = EvaluationSet(name="noise", task="classification", table=table, classes=("even", "odd"))
     evaluation_set.write(str(folder), data)
     return str(folder)
 
 
-def test_checkpoints_are_analysed_side_by_side(tmp_path):
+def test_checkpoints_are_analysed_side_by_side(tmp_path: Path) -> None:
     checkpoints = tuple(str(tmp_path / name) for name in ("llip", "siglip"))
     for folder, recipe in zip(checkpoints, ("llip_tiny_k8", "siglip_tiny"), strict=True):
         save_model(create_model(recipe), folder)
@@ -36,7 +37,7 @@ def test_checkpoints_are_analysed_side_by_side(tmp_path):
     assert "linear_probe_top1" in page and page.count("<svg") == 1
 
 
-def test_settings_that_ask_for_nothing_or_for_half_are_refused():
+def test_settings_that_ask_for_nothing_or_for_half_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to do"):
         Analyse(checkpoints=("x",))
     with pytest.raises(ValueError, match="--probe-train and --probe-test belong together"):

@@ -96,6 +96,7 @@ def test_curation_leaves_the_same_samples_and_curve_whatever_the_partitioning(tm
     pages = []
     for s in (settings, other):
         curate(s)
+        assert isinstance(s.pool, str)
         pages.append((Path(s.output) / card_page.NAME).read_text().replace(s.pool, "pool"))
     assert pages[0] == pages[1] and pages[0].count("data:image/webp") == 24
     captions = [text for row in rows for text in row["captions"]]

@@ -113,6 +113,7 @@ class TestCurate:
             curate_and_track(replace(settings, output=f"{settings.output}-tracked"))
         client = MlflowClient(mlflow_store)
         experiment = client.get_experiment_by_name("llip")
+        assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'curated-tracked'")
         assert run.info.status == "FINISHED"
         kept = str(len(read_all(f"{settings.output}-tracked")))
@@ -179,8 +180,8 @@ class TestCurate:
         assert result.summary["tail_share"] <= 0.06 and result.summary["t"] == card["matching"]["t"]
 
     def test_a_bucket(self, settings: Curate, rows: list[dict[str, Any]], s3_bucket: str, tmp_path: Path) -> None:
+        assert isinstance(settings.pool, str) and settings.metadata is not None
         for file in [*storage.listing(settings.pool), settings.metadata]:
-            assert file is not None
             storage.write_bytes(f"{s3_bucket}/in/{Path(file).parent.name}/{Path(file).name}", Path(file).read_bytes())
         output = f"{s3_bucket}/out/curated"
         entries = f"{s3_bucket}/in/{tmp_path.name}/entries.json"
@@ -202,6 +203,7 @@ class TestCurate:
             curate(replace(settings, t=None))
 
     def test_a_mistake_found_by_a_task_is_told_in_one_line(self, settings: Curate, rows: list[dict[str, Any]]) -> None:
+        assert isinstance(settings.pool, str)
         write_parquet(Path(settings.pool), [*rows[:-1], rows[-1] | {"id": None}])
         file = Path(settings.pool, "part-1.parquet")
         pq.write_table(pq.read_table(file), file, write_statistics=False)  # they would tell before any task

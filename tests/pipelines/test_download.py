@@ -38,6 +38,11 @@ def bomb() -> bytes:
     return PICTURE[:12] + header + struct.pack(">I", zlib.crc32(header)) + PICTURE[33:]
 
 
+def slow(handler: Any) -> None:
+    time.sleep(0.05)
+    handler.answer(200, PICTURE)
+
+
 @pytest.fixture
 def site() -> Iterator[Site]:
     pages: dict[str, Any] = {
@@ -64,7 +69,7 @@ def site() -> Iterator[Site]:
         "/zipped": lambda h: h.answer(200, gzip.compress(PICTURE), Content_Encoding="gzip"),
         "/bomb": lambda h: h.answer(200, bomb()),
         "/large": lambda h: h.answer(200, picture(1, size=(200, 100))),
-        "/slow": lambda h: time.sleep(0.05) or h.answer(200, PICTURE),
+        "/slow": slow,
     }
     with serving(pages) as site:
         yield site

@@ -17,6 +17,7 @@ from llip.data.tokenizer import tokenize
 from llip.data.transforms import normalize
 from llip.evaluation.encode import decode
 from llip.interop import save_model
+from llip.model.features import Mixture, Query
 from pipelines.explain import Explain, explain_image
 
 CAPTIONS = ("a photo of an apple", "a photo of <an> ipod", "x")
@@ -45,9 +46,11 @@ def test_weights_and_cosines_are_the_literal_ones(folder: Path) -> None:
     torch.manual_seed(0)
     model = create_model("llip_tiny_k8").eval()
     images = model.encode_image(normalize(decode(picture(3), 48, "here")[None]))
+    assert isinstance(images, Mixture) and model.head.out_proj is not None
     features = []
     for c, caption in enumerate(CAPTIONS):
         texts = model.encode_text(tokenize([caption], model.config.text.context_length))
+        assert isinstance(texts, Query)
         heads = []
         for m in range(model.config.head.heads):
             weight_K = torch.softmax(images.key_BMKE[0, m] @ texts.query_BME[0, m] / model.config.head.temperature, 0)

@@ -214,7 +214,7 @@ def test_links_of_common_crawl(tmp_path: Path) -> None:
 
     def page(address: str, base: str | None, *images: tuple[str, str | None]) -> dict[str, Any]:
         found = [{"path": "IMG@/src", "url": url} | ({"alt": alt} if alt is not None else {}) for url, alt in images]
-        html = {"Links": [{"path": "A@/href", "url": "/else", "alt": "no"}, *found]}
+        html: dict[str, Any] = {"Links": [{"path": "A@/href", "url": "/else", "alt": "no"}, *found]}
         html |= {"Head": {"Base": base}} if base else {}
         return {
             "Envelope": {
@@ -273,8 +273,8 @@ def test_lists_that_cannot_be_used(tmp_path: Path, name: str, kind: str, content
 def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: Path) -> None:
     paths = [f"/good?{i}" for i in range(30)] + ["/gone?1", "/gone?2", "/noai", "/later", "/good?empty"]
     site.pages["/later"] = lambda h: h.answer(404)
-    rows = {
-        "url": [site.address + p for p in paths] + ["nonsense", None],
+    rows: dict[str, list[str | None]] = {
+        "url": [*(site.address + p for p in paths), "nonsense", None],
         "text": [*(f"a cat, {i}" for i in range(len(paths) - 1)), None, "a dog", "a dog"],
         "id": [f"row-{i}" for i in range(len(paths) + 2)],
         "md": [hashlib.sha256(PICTURE).hexdigest()] + [None] * (len(paths) + 1),

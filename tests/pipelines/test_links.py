@@ -1,5 +1,6 @@
 """Links that are curated by their captions before a picture is fetched."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ ROWS = 60
 
 
 @pytest.fixture
-def site():
+def site() -> Iterator[Site]:
     rows = pool_rows(ROWS)
-    pages = {f"/{row['id']}": (lambda h, data=row["image"]: h.answer(200, data)) for row in rows}
+    pages: dict[str, Any] = {f"/{row['id']}": (lambda h, data=row["image"]: h.answer(200, data)) for row in rows}
     pages["/row-0"] = lambda h: h.answer(410)
     with serving(pages) as site:
         yield site

@@ -1,6 +1,7 @@
 """The matcher against the definition in plain Python."""
 
 import pickle
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.stages.match import EntryMatcher
+from pipelines.stages.options import Semantics
 
 UNSPACED = "猫本ไลབကក។、。！།"
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -21,12 +23,12 @@ def pattern(entry: str, semantics: str) -> str:
     return left + entry + right
 
 
-def reference(entries: list[str], texts: list[str | None], semantics: str) -> list[list[int] | None]:
+def reference(entries: list[str], texts: Sequence[str | None], semantics: str) -> list[list[int] | None]:
     patterns = [pattern(e, semantics) for e in entries]
     return [None if t is None else [i for i, p in enumerate(patterns) if p in spaced(t)] for t in texts]
 
 
-def found(entries: list[str], texts: list[str | None], semantics: str = "v1") -> list[list[int] | None]:
+def found(entries: list[str], texts: Sequence[str | None], semantics: Semantics = "v1") -> list[list[int] | None]:
     return EntryMatcher(entries, semantics).match(pa.array(texts, pa.string())).to_pylist()
 
 

@@ -17,7 +17,9 @@ from pipelines.curate import Curate, curate
 from pipelines.shard import Shard, shard
 
 
-def ids_and_captions(folder: str, seed: int, start: int, steps: int, world: int = 1) -> list[tuple[set[str], set[int]]]:
+def ids_and_captions(
+    folder: str, seed: int, start: int, steps: int, world: int = 1
+) -> list[tuple[Counter[str], Counter[int]]]:
     """What all ranks read at some steps: sample ids, and sums of the token ids of every caption."""
     config = DataConfig(batch_size=32, lanes=4, captions_per_image=2, threads=2)
     parts = []
@@ -27,7 +29,8 @@ def ids_and_captions(folder: str, seed: int, start: int, steps: int, world: int 
             batches = list(islice(loader.iter_from(start), steps))
         parts.append([(Counter(b.sample_ids), Counter(b.token_ids.sum(1).tolist())) for b in batches])
     return [
-        tuple(sum(of_ranks, Counter()) for of_ranks in zip(*step, strict=True)) for step in zip(*parts, strict=True)
+        (sum((ids for ids, _ in ranks), Counter[str]()), sum((sums for _, sums in ranks), Counter[int]()))
+        for ranks in zip(*parts, strict=True)
     ]
 
 
@@ -61,9 +64,9 @@ def test_probabilities_reach_the_loader_which_draws_anew_in_each_epoch(tmp_path:
     whole = ids_and_captions(folder, 0, 0, 3 * epoch)
     assert whole == ids_and_captions(folder, 0, 0, 3 * epoch, world=2)
     assert whole[5:9] == ids_and_captions(folder, 0, 5, 4)
-    epochs = [sum((ids for ids, _ in whole[e * epoch : (e + 1) * epoch]), Counter()) for e in range(3)]
+    epochs = [sum((ids for ids, _ in whole[e * epoch : (e + 1) * epoch]), Counter[str]()) for e in range(3)]
     assert epochs[0] != epochs[1] != epochs[2] and all(e.total() == 256 for e in epochs)
-    often, total = Counter(), 12 * epoch
+    often, total = Counter[str](), 12 * epoch
     for ids, _ in ids_and_captions(folder, 1, 0, total):
         often.update(ids)
     likely = {name: 1 - float(np.prod([1 - x for x in row])) for name, row in stored.items()}

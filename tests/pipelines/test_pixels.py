@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.stages.filter import rules
 from pipelines.stages.pixels import UnusableImageError, pixels
 
 ENCODING = Encoding(max_side=64, format="keep", quality=95, max_pixels=10**6)
+WEBP = replace(ENCODING, max_side=40, format="webp")
 RAMP = np.linspace(0, 1, 16 * 24).reshape(16, 24)
 GREY = np.round(255 * RAMP).astype(np.uint8)
 COLOURS = np.dstack([GREY, GREY[::-1], 255 - GREY])
@@ -50,8 +52,8 @@ def tiff(values: np.ndarray, *, bits: int = 16, white_is_zero: bool = False) -> 
     rows = values.astype("<u2").tobytes()
     if bits == 12:
         pairs = values.reshape(-1, 2).astype(int)
-        rows = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
-        rows = rows.astype(np.uint8).tobytes()
+        packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+        rows = packed.astype(np.uint8).tobytes()
     height, width = values.shape
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 0), (277, 1)]
     tags += [(278, height), (279, len(rows))]
@@ -79,7 +81,7 @@ def test_deep_grey_pictures_are_scaled_by_their_range(name: str, max_side: int) 
     assert near(shown(DEEP[name], encoding), expected, 1 if max_side == 64 else 5)
 
 
-UNKNOWN = {
+UNKNOWN: dict[str, np.ndarray] = {
     "0 to 1": RAMP,
     "0 to 255": 255 * RAMP,
     "-1 to 1": 2 * RAMP - 1,
@@ -101,11 +103,14 @@ def test_pictures_without_a_known_white_are_dropped(name: str) -> None:
 def test_a_damaged_jpeg_is_dropped_however_it_would_be_stored(kind: str) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
-    options = {"turned": {"exif": turned}, "with restarts": {"restart_marker_blocks": 3}}.get(kind, {})
+    options: dict[str, dict[str, Any]] = {"turned": {"exif": turned}, "with restarts": {"restart_marker_blocks": 3}}
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).resize((160, 160))
     data = saved(
-        image.convert("CMYK" if kind == "CMYK" else "RGB"), "JPEG", progressive=kind == "progressive", **options
+        image.convert("CMYK" if kind == "CMYK" else "RGB"),
+        "JPEG",
+        progressive=kind == "progressive",
+        **options.get(kind, {}),
     )
     refused = 0
     for place in rng.integers(len(data) // 4, len(data), 40).tolist():
@@ -114,9 +119,9 @@ def test_a_damaged_jpeg_is_dropped_however_it_would_be_stored(kind: str) -> None
             decode(damaged)
         except DecodeError:
             refused += 1
-            for max_side, wanted in ((500, "keep"), (100, "keep"), (40, "webp")):
+            for encoding in (replace(ENCODING, max_side=500), replace(ENCODING, max_side=100), WEBP):
                 with pytest.raises(UnusableImageError, match="undecodable image"):
-                    encode(damaged, Encoding(max_side=max_side, format=wanted, quality=95, max_pixels=10**6))
+                    encode(damaged, encoding)
     assert refused
 
 

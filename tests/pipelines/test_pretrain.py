@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llip.training.notebook import published
+from llip.training.stopping import NonFiniteError
 from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
-from pipelines import launching
 from pipelines.pretrain import Outcome, Pretrain, pretrain
 
 IMAGES, STEPS = 192, 4
@@ -159,7 +159,7 @@ def test_what_a_restart_would_not_cure_is_raised_at_once(chain: Chain, tmp_path:
         overrides=SHORT | {"learning_rate": 1e30},
         workers=2,
     )
-    with pytest.raises(launching.NonFiniteError, match="was not made"):
+    with pytest.raises(NonFiniteError, match="was not made"):
         pretrain(settings)
 
 

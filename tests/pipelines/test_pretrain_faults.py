@@ -42,7 +42,9 @@ Note = Callable[[str, object], None]
 @pytest.fixture(scope="module")
 def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = str(tmp_path_factory.mktemp("faults"))
-    return prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
+    shards = prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
+    assert isinstance(shards, str)
+    return shards
 
 
 @pytest.fixture(scope="module")

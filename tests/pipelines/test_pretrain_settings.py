@@ -134,7 +134,11 @@ def test_short_spellings_and_paths_are_the_same_setting_and_make_the_name() -> N
 
 
 def test_a_name_does_not_grow_without_end() -> None:
-    many = {"model.vision.position_std": 0.123456, "ema_decay": 0.99999, "model.init_logit_scale": 12.3456}
+    many: dict[str, Any] = {
+        "model.vision.position_std": 0.123456,
+        "ema_decay": 0.99999,
+        "model.init_logit_scale": 12.3456,
+    }
     many |= {"optimizer.weight_decay": 0.123456, "optimizer.eps": 1.23e-7, "data.crop_scale": (0.123456, 0.98765)}
     name = Pretrain(overrides=many).run_name()
     assert len(name) < 100 and name.endswith("-seed0")

@@ -116,7 +116,12 @@ def test_a_driver_that_dies_again_and_again_is_given_up(tmp_path: Path, monkeypa
 
 def test_sigterm_in_the_pause_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", DRIVER, str(tmp_path), "9", "0"])
-    monkeypatch.setattr(restarts.Budget, "spend", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 30.0)
+
+    def stopped(*_: object) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 30.0
+
+    monkeypatch.setattr(restarts.Budget, "spend", stopped)
     assert restarts.resubmit(str(tmp_path), 2) == 143
     assert len(list(tmp_path.glob("try-*"))) == 1
 

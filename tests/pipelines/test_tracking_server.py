@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ class Server:
 
     def __init__(self, store: str, artifacts: str) -> None:
         self._options = ("--default-artifact-root", artifacts, "--no-serve-artifacts")
-        self._store, self._running = store, None
+        self._store = store
+        self._running: AbstractContextManager[tuple[str, Any]] | None = None
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
 
     def start(self) -> str:
-        self._running: Any = serving(self._store, "127.0.0.1", self.port, None, *self._options)
+        self._running = serving(self._store, "127.0.0.1", self.port, None, *self._options)
         url, _ = self._running.__enter__()
         return str(url)
 

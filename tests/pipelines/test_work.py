@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def test_a_task_that_was_begun_by_a_worker_that_died_does_only_what_is_left(tmp_
     shared = {"folder": str(tmp_path), "bad": None}
     task = pa.table({"index": list(range(6)), "unit": [pickle.dumps(unit) for unit in range(6)]})
     attempt = passes.perform(task, stage=stage, function=doubling(), shared=shared)
+    assert isinstance(attempt, Generator)
     first = next(attempt)  # of HANDED_OVER units; the worker dies
     attempt.close()
     again = list(passes.perform(task, stage=stage, function=doubling(), shared=shared))

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,7 +29,9 @@ STEPS = 200
 @pytest.fixture(scope="module")
 def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = str(tmp_path_factory.mktemp("faults"))
-    return prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
+    shards = prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
+    assert isinstance(shards, str)
+    return shards
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,8 @@ class Run:
             (self.folder / OUTAGE).write_text(json.dumps(outage))
         self._log = output / "log"
         with self._log.open("wb") as log:
-            line = [*command(shards, output, **({"workers": 2, "steps": STEPS} | options)), *flags]
+            chosen: dict[str, Any] = {"workers": 2, "steps": STEPS, **options}
+            line = [*command(shards, output, **chosen), *flags]
             self.process = subprocess.Popen(line, stdout=log, stderr=log)
         wait_for_checkpoint(self.folder, self.process, step=KILL_AFTER, workers=2)
 

@@ -1,5 +1,7 @@
 """Parity with CLIP_benchmark's own evaluation, on the same models, pictures and captions."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,13 +18,14 @@ from llip.data.transforms import normalize
 from llip.evaluation import evaluate_model
 from llip.evaluation.encode import decode
 from llip.evaluation.sets.evaluation_set import EvaluationSet
+from llip.model.features import ImageFeatures, Mixture, Pooled, Query
 
 CLASSES = tuple(f"{size} {thing}" for size in ("small", "large") for thing in ("cat", "dog", "owl", "fox", "bear"))
 TEMPLATES = ("a photo of a {}", "{} on a table")
 IMAGES = 60
 
 
-class Pictures(Dataset):
+class Pictures(Dataset[tuple[torch.Tensor, Any]]):
     """Pixels with labels or captions, as CLIP_benchmark's loaders give them."""
 
     classes = CLASSES
@@ -34,8 +37,13 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, object]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
         return self.rows[index]
+
+
+def vectors(features: ImageFeatures) -> torch.Tensor:
+    assert isinstance(features, Pooled)
+    return features.vector_BD
 
 
 class OpenClipInterface:
@@ -43,8 +51,12 @@ class OpenClipInterface:
 
     def __init__(self, model: ContrastiveModel) -> None:
         self.model = model
-        self.encode_text = lambda tokens: model.encode_text(tokens).vector_BD
-        self.encode_image = lambda pixels: model.encode_image(pixels).vector_BD
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return vectors(self.model.encode_text(tokens))
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return vectors(self.model.encode_image(pixels))
 
     def tokenizer(self, texts: list[str]) -> torch.Tensor:
         return tokenize(texts, self.model.config.text.context_length)
@@ -99,7 +111,7 @@ def test_retrieval_of_clip_is_clip_benchmarks(captioned: EvaluationSet) -> None:
     model = model_of("siglip_tiny")
     theirs = OpenClipInterface(model)
 
-    def collate(rows: list) -> tuple[torch.Tensor, list]:
+    def collate(rows: list[tuple[torch.Tensor, list[str]]]) -> tuple[torch.Tensor, list[list[str]]]:
         return torch.stack([pixels for pixels, _ in rows]), [captions for _, captions in rows]
 
     loader = DataLoader(Pictures(captioned, "captions"), batch_size=16, collate_fn=collate)
@@ -116,9 +128,11 @@ def literal_scores(data: EvaluationSet, texts: list[list[str]]) -> torch.Tensor:
     model = model_of("llip_tiny_k8").double()
     pixels = torch.stack([decode(blob, 48, "here") for blob in data.table["image"].to_pylist()])
     images = model.encode_image(normalize(pixels, torch.float64))
+    assert isinstance(images, Mixture) and model.head.out_proj is not None
     score_NT = torch.empty(len(pixels), len(texts), dtype=torch.float64)
     for t, prompts in enumerate(texts):
         features = model.encode_text(tokenize(prompts, model.config.text.context_length))
+        assert isinstance(features, Query)
         query_ME = features.query_BME.mean(dim=0)
         target_D = torch.nn.functional.normalize(features.target_BD, dim=-1).mean(dim=0)
         logits_NMK = torch.einsum("nmke,me->nmk", images.key_BMKE, query_ME) / model.config.head.temperature

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llip import create_model
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import large_galleries, retrieval
 from llip.evaluation.large_galleries import LargeRetrievalTask
 from llip.evaluation.retrieval import Captions, RetrievalTask
@@ -14,9 +15,11 @@ from llip.model.features import Mixture, Query
 
 IMAGES, TEXTS = 60, 40
 
+Gallery = tuple[ContrastiveModel, Mixture, Query, Captions]
+
 
 @pytest.fixture(scope="module")
-def gallery():
+def gallery() -> Gallery:
     """Captions listed by one to four images, whose features they resemble; two captions and two images are the same."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -34,6 +37,7 @@ def gallery():
     target[1] = target[0]
     place = {text: t for t, text in enumerate(captions.texts)}
     value = torch.randn(IMAGES, 4, 8, 16)
+    assert model.head.out_proj is not None
     for image, of_image in enumerate(listed):
         features = torch.stack([target[place[f"caption {t}"]] for t in of_image]).mean(dim=0)
         value[image] += 2 * (features @ torch.linalg.pinv(model.head.out_proj)).view(4, 1, 16)
@@ -45,7 +49,7 @@ def gallery():
     return model, Mixture(key, value), Query(query, target), captions
 
 
-def test_with_all_as_candidates_metrics_are_the_exact_ones(gallery):
+def test_with_all_as_candidates_metrics_are_the_exact_ones(gallery: Gallery) -> None:
     exact = retrieval.rank(*gallery).item_scores
     found = large_galleries.rank(*gallery, candidates=1000)
     assert {name for name in exact if "map" not in name} == found.item_scores.keys()
@@ -55,7 +59,7 @@ def test_with_all_as_candidates_metrics_are_the_exact_ones(gallery):
     assert 0.2 < found.item_scores["text_to_image_r1"].value < 1, "there is something to get wrong"
 
 
-def test_what_is_no_candidate_is_missed(gallery):
+def test_what_is_no_candidate_is_missed(gallery: Gallery) -> None:
     few, many = (large_galleries.rank(*gallery, candidates=c) for c in (10, 30))
     value = {name: (few.item_scores[name].value, many.item_scores[name].value) for name in many.item_scores}
     assert value["image_to_text_r10"][0] <= value["image_to_text_r10"][1]
@@ -71,17 +75,17 @@ def test_what_is_no_candidate_is_missed(gallery):
         ([0, 0, 0, 0], [4, 3, 2, 1], (4, 0, 0)),
     ],
 )
-def test_where_the_best_true_item_stands(true, score, expected):
+def test_where_the_best_true_item_stands(true: list[int], score: list[int], expected: tuple[int, int, int]) -> None:
     found = large_galleries._best(np.array([true], bool), np.array([score], np.float32))
     assert tuple(int(x[0]) for x in found) == expected
 
 
-def test_average_precision_counts_true_items_that_were_not_found():
+def test_average_precision_counts_true_items_that_were_not_found() -> None:
     found = large_galleries._average_precision(np.array([[True, False, True], [False, False, False]]), np.array([4, 1]))
     assert found.tolist() == pytest.approx([(1 + 2 / 3) / 4, 0])
 
 
-def test_models_without_a_mixture_are_ranked_exactly():
+def test_models_without_a_mixture_are_ranked_exactly() -> None:
     torch.manual_seed(0)
     model = create_model("siglip_tiny").eval().requires_grad_(False)
     table = pa.table({"image": [b""] * 30, "captions": [[f"a {i}"] for i in range(30)], "kinds": [["k"]] * 30})

@@ -1,27 +1,30 @@
 """The latency measurement: what it times, and how it takes ratios."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 import torch
 
-from llip.contrastive import create_model
+from llip.contrastive import ContrastiveModel, create_model
 from llip.evaluation import latency
 from llip.evaluation.latency import Latency, measure, prompt_features
 from llip.model.features import Message, Mixture
 
 
-def test_ratios_are_taken_within_a_round():
+def test_ratios_are_taken_within_a_round() -> None:
     seconds_MPR = np.array([[[1.0, 10.0, 4.0]], [[2.0, 20.0, 12.0]]])
     found = Latency(("CLIP", "Llip"), (1000,), seconds_MPR)
     assert found.ratio("Llip", "CLIP").tolist() == [[2.0, 2.0, 3.0]]
     assert found.table("CLIP").splitlines()[-1] == "| 1,000 | 4.00000 | 12.00000 | 2.000 (2.000 – 3.000) |"
 
 
-def test_growth_is_relative_to_the_fewest_prompts():
+def test_growth_is_relative_to_the_fewest_prompts() -> None:
     seconds_MPR = np.array([[[3.0, 10.0], [2.0, 5.0]]])
     assert Latency(("Llip",), (100, 10), seconds_MPR).growth("Llip").tolist() == [[1.5, 2.0], [1.0, 1.0]]
 
 
-def test_prompts_have_the_shapes_of_prepared_ones():
+def test_prompts_have_the_shapes_of_prepared_ones() -> None:
     with torch.inference_mode():
         widths = {"clip_tiny": 64, "llip_tiny_k8": 128}  # a unit vector; a query and a projected target
         for name, width in widths.items():
@@ -31,10 +34,10 @@ def test_prompts_have_the_shapes_of_prepared_ones():
     assert isinstance(mixture, Mixture) and mixture.key_BMKE.shape == (7, 4, 8, 16)
 
 
-def test_every_model_is_timed_with_every_number_of_prompts_in_every_round(monkeypatch):
+def test_every_model_is_timed_with_every_number_of_prompts_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = []
 
-    def classify(model, texts, batch_size):
+    def classify(model: ContrastiveModel, texts: Sequence[Message | Mixture], batch_size: int) -> list[float]:
         timed.append((model, [len(prompts[0]) for prompts in texts]))
         return [0.5, 1.0]
 
@@ -45,6 +48,6 @@ def test_every_model_is_timed_with_every_number_of_prompts_in_every_round(monkey
     assert found.seconds_MPR.tolist() == [[[0.125] * 2, [0.25] * 2]] * 2
 
 
-def test_the_time_is_real():
+def test_the_time_is_real() -> None:
     found = measure({"Llip": create_model("llip_tiny_k8")}, (10,), batch_size=2, rounds=1)
     assert 0 < found.seconds_MPR.item() < 60

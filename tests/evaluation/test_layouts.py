@@ -3,8 +3,9 @@
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pyarrow as pa
@@ -213,18 +214,29 @@ def test_a_digest_tells_another_byte_of_any_file(
     files = storage.listing(root)
     seen = {find_sets(root)[0].digest()}
     for file in files:
-        content = bytearray(storage.read_bytes(file))
-        place_of_change = content.find(b'"x"') + 1 or len(content) // 2  # of JSON the name of a class
-        content[place_of_change] ^= 1
-        storage.write_bytes(file, bytes(content))
+        changed = bytearray(storage.read_bytes(file))
+        place_of_change = changed.find(b'"x"') + 1 or len(changed) // 2  # of JSON the name of a class
+        changed[place_of_change] ^= 1
+        storage.write_bytes(file, bytes(changed))
         seen.add(find_sets(root)[0].digest())
     assert len(seen) == 1 + len(files)
 
 
-def tars(folder: Path, **changes: bytes) -> None:
+def tars(folder: Path, *, then: dict[str, str | None] | None = None, **changes: bytes) -> None:
+    """One sample, some members of which are others, or missing where empty; `then` some files have another content."""
     sample = {"png": picture("red"), "cls": b"0"} | changes
     write_tars(folder / "test", [{s: c for s, c in sample.items() if c}], tars=1)
     write(folder / "classnames.txt", "one\n")
+    files(folder, then or {})
+
+
+def files(folder: Path, contents: Mapping[str, str | None]) -> None:
+    """Files by name; None removes one."""
+    for name, content in contents.items():
+        if content is None:
+            (folder / name).unlink()
+        else:
+            write(folder / name, content)
 
 
 @pytest.mark.parametrize(
@@ -234,22 +246,22 @@ def tars(folder: Path, **changes: bytes) -> None:
         (lambda f: tars(f, cls=b"cat"), "its .cls member has to hold the index of a class; it holds 'cat'"),
         (lambda f: tars(f, png=b""), "sample s0000000: it has no picture"),
         (lambda f: tars(f, cls=b"4"), "labels 4 to 4, but 1 classes"),
-        (lambda f: (tars(f), (f / "classnames.txt").unlink()), "classnames.txt does not exist: a name a line"),
-        (lambda f: (tars(f), (f / "test" / "0.tar").unlink()), "nshards.txt says 1, but 0.tar is missing"),
-        (lambda f: (tars(f), write(f / "test" / "0.tar", "no tar" * 200)), "0.tar cannot be read as a tar"),
-        (lambda f: (tars(f), write(f / "dataset_type.txt", "multilabel")), "says 'multilabel'; classification and ret"),
-        (lambda f: (tars(f), write(f / "test" / "nshards.txt", "0")), "evaluation set f: it has no rows"),
+        (lambda f: tars(f, then={"classnames.txt": None}), "classnames.txt does not exist: a name a line"),
+        (lambda f: tars(f, then={"test/0.tar": None}), "nshards.txt says 1, but 0.tar is missing"),
+        (lambda f: tars(f, then={"test/0.tar": "no tar" * 200}), "0.tar cannot be read as a tar"),
+        (lambda f: tars(f, then={"dataset_type.txt": "multilabel"}), "says 'multilabel'; classification and ret"),
+        (lambda f: tars(f, then={"test/nshards.txt": "0"}), "evaluation set f: it has no rows"),
         (lambda f: pq.write_table(pa.table({"image": [b"x"]}), f / "a.parquet"), "needs a column image, and label or"),
         (lambda f: pq.write_table(pa.table({"image": [b"x"], "label": [0]}), f / "a.parquet"), "its labels are numbe"),
         (lambda f: write(f / "a.parquet", "no parquet"), "a.parquet cannot be read as Parquet"),
         (lambda f: write(f / "n00000001" / "a.jpg", "x"), "n00000001: this synset is none of ImageNet's"),
-        (lambda f: (write(f / "a" / "a.jpg", "x"), write(f / "classnames.txt", "a\nb")), "2 names for 1 folders"),
-        (lambda f: [write(f / p, "x") for p in ("a.jpg", "a.txt", "b.jpg")], "b.jpg has no captions"),
+        (lambda f: files(f, {"a/a.jpg": "x", "classnames.txt": "a\nb"}), "2 names for 1 folders"),
+        (lambda f: files(f, dict.fromkeys(("a.jpg", "a.txt", "b.jpg"), "x")), "b.jpg has no captions"),
         (lambda f: write(f / "dataset_coco.json", '{"images": []}'), "it has no rows"),
         (lambda f: write(f / "notes.md", "x"), "holds no evaluation sets"),
     ],
 )
-def test_refusals_name_the_file(tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_refusals_name_the_file(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
     make(folder)
@@ -303,7 +315,7 @@ def test_dictionary_encoded_columns_of_parquet_are_read(tmp_path: Path, column: 
         ({"label": [[0], [1]]}, "label is of type list"),
     ],
 )
-def test_cells_without_a_meaning_are_named(tmp_path: Path, columns: dict[str, list], says: str) -> None:
+def test_cells_without_a_meaning_are_named(tmp_path: Path, columns: dict[str, list[Any]], says: str) -> None:
     pq.write_table(pa.table({"image": [picture("red")] * 2} | columns), tmp_path / "0.parquet")
     write(tmp_path / "classnames.txt", "owl\nhen\n")
     with pytest.raises(ValueError, match=says):

@@ -1,6 +1,8 @@
 """Tie-fair metrics against scikit-learn, brute force over permutations, and the value of a constant scorer."""
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from llip.evaluation.metrics import Metric, all_tied, average_precision, chance_levels, hit_at_k, tie_groups
 
 
-def brute_force(scores, positives, metric):
+def brute_force(scores: np.ndarray, positives: np.ndarray, metric: Callable[[np.ndarray], float]) -> float:
     """Mean of a metric over every order of the items that sorts their scores."""
     relevant = np.isin(np.arange(len(scores)), positives)
     values = []
@@ -17,16 +19,20 @@ def brute_force(scores, positives, metric):
         ranked = scores[list(order)]
         if (ranked[:-1] >= ranked[1:]).all():
             values.append(metric(relevant[list(order)]))
-    return np.mean(values)
+    return float(np.mean(values))
 
 
-def textbook_average_precision(relevant):
+def textbook_average_precision(relevant: np.ndarray) -> float:
     precision = np.cumsum(relevant) / np.arange(1, len(relevant) + 1)
-    return precision[relevant].mean()
+    return float(precision[relevant].mean())
+
+
+def hit_among(k: int, relevant: np.ndarray) -> float:
+    return float(relevant[:k].any())
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_average_precision_without_ties_is_scikit_learns(seed):
+def test_average_precision_without_ties_is_scikit_learns(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=200)
     positives = rng.choice(200, rng.integers(1, 60), replace=False)
@@ -35,7 +41,7 @@ def test_average_precision_without_ties_is_scikit_learns(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_tied_scores_get_the_mean_over_all_their_orders(seed):
+def test_tied_scores_get_the_mean_over_all_their_orders(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, 3, size=7).astype(float)
     positives = rng.choice(7, rng.integers(1, 5), replace=False)
@@ -44,10 +50,10 @@ def test_tied_scores_get_the_mean_over_all_their_orders(seed):
     assert average_precision(groups) == pytest.approx(expected, abs=1e-12)
     for k in (1, 2, 5):
         hit = hit_at_k(groups.above[0], groups.positives_tied[0], groups.tied[0] - groups.positives_tied[0], k)
-        assert hit == pytest.approx(brute_force(scores, positives, lambda r, k=k: r[:k].any()), abs=1e-12)
+        assert hit == pytest.approx(brute_force(scores, positives, partial(hit_among, k)), abs=1e-12)
 
 
-def test_a_constant_scorer_gets_what_random_rankings_get():
+def test_a_constant_scorer_gets_what_random_rankings_get() -> None:
     rng = np.random.default_rng(0)
     items, positives = 40, np.array([3, 17, 18])
     random = [average_precision(tie_groups(rng.normal(size=items), positives)) for _ in range(20_000)]
@@ -56,12 +62,12 @@ def test_a_constant_scorer_gets_what_random_rankings_get():
     assert constant == pytest.approx(np.mean(random), abs=4 * np.std(random) / np.sqrt(20_000))
 
 
-def test_hit_at_k_of_a_random_ranking_is_hypergeometric():
+def test_hit_at_k_of_a_random_ranking_is_hypergeometric() -> None:
     assert hit_at_k(0, 1, 99, 5) == pytest.approx(0.05)
     assert hit_at_k(0, 2, 2, 2) == pytest.approx(1 - 1 / 6)
     assert hit_at_k(0, 5, 3, 5) == pytest.approx(1)
     assert hit_at_k([0, 4, 5, 9], 1, 0, 5).tolist() == [1, 1, 0, 0]
 
 
-def test_chance_levels_keep_the_names():
+def test_chance_levels_keep_the_names() -> None:
     assert chance_levels({"a/top1": Metric(0.5, 0.1)}) == {"a/top1": 0.1}

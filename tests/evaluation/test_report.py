@@ -3,6 +3,7 @@
 import re
 import shutil
 import xml.dom.minidom
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from llip.evaluation.report import Report, metrics_of, table
 from llip.page import svg
 
 
-def make_report(recipe):
+def make_report(recipe: str) -> Report:
     torch.manual_seed(0)
     model = create_model(recipe)
     outcomes = list(evaluate_sets(model, make_sets(), InProcess(model=model, progress=False)))
@@ -27,11 +28,11 @@ def make_report(recipe):
 
 
 @pytest.fixture(scope="module")
-def llip_report():
+def llip_report() -> Report:
     return make_report("llip_tiny_k8")
 
 
-def test_the_page_needs_no_other_file_and_shows_every_metric(llip_report):
+def test_the_page_needs_no_other_file_and_shows_every_metric(llip_report: Report) -> None:
     page = llip_report.html()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "A &lt;b&gt;run&lt;/b&gt;" in page and "<b>run" not in page
@@ -42,16 +43,16 @@ def test_the_page_needs_no_other_file_and_shows_every_metric(llip_report):
     assert page.count("data:image/webp") == 10 + 6 + 4 * 5  # predictions, contexts, two captions of two kinds
 
 
-def test_the_page_is_the_same_each_time(llip_report):
+def test_the_page_is_the_same_each_time(llip_report: Report) -> None:
     assert llip_report.html() == llip_report.html()
 
 
-def test_a_model_without_contexts_has_no_section_of_them():
+def test_a_model_without_contexts_has_no_section_of_them() -> None:
     page = make_report("siglip_tiny").html()
     assert "What the caption changes" not in page and page.count("<svg") == 2
 
 
-def test_markdown_has_a_row_for_each_metric(llip_report):
+def test_markdown_has_a_row_for_each_metric(llip_report: Report) -> None:
     lines = llip_report.markdown().splitlines()
     for name, metric in named(llip_report.outcomes).items():
         low, high = f"{metric.low:.3f}", f"{metric.high:.3f}"
@@ -59,7 +60,7 @@ def test_markdown_has_a_row_for_each_metric(llip_report):
     assert "- step: 800" in lines
 
 
-def test_the_table_parts_sets():
+def test_the_table_parts_sets() -> None:
     top1 = Metric(0.5, 0.25, 0.4, 0.6, "9 images")
     text = table({"a/top1": top1, "a/top5": Metric(1, 1), "b/top1": Metric(0, 0.1)})
     assert text.splitlines() == [
@@ -72,13 +73,13 @@ def test_the_table_parts_sets():
     ]
 
 
-def test_metrics_read_back_are_in_the_order_of_their_numbers():
+def test_metrics_read_back_are_in_the_order_of_their_numbers() -> None:
     values = {name: {"value": 0.5, "chance": 0.1} for name in ("s/r1", "s/r10", "s/r5", "a/top5", "a/map")}
     found = metrics_of({"metrics": values})
     assert list(found) == ["a/map", "a/top5", "s/r1", "s/r5", "s/r10"] and found["s/r1"] == Metric(0.5, 0.1)
 
 
-def test_entropy_and_shift_of_mixing_weights():
+def test_entropy_and_shift_of_mixing_weights() -> None:
     one_token, uniform = np.eye(4)[0], np.full(4, 0.25)
     weights = np.stack([np.stack([one_token, uniform]), np.stack([np.eye(4)[1], uniform])])[None]  # [1, 2, M=2, K=4]
     np.testing.assert_allclose(context.entropy(weights), [0, 1], atol=1e-12)
@@ -86,7 +87,7 @@ def test_entropy_and_shift_of_mixing_weights():
     assert context.entropy(np.ones((1, 2, 3, 1))).tolist() == [0, 0, 0]
 
 
-def test_figures_are_well_formed():
+def test_figures_are_well_formed() -> None:
     values = {"scenes": {"object": Metric(0.5, 0.1), "count": Metric(0.2, 0.2)}, "other": {"object": Metric(0.9, 0.1)}}
     bars = svg(figures.bars_by_kind(values, "mAP"))
     xml.dom.minidom.parseString(bars)
@@ -95,5 +96,5 @@ def test_figures_are_well_formed():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
-def test_a_browser_shows_the_page_within_its_width(llip_report, tmp_path):
+def test_a_browser_shows_the_page_within_its_width(llip_report: Report, tmp_path: Path) -> None:
     assert seen(llip_report.html(), tmp_path) == (True, True, 36)

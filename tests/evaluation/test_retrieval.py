@@ -1,5 +1,7 @@
 """Chunked retrieval against brute force over the whole score matrix."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,11 +19,11 @@ KINDS = ("object", "ground")
 class InnerProduct:
     """Stands for a model: the score is the inner product of two given vectors."""
 
-    def pair_scores(self, images, texts):
+    def pair_scores(self, images: Pooled, texts: Pooled) -> torch.Tensor:
         return images.vector_BD @ texts.vector_BD.T
 
 
-def make_set(images=60, seed=0):
+def make_set(images: int = 60, seed: int = 0) -> EvaluationSet:
     """Pictures with two or three captions out of 40 objects and 25 grounds, many of them shared."""
     rng = np.random.default_rng(seed)
     captions, kinds = [], []
@@ -33,24 +35,24 @@ def make_set(images=60, seed=0):
     return EvaluationSet(name="scenes", task="retrieval", table=table)
 
 
-def rank(score_TN, captions):
-    score_TN = torch.as_tensor(score_TN, dtype=torch.float32)
-    images = Pooled(torch.eye(score_TN.shape[1]))
-    return retrieval.rank(InnerProduct(), images, Pooled(score_TN), captions)
+def rank(score_TN: np.ndarray, captions: Captions) -> retrieval.Retrieval:
+    model: Any = InnerProduct()
+    texts, images = Pooled(torch.as_tensor(score_TN, dtype=torch.float32)), Pooled(torch.eye(score_TN.shape[1]))
+    return retrieval.rank(model, images, texts, captions)
 
 
-def truth(captions, images):
+def truth(captions: Captions, images: int) -> np.ndarray:
     true_TN = np.zeros((len(captions.texts), images), dtype=bool)
     true_TN[captions.text_J, captions.image_J] = True
     return true_TN
 
 
 @pytest.fixture(params=[1 << 24, 60 * 7], ids=["one block", "blocks of 7 captions"])
-def block(request, monkeypatch):
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "BLOCK_SCORES", request.param)
 
 
-def test_captions_know_their_images_and_kinds():
+def test_captions_know_their_images_and_kinds() -> None:
     table = pa.table(
         {"image": [b"", b""], "captions": [["a cat", "red"], ["red", "red"]], "kinds": [["o", "g"], ["g", "o"]]}
     )
@@ -60,7 +62,7 @@ def test_captions_know_their_images_and_kinds():
     assert {k: v.tolist() for k, v in captions.kinds.items()} == {"g": [1], "o": [0, 1]}
 
 
-def test_both_directions_and_map_equal_brute_force(block):
+def test_both_directions_and_map_equal_brute_force(block: None) -> None:
     captions = Captions.of(make_set())
     true_TN = truth(captions, 60)
     score_TN = np.random.default_rng(1).normal(size=true_TN.shape).astype(np.float32) + 0.8 * true_TN
@@ -83,7 +85,7 @@ def test_both_directions_and_map_equal_brute_force(block):
     assert found["text_to_image_map_over_kinds"].value == pytest.approx(mean, abs=1e-12)
 
 
-def test_a_constant_scorer_gets_chance_in_every_metric(block):
+def test_a_constant_scorer_gets_chance_in_every_metric(block: None) -> None:
     captions = Captions.of(make_set())
     found = rank(np.zeros((len(captions.texts), 60)), captions).item_scores
     assert len(found) == 3 + 3 + 2 + 2 + 2
@@ -91,7 +93,7 @@ def test_a_constant_scorer_gets_chance_in_every_metric(block):
         assert metric.value == pytest.approx(metric.chance, abs=1e-12), name
 
 
-def test_random_scores_get_chance_on_average(block):
+def test_random_scores_get_chance_on_average(block: None) -> None:
     captions = Captions.of(make_set())
     rng = np.random.default_rng(5)
     runs = [rank(rng.normal(size=(len(captions.texts), 60)), captions).item_scores for _ in range(60)]
@@ -100,7 +102,7 @@ def test_random_scores_get_chance_on_average(block):
         assert values.mean() == pytest.approx(metric.chance, abs=4 * values.std() / np.sqrt(60)), name
 
 
-def test_coarse_scores_get_the_mean_over_tie_breaks(block):
+def test_coarse_scores_get_the_mean_over_tie_breaks(block: None) -> None:
     captions = Captions.of(make_set(seed=3))
     rng = np.random.default_rng(2)
     coarse = rng.integers(0, 3, size=(len(captions.texts), 60)).astype(np.float32)
@@ -111,7 +113,7 @@ def test_coarse_scores_get_the_mean_over_tie_breaks(block):
         assert values.mean() == pytest.approx(metric.value, abs=4 * values.std() / np.sqrt(80) + 1e-9), name
 
 
-def test_distractors_are_false_of_the_image_of_the_same_kind_distinct_and_drawn_by_seed():
+def test_distractors_are_false_of_the_image_of_the_same_kind_distinct_and_drawn_by_seed() -> None:
     captions = Captions.of(make_set())
     true_TN = truth(captions, 60)
     choices = OneOfMany(captions, 60, seed=0)
@@ -127,7 +129,7 @@ def test_distractors_are_false_of_the_image_of_the_same_kind_distinct_and_drawn_
     assert (OneOfMany(captions, 60, seed=1).candidate_DX != choices.candidate_DX).any()
 
 
-def test_few_false_captions_of_a_kind_raise_the_chance_level_and_none_drops_the_kind():
+def test_few_false_captions_of_a_kind_raise_the_chance_level_and_none_drops_the_kind() -> None:
     table = pa.table(
         {"image": [b""] * 3, "captions": [["one", "x"], ["two", "x"], ["three", "x"]], "kinds": [["count", "all"]] * 3}
     )
@@ -138,13 +140,13 @@ def test_few_false_captions_of_a_kind_raise_the_chance_level_and_none_drops_the_
     assert "one_of_20/all" not in found
 
 
-def test_an_image_without_captions_is_refused_by_row():
+def test_an_image_without_captions_is_refused_by_row() -> None:
     table = pa.table({"image": [b"", b""], "captions": [["a"], []], "kinds": [["o"], []]})
     with pytest.raises(ValueError, match="row 1: 0 captions"):
         Captions.of(EvaluationSet(name="bad", task="retrieval", table=table))
 
 
-def test_scores_that_are_not_numbers_are_refused():
+def test_scores_that_are_not_numbers_are_refused() -> None:
     captions = Captions.of(make_set())
     score_TN = np.zeros((len(captions.texts), 60))
     score_TN[3, 5] = np.nan

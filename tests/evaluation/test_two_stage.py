@@ -1,18 +1,23 @@
 """Two-stage retrieval against the exact scores of all pairs."""
 
+from typing import Literal
+
 import pytest
 import torch
 
 from llip import create_model
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import two_stage
 from llip.evaluation.encode import scores
 from llip.model.features import Mixture, Query, batch_slice
 
 IMAGES, TEXTS = 50, 70
 
+Gallery = tuple[ContrastiveModel, Mixture, Query, torch.Tensor]
+
 
 @pytest.fixture(scope="module")
-def gallery():
+def gallery() -> Gallery:
     torch.manual_seed(0)
     model = create_model("llip_tiny_k8").eval().requires_grad_(False)
     images = Mixture(torch.randn(IMAGES, 4, 8, 16), torch.randn(IMAGES, 4, 8, 16))
@@ -21,7 +26,7 @@ def gallery():
 
 
 @pytest.mark.parametrize("at_work", [1, 100, 1 << 13])
-def test_listed_pairs_have_their_exact_scores(gallery, at_work, monkeypatch):
+def test_listed_pairs_have_their_exact_scores(gallery: Gallery, at_work: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_stage, "BLOCK_PAIRS", at_work)
     model, images, texts, score_NT = gallery
     image_P = torch.cat([torch.randint(0, IMAGES, (300,)), torch.full((60,), 7)])
@@ -31,13 +36,19 @@ def test_listed_pairs_have_their_exact_scores(gallery, at_work, monkeypatch):
 
 
 @pytest.fixture
-def index(gallery):
+def index(gallery: Gallery) -> two_stage.AnchorIndex:
     model, images, texts, _ = gallery
     return two_stage.AnchorIndex(model, images, batch_slice(texts, slice(0, 20)))
 
 
 @pytest.mark.parametrize(("direction", "items"), [("text_to_image", IMAGES), ("image_to_text", TEXTS)])
-def test_with_all_as_candidates_it_is_exact(gallery, index, direction, items, monkeypatch):
+def test_with_all_as_candidates_it_is_exact(
+    gallery: Gallery,
+    index: two_stage.AnchorIndex,
+    direction: Literal["text_to_image", "image_to_text"],
+    items: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(two_stage, "BLOCK_SCORES", 3 * items)
     model, images, texts, score_NT = gallery
     found, score = two_stage.search(model, images, texts, index, candidates=1000, direction=direction)
@@ -47,7 +58,7 @@ def test_with_all_as_candidates_it_is_exact(gallery, index, direction, items, mo
     torch.testing.assert_close(exact.gather(1, found), score, rtol=1e-4, atol=1e-5)
 
 
-def test_candidates_are_the_nearest_by_the_index(gallery, index):
+def test_candidates_are_the_nearest_by_the_index(gallery: Gallery, index: two_stage.AnchorIndex) -> None:
     model, images, texts, _ = gallery
     expected = (index.caption_vectors(texts) @ index.vector_NA.T).topk(9, dim=1).indices
     found, score = two_stage.search(model, images, texts, index, candidates=9)
@@ -55,7 +66,7 @@ def test_candidates_are_the_nearest_by_the_index(gallery, index):
     assert (score.diff(dim=1) <= 0).all()
 
 
-def test_anchors_as_many_as_directions_of_the_scores_give_exact_candidates(gallery):
+def test_anchors_as_many_as_directions_of_the_scores_give_exact_candidates(gallery: Gallery) -> None:
     """Images that are mixtures of one token have scores of rank D: 64 anchor captions determine them."""
     model, images, texts, _ = gallery
     alike = Mixture(*(tensor[:, :, :1].expand(-1, -1, 8, -1) for tensor in images))

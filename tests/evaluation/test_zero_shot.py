@@ -1,27 +1,30 @@
 """Llip's zero-shot protocol against its literal form in float64, for every kind of feature."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from llip.contrastive import create_model
+from llip.contrastive import ContrastiveModel, create_model
 from llip.data.tokenizer import tokenize
 from llip.evaluation import encode, zero_shot
-from llip.model.features import Mixture, Pooled, Query
+from llip.model.features import Mixture, Pooled, Query, TextFeatures
 
 CLASSES = ("cat", "large dog", "red bird of the north", "fish", "owl", "bear", "fox")
 TEMPLATES = ("a photo of a {}", "a drawing of a {} on a table", "{}")
 
 
-def make_model(name):
+def make_model(name: str) -> ContrastiveModel:
     torch.manual_seed(0)
     return create_model(name).eval().double()
 
 
 @pytest.mark.parametrize("name", ["siglip_tiny", "llip_tiny_k8", "image_query_tiny_k8"])
 @torch.inference_mode()
-def test_class_features_in_chunks_are_the_literal_averages(name, monkeypatch):
+def test_class_features_in_chunks_are_the_literal_averages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 7)  # two classes of three templates
     model = make_model(name)
     found = zero_shot.class_features(model, CLASSES, TEMPLATES)
@@ -37,13 +40,14 @@ def test_class_features_in_chunks_are_the_literal_averages(name, monkeypatch):
 
 
 @torch.inference_mode()
-def test_llip_contextualises_once_for_each_image_and_class():
+def test_llip_contextualises_once_for_each_image_and_class() -> None:
     """The score of an image and a class: one mixture by the averaged raw query, written out."""
     model = make_model("llip_tiny_k8")
     images = model.encode_image(torch.randn(5, 3, 48, 48, dtype=torch.float64))
     classes = zero_shot.class_features(model, CLASSES, TEMPLATES)
     found = encode.scores(model, images, classes, images_at_once=2)
     tau = model.config.head.temperature
+    assert isinstance(images, Mixture) and isinstance(classes, Query) and model.head.out_proj is not None
     for i in range(5):
         for c in range(len(CLASSES)):
             heads = []
@@ -55,7 +59,7 @@ def test_llip_contextualises_once_for_each_image_and_class():
             assert found[i, c].item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_accuracies_are_the_textbook_ones():
+def test_accuracies_are_the_textbook_ones() -> None:
     rng = np.random.default_rng(0)
     score_NC = rng.normal(size=(400, 12))
     label_N = rng.choice(10, 400) + (rng.random(400) < 0.3)  # the last class has no image
@@ -70,45 +74,48 @@ def test_accuracies_are_the_textbook_ones():
 
 
 class ConstantScorer:
-    def encode_image(self, pixels):
+    def encode_image(self, pixels: torch.Tensor) -> Pooled:
         return Pooled(pixels)
 
-    def pair_scores(self, images, texts):
+    def pair_scores(self, images: Pooled, texts: Pooled) -> torch.Tensor:
         return torch.zeros(len(images[0]), len(texts[0]))
 
 
-def test_a_constant_scorer_gets_chance():
+def test_a_constant_scorer_gets_chance() -> None:
     labels = pa.table({"label": [0, 3, 3, 2, 1, 0]})
     job = zero_shot.Classify(Pooled(torch.zeros(9, 4)))
-    outcome = job(ConstantScorer(), torch.zeros(6, 4), labels)
+    model: Any = ConstantScorer()
+    outcome = job(model, torch.zeros(6, 4), labels)
     for metric in zero_shot.accuracies(outcome["above"], outcome["tied"], labels["label"].to_numpy(), 9).values():
         assert metric.value == pytest.approx(metric.chance, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", [Pooled, Mixture, Query])
-def test_features_travel_as_arrays(kind):
+def test_features_travel_as_arrays(kind: type[Pooled | Mixture | Query]) -> None:
     features = kind(*(torch.randn(4, 3) for _ in kind._fields))
     back = encode.from_arrays(encode.to_arrays(features), torch.device("cpu"))
     assert type(back) is kind and all(torch.equal(a, b) for a, b in zip(back, features, strict=True))
 
 
 @torch.inference_mode()
-def test_captions_encoded_by_length_come_back_in_order():
+def test_captions_encoded_by_length_come_back_in_order() -> None:
     model = make_model("siglip_tiny").float()
     texts = ["a long caption of many words about a dog", "cat", "a red fish", "cat", "b"]
     found = encode.encode_texts(model, texts, batch_size=2)
+    assert isinstance(found, Pooled)
     for i, text in enumerate(texts):
         alone = model.encode_text(tokenize([text], model.config.text.context_length))
+        assert isinstance(alone, Pooled)
         torch.testing.assert_close(found.vector_BD[i], alone.vector_BD[0], rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_no_more_prompts_are_encoded_at_once_than_memory_is_meant_to_hold(monkeypatch):
-    model, asked = make_model("llip_tiny_k8").float(), []
+def test_no_more_prompts_are_encoded_at_once_than_memory_is_meant_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = make_model("llip_tiny_k8").float(), list[int]()
     classes = [f"thing {i}" for i in range(2000)]
     one_pass = zero_shot.class_features(model, classes, TEMPLATES)
 
-    def encode_texts(model, texts):
+    def encode_texts(model: ContrastiveModel, texts: Sequence[str]) -> TextFeatures:
         asked.append(len(texts))
         return encode.encode_texts(model, texts)
 

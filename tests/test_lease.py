@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ with sole_writer(sys.argv[1]):
 def write(folder: str, **changes: object) -> None:
     """A lease of a process that lives, on this machine, with changes."""
     parent = psutil.Process(os.getppid())
-    holder = {"owner": "x", "host": lease.socket.gethostname(), "pid": parent.pid, "started": parent.create_time()}
+    holder = {"owner": "x", "host": socket.gethostname(), "pid": parent.pid, "started": parent.create_time()}
     heartbeat = time.time() - float(str(changes.pop("age", 0)))
     storage.write_json(f"{folder}/{NAME}", holder | {"heartbeat": heartbeat} | changes)
 
@@ -116,7 +117,7 @@ def test_a_killed_process_frees_its_folder_and_a_stopped_one_does_not(tmp_path: 
 
 
 def test_of_many_that_start_at_once_one_holds_the_lease(tmp_path: Path) -> None:
-    gate, held, refused = threading.Barrier(8), [], []
+    gate, held, refused = threading.Barrier(8), list[int](), list[int]()
 
     def start() -> None:
         gate.wait()

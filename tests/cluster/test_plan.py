@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_table_says_whether_it_fits() -> None:
         ({"recipe": "clip_b33"}, "did you mean"),
     ],
 )
-def test_bad_settings_are_refused(change: dict[str, object], message: str) -> None:
+def test_bad_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(replace(Plan(recipe="clip_b32", gpus=128), **change))
 

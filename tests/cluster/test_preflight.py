@@ -30,7 +30,7 @@ AGENTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_p
 def _nodes(count: int = 4, **changes: Any) -> list[Node]:
     """Equal nodes a, b, c…, the last of which is changed."""
     rates = {"matmul": 2e14, "inside": 2e11, "peers": 2e10, "write": 1e9, "read": 2e9}
-    usual = {"versions": {"torch": "2.14.1"}, "gpus": ["A100, 80 GiB"] * 8, "rates": rates}
+    usual: dict[str, Any] = {"versions": {"torch": "2.14.1"}, "gpus": ["A100, 80 GiB"] * 8, "rates": rates}
     nodes = [Node(name="abcdefgh"[i], workers=list(range(8 * i, 8 * i + 8)), clock=5.0, **usual) for i in range(count)]
     changes["rates"] = rates | changes.get("rates", {})
     return [*nodes[:-1], replace(nodes[-1], **changes)]
@@ -93,7 +93,8 @@ def two_nodes(s3_server: str) -> Iterator[Cluster]:
         cluster = Cluster()
         for options in ({"include_dashboard": False}, {}):
             # given ports are not waited for: Ray gives its agents 15 s to name theirs, however busy the machine
-            cluster.add_node(num_cpus=1, **options, **dict(zip(AGENTS, free_ports(4), strict=True)))
+            ports: dict[str, Any] = dict(zip(AGENTS, free_ports(4), strict=True))
+            cluster.add_node(num_cpus=1, **options, **ports)
         yield cluster
         cluster.shutdown()
 

@@ -2,16 +2,24 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from llip import recipe, storage
+from llip.config import TrainingConfig
 from llip.fields import to_dict
 from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, Run
 
 
-def write_run(folder, training, values, losses=(5.0, 4.0, 3.0), sets=None):
+def write_run(
+    folder: Path,
+    training: TrainingConfig,
+    values: dict[str, float],
+    losses: tuple[float, ...] = (5.0, 4.0, 3.0),
+    sets: dict[str, str] | None = None,
+) -> str:
     metrics = {name: {"value": value, "chance": 0.1} for name, value in values.items()}
     storage.write_json(f"{folder}/metrics.json", {"metrics": metrics} | ({"inputs": {"sets": sets}} if sets else {}))
     storage.write_json(f"{folder}/config.json", {"training": to_dict(training)})
@@ -21,14 +29,16 @@ def write_run(folder, training, values, losses=(5.0, 4.0, 3.0), sets=None):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path: Path) -> tuple[str, str]:
     return (
         write_run(tmp_path / "llip", recipe("llip_tiny_k8"), {"s/top1": 0.5, "s/top5": 0.8, "c/context_accuracy": 0.9}),
         write_run(tmp_path / "siglip", recipe("siglip_tiny"), {"s/top1": 0.6, "s/top5": 0.8}),
     )
 
 
-def test_settings_that_differ_and_metrics_stand_side_by_side(runs, tmp_path, capsys):
+def test_settings_that_differ_and_metrics_stand_side_by_side(
+    runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = compare(Compare(runs=runs, output=str(tmp_path / "out")))
     differences = found.differences()
     assert differences["model.head.kind"] == ["text_query", "class_token"]
@@ -41,7 +51,7 @@ def test_settings_that_differ_and_metrics_stand_side_by_side(runs, tmp_path, cap
     assert text in capsys.readouterr().out
 
 
-def test_seeds_of_one_configuration_become_a_mean_with_its_spread(runs, tmp_path):
+def test_seeds_of_one_configuration_become_a_mean_with_its_spread(runs: tuple[str, str], tmp_path: Path) -> None:
     again = write_run(tmp_path / "llip-seed1", replace(recipe("llip_tiny_k8"), seed=1), {"s/top1": 0.7, "s/top5": 0.8})
     found = Comparison([Run.read(run) for run in (*runs, again)])
     assert [name for name, _ in found.repeated()] == ["llip (2)", "siglip (1)"]
@@ -52,14 +62,14 @@ def test_seeds_of_one_configuration_become_a_mean_with_its_spread(runs, tmp_path
     assert Comparison([Run.read(run) for run in runs]).repeated() == []
 
 
-def test_the_page_has_bars_of_shared_sets_and_the_curves(runs, tmp_path):
+def test_the_page_has_bars_of_shared_sets_and_the_curves(runs: tuple[str, str], tmp_path: Path) -> None:
     page = Comparison([Run.read(run) for run in runs]).html()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert page.count("<svg") == 2  # the curves, and the set that both have
     assert "<h3>s</h3>" in page and "<h3>c</h3>" not in page
 
 
-def test_a_run_is_found_by_its_id_in_mlflow(runs, tmp_path, mlflow_store):
+def test_a_run_is_found_by_its_id_in_mlflow(runs: tuple[str, str], tmp_path: Path, mlflow_store: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(mlflow_store)
@@ -73,7 +83,7 @@ def test_a_run_is_found_by_its_id_in_mlflow(runs, tmp_path, mlflow_store):
         compare(Compare(runs=(runs[0], "nowhere"), tracking=mlflow_store))
 
 
-def test_what_cannot_be_compared_is_refused(runs, tmp_path):
+def test_what_cannot_be_compared_is_refused(runs: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two or more runs of distinct names"):
         compare(Compare(runs=runs[:1]))
     with pytest.raises(ValueError, match="these are llip, llip"):
@@ -93,7 +103,9 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
         ({"s": "a"}, None, []),
     ],
 )
-def test_numbers_of_other_sets_are_marked_and_not_ranked(tmp_path, first, second, differ):
+def test_numbers_of_other_sets_are_marked_and_not_ranked(
+    tmp_path: Path, first: dict[str, str], second: dict[str, str] | None, differ: list[str]
+) -> None:
     values = {"s/top1": 0.5, "c/context_accuracy": 0.9}, {"s/top1": 0.6, "c/context_accuracy": 0.8}
     names = ("llip_tiny_k8", "siglip_tiny")
     runs = [

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,9 +14,11 @@ import torch
 from helpers.evaluation_samples import make_sets
 
 from llip import create_model, recipe, storage
+from llip.contrastive import ContrastiveModel
 from llip.evaluation import evaluate_model
 from llip.evaluation.bootstrap import judge
-from llip.evaluation.evaluate import evaluate_sets
+from llip.evaluation.encode import Runner
+from llip.evaluation.evaluate import Outcome, evaluate_sets
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.headline import headline
@@ -25,13 +30,13 @@ from pipelines.evaluate import Evaluate, evaluate
 from pipelines.evaluation_cache import read_items
 
 
-def write_sets(folder):
+def write_sets(folder: str | Path) -> str:
     for data in make_sets():
         evaluation_set.write(f"{folder}/{data.name}", data)
     return str(folder)
 
 
-def write_checkpoint(run, step, seed=0):
+def write_checkpoint(run: str | Path, step: int, seed: int = 0) -> ContrastiveModel:
     """A checkpoint as training leaves it."""
     torch.manual_seed(seed)
     config = recipe("llip_tiny_k8")
@@ -45,12 +50,14 @@ def write_checkpoint(run, step, seed=0):
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path: Path) -> Evaluate:
     write_checkpoint(tmp_path / "run", 800)
     return Evaluate(checkpoint=str(tmp_path / "run"), evaluation=write_sets(tmp_path / "sets"), batch_size=4)
 
 
-def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(job, tmp_path, capsys):
+def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(
+    job: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = write_checkpoint(tmp_path / "run", 1600, seed=1)
     found = evaluate(job)
     assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
@@ -58,12 +65,13 @@ def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(job, tmp_path, capsy
     assert written["step"] == 1600
     metric = found["scenes/text_to_image_map"]
     assert written["metrics"]["scenes/text_to_image_map"] == vars(metric)
+    assert metric.low is not None and metric.high is not None
     assert metric.low < metric.value < metric.high and metric.over == "7 captions"
     out = capsys.readouterr().out
     assert all(name in out for name in headline(found)) and f"all {len(found)} metrics" in out
 
 
-def test_retrieval_in_two_stages_is_another_request_with_its_own_outcomes(job, tmp_path):
+def test_retrieval_in_two_stages_is_another_request_with_its_own_outcomes(job: Evaluate, tmp_path: Path) -> None:
     exact = evaluate(job)
     two_stages = dataclasses.replace(job, candidates=100)
     with pytest.raises(ValueError, match=r"other settings \(candidates"):
@@ -75,7 +83,9 @@ def test_retrieval_in_two_stages_is_another_request_with_its_own_outcomes(job, t
     assert "scenes/text_to_image_map" not in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path, capsys, monkeypatch):
+def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(
+    job: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = evaluate(job)
     with monkeypatch.context() as patch:
         patch.setattr("llip.evaluation.evaluate.evaluate_sets", None)
@@ -86,10 +96,14 @@ def test_what_is_done_is_not_done_again_and_a_newer_checkpoint_is(job, tmp_path,
     assert "evaluating again" in capsys.readouterr().out
 
 
-def test_an_evaluation_that_is_killed_after_two_sets_goes_on_with_the_third(job, tmp_path, monkeypatch):
+def test_an_evaluation_that_is_killed_after_two_sets_goes_on_with_the_third(
+    job: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
-    def watched(model, sets, run, until, **options):
+    def watched(
+        model: ContrastiveModel, sets: Sequence[EvaluationSet], run: Runner, until: int | None, **options: Any
+    ) -> Iterator[Outcome]:
         asked.append([data.name for data in sets])
         for done, outcome in enumerate(evaluate_sets(model, sets, run, **options)):
             if done == until:
@@ -109,7 +123,7 @@ def test_an_evaluation_that_is_killed_after_two_sets_goes_on_with_the_third(job,
     assert (tmp_path / "run" / "report.html").read_text() == (tmp_path / "other" / "report.html").read_text()
 
 
-def test_scores_of_items_are_read_back_without_the_model_and_give_the_metrics(job, tmp_path):
+def test_scores_of_items_are_read_back_without_the_model_and_give_the_metrics(job: Evaluate, tmp_path: Path) -> None:
     found = evaluate(job)
     for data in make_sets():
         stored = read_items(job.checkpoint, data.name)
@@ -119,19 +133,23 @@ def test_scores_of_items_are_read_back_without_the_model_and_give_the_metrics(jo
     assert "bootstrap" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(job, tmp_path, monkeypatch):
+def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(
+    job: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluate(job)
-    seen = []
-    monkeypatch.setattr(
-        "llip.evaluation.evaluate.evaluate_sets",
-        lambda model, sets, run, **options: seen.extend(d.name for d in sets) or evaluate_sets(model, sets, run),
-    )
+    seen: list[str] = []
+
+    def watched(model: ContrastiveModel, sets: Sequence[EvaluationSet], run: Runner, **options: Any) -> Any:
+        seen.extend(d.name for d in sets)
+        return evaluate_sets(model, sets, run)
+
+    monkeypatch.setattr("llip.evaluation.evaluate.evaluate_sets", watched)
     evaluation_set.write(str(tmp_path / "sets" / "things"), dataclasses.replace(make_sets()[0], templates=("{}",)))
     evaluate(job)
     assert seen == ["things"]
 
 
-def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job, tmp_path):
+def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job: Evaluate, tmp_path: Path) -> None:
     output = str(tmp_path / "elsewhere")
     chosen = Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("things",), output=output)
     assert set(evaluate(chosen)) == {"things/top1", "things/top5", "things/mean_per_class"}
@@ -139,7 +157,7 @@ def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job, tmp_pat
         evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, output=output))
 
 
-def test_everything_may_lie_in_a_bucket(s3_bucket):
+def test_everything_may_lie_in_a_bucket(s3_bucket: str) -> None:
     model = write_checkpoint(f"{s3_bucket}/runs/first", 800)
     job = Evaluate(checkpoint=f"{s3_bucket}/runs/first", evaluation=write_sets(f"{s3_bucket}/sets"), batch_size=4)
     found = evaluate(job)
@@ -149,7 +167,7 @@ def test_everything_may_lie_in_a_bucket(s3_bucket):
     assert evaluate(job) == found
 
 
-def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
+def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job: Evaluate, mlflow_store: str) -> None:
     client, run_id = open_run(Tracking(uri=mlflow_store, experiment="llip", run_name="first"), job.checkpoint)
     found = evaluate(job)
     run = client.get_run(run_id)
@@ -161,7 +179,9 @@ def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job, mlflow_store):
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"pairs", "scenes", "things"}
 
 
-def test_an_evaluation_elsewhere_is_a_run_of_its_own_that_names_the_run_and_is_named_there(job, mlflow_store, tmp_path):
+def test_an_evaluation_elsewhere_is_a_run_of_its_own_that_names_the_run_and_is_named_there(
+    job: Evaluate, mlflow_store: str, tmp_path: Path
+) -> None:
     tracking = Tracking(uri=mlflow_store, experiment="llip", run_name="trained")
     client, trained = open_run(tracking, job.checkpoint)
     found = evaluate(dataclasses.replace(job, output=str(tmp_path / "elsewhere"), sets=("things",)))
@@ -178,7 +198,9 @@ def test_an_evaluation_elsewhere_is_a_run_of_its_own_that_names_the_run_and_is_n
     assert {a.path for a in client.list_artifacts(own)} == {"report.html", "report.md"}
 
 
-def test_an_evaluation_of_a_file_is_a_run_where_mlflow_is_named(tmp_path, mlflow_store, monkeypatch):
+def test_an_evaluation_of_a_file_is_a_run_where_mlflow_is_named(
+    tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(create_model(recipe("llip_tiny_k8")), str(tmp_path / "model"))
     job = Evaluate(
         checkpoint=str(tmp_path / "model"), evaluation=write_sets(tmp_path / "sets"), output=str(tmp_path / "out")
@@ -190,7 +212,7 @@ def test_an_evaluation_of_a_file_is_a_run_where_mlflow_is_named(tmp_path, mlflow
     assert (tmp_path / "noted" / "tracking.json").exists()
 
 
-def test_actors_give_the_same_numbers(job, tmp_path, ray_session):
+def test_actors_give_the_same_numbers(job: Evaluate, tmp_path: Path, ray_session: None) -> None:
     write_image_folder(tmp_path / "sets" / "folder")
     alone = evaluate(job)
     spread = Evaluate(
@@ -204,7 +226,7 @@ def test_actors_give_the_same_numbers(job, tmp_path, ray_session):
     assert evaluate(spread) == alone
 
 
-def test_actors_name_the_row_of_a_broken_picture(tmp_path, ray_session):
+def test_actors_name_the_row_of_a_broken_picture(tmp_path: Path, ray_session: None) -> None:
     data = make_sets()[0]
     blobs = [*data.table["image"].to_pylist()[:9], b"no picture"]
     broken = EvaluationSet(
@@ -221,7 +243,7 @@ def test_actors_name_the_row_of_a_broken_picture(tmp_path, ray_session):
     assert not (tmp_path / "model" / "metrics.json").exists()
 
 
-def test_a_model_outside_of_a_run_is_identified_by_its_weights(job, tmp_path):
+def test_a_model_outside_of_a_run_is_identified_by_its_weights(job: Evaluate, tmp_path: Path) -> None:
     folder = str(tmp_path / "model")
     save_model(create_model("siglip_tiny"), folder)
     alone = Evaluate(checkpoint=folder, evaluation=job.evaluation, sets=("things",))
@@ -233,7 +255,7 @@ def test_a_model_outside_of_a_run_is_identified_by_its_weights(job, tmp_path):
     assert first["step"] is None and first["inputs"]["model"] != second["inputs"]["model"]
 
 
-def write_image_folder(folder):
+def write_image_folder(folder: Path) -> None:
     """The classification set of `make_sets` as an image folder, of the classes that have images."""
     data = make_sets()[0]
     for row, (blob, label) in enumerate(zip(*data.table.to_pydict().values(), strict=True)):
@@ -242,7 +264,7 @@ def write_image_folder(folder):
     (folder / "zeroshot_classification_templates.txt").write_text("a {c}\n{c} drawn\n")
 
 
-def test_an_image_folder_gives_the_numbers_of_the_same_set_in_our_format(job, tmp_path):
+def test_an_image_folder_gives_the_numbers_of_the_same_set_in_our_format(job: Evaluate, tmp_path: Path) -> None:
     write_image_folder(tmp_path / "folders" / "things")
     data = dataclasses.replace(make_sets()[0], classes=("cat", "dog", "owl", "fox"))
     evaluation_set.write(str(tmp_path / "ours" / "things"), data)
@@ -253,20 +275,20 @@ def test_an_image_folder_gives_the_numbers_of_the_same_set_in_our_format(job, tm
     assert {n: m.value for n, m in ours.items()} == pytest.approx({n: m.value for n, m in theirs.items()})
 
 
-def test_what_is_no_checkpoint_is_refused(job, tmp_path):
+def test_what_is_no_checkpoint_is_refused(job: Evaluate, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is neither a run folder"):
         evaluate(Evaluate(checkpoint=str(tmp_path / "empty"), evaluation=job.evaluation))
 
 
-def test_a_folder_without_sets_and_a_set_that_does_not_exist_are_refused(job, tmp_path):
+def test_a_folder_without_sets_and_a_set_that_does_not_exist_are_refused(job: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run holds no evaluation set"):
         evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=str(tmp_path / "run")))
     with pytest.raises(ValueError, match=r"--sets other: .* holds pairs, scenes, things"):
         evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("other",)))
 
 
-def test_sets_without_labels_and_without_rows_are_refused_by_name(job, tmp_path):
+def test_sets_without_labels_and_without_rows_are_refused_by_name(job: Evaluate, tmp_path: Path) -> None:
     folder = tmp_path / "sets" / "things"
     table = make_sets()[0].table
     pa.parquet.write_table(table.drop(["label"]), folder / "data-00000.parquet")
@@ -277,7 +299,7 @@ def test_sets_without_labels_and_without_rows_are_refused_by_name(job, tmp_path)
         evaluate(job)
 
 
-def test_released_weights_are_evaluated_as_their_recipe_says(job, tmp_path):
+def test_released_weights_are_evaluated_as_their_recipe_says(job: Evaluate, tmp_path: Path) -> None:
     """A file in the public release's names gives the numbers of the model that it was written from."""
     torch.manual_seed(0)
     model = create_model("llip_tiny_k8")
@@ -288,7 +310,7 @@ def test_released_weights_are_evaluated_as_their_recipe_says(job, tmp_path):
         state[name] = tensor
     file = tmp_path / "llip.pt"
     torch.save({"state_dict": state}, file)
-    common = {"evaluation": job.evaluation, "output": str(tmp_path / "out"), "batch_size": 4}
+    common: dict[str, Any] = {"evaluation": job.evaluation, "output": str(tmp_path / "out"), "batch_size": 4}
     found = evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k8", **common))
     assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
     with pytest.raises(ValueError, match=r"--output is needed: .*llip\.pt is a file"):
@@ -297,7 +319,7 @@ def test_released_weights_are_evaluated_as_their_recipe_says(job, tmp_path):
         evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k16", **(common | {"output": str(tmp_path / "o")})))
 
 
-def test_weights_of_another_configuration_are_refused_and_nothing_is_written(job, tmp_path):
+def test_weights_of_another_configuration_are_refused_and_nothing_is_written(job: Evaluate, tmp_path: Path) -> None:
     for name in ("siglip_tiny", "llip_tiny_k8"):
         save_model(create_model(name), str(tmp_path / name))
     shutil.copy(tmp_path / "siglip_tiny" / "model.json", tmp_path / "llip_tiny_k8" / "model.json")
@@ -307,12 +329,12 @@ def test_weights_of_another_configuration_are_refused_and_nothing_is_written(job
     assert sorted((tmp_path / "llip_tiny_k8").iterdir()) == before
 
 
-def test_a_recipe_for_what_says_itself_what_it_holds_is_refused(job):
+def test_a_recipe_for_what_says_itself_what_it_holds_is_refused(job: Evaluate) -> None:
     with pytest.raises(ValueError, match="--recipe is for a file of released weights"):
         evaluate(Evaluate(checkpoint=job.checkpoint, recipe="llip_tiny_k8", evaluation=job.evaluation))
 
 
 @pytest.mark.parametrize(("field", "value"), [("workers", -1), ("batch_size", 0), ("candidates", 9)])
-def test_settings_out_of_range_are_refused(field, value):
+def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} {value}"):
         Evaluate(checkpoint="x", **{field: value})

@@ -12,11 +12,13 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2._internal.execution import context
+from ray.train.v2._internal.execution.preemption import PreemptionContext
 
 from llip import storage
 from llip.config import TrainingConfig
 from llip.fields import override
 from llip.training import checkpoint
+from llip.training.stopping import StoppedError
 from pipelines import launching
 from pipelines.failures import RefusedError
 
@@ -40,13 +42,13 @@ def _newest(run: dict[str, Any]) -> int:
 
 def test_a_preemption_saves_and_stops(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is raised, for Ray to start the workers again. The class of the notice is Ray's own."""
-    told = context.PreemptionContext()
+    told = PreemptionContext()
     monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=told))
     preempted = launching._preemption()
     assert not preempted()
     told.preemption_info = "soon"  # type: ignore[assignment]
     assert preempted()
-    with pytest.raises(launching.StoppedError):
+    with pytest.raises(StoppedError):
         launching._train_on_worker(run)
     assert _newest(run) == 1
 

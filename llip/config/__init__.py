@@ -15,7 +15,7 @@ from llip.config.model import (
     TextConfig,
     VisionConfig,
 )
-from llip.config.training import MOST_LANES, DataConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
+from llip.config.training import MOST_LANES, DataConfig, LossName, ObjectiveConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
     "MIXTURE_HEADS",
@@ -25,6 +25,7 @@ __all__ = [
     "DataConfig",
     "Head",
     "HeadConfig",
+    "LossName",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",

@@ -9,12 +9,14 @@ from llip.fields import check, setting
 
 MOST_LANES = 1024
 
+LossName = Literal["softmax", "sigmoid"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """The loss over the global batch, and how it is computed."""
 
-    loss: Literal["softmax", "sigmoid"] = "sigmoid"
+    loss: LossName = "sigmoid"
     """softmax: symmetric InfoNCE (CLIP) · sigmoid: a binary decision for every pair (SigLIP, Llip)."""
     multi_positive: bool = False
     """A caption is a positive of every image that has an equal caption, not of its own alone (UniCL)."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from llip.config import ObjectiveConfig
+from llip.config import LossName, ObjectiveConfig
 from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.pairs import scoring
 from llip.pairs.exchange import Block, Exchange
@@ -95,7 +95,7 @@ def softmax(tile: Tile) -> tuple[Tensor, Tensor]:
     return value_P.sum(dtype=torch.float64) / 2, slope_IJ
 
 
-LOSSES = {"sigmoid": Loss(sigmoid), "softmax": Loss(softmax, normalised=True)}
+LOSSES: dict[LossName, Loss] = {"sigmoid": Loss(sigmoid), "softmax": Loss(softmax, normalised=True)}
 
 
 class LossOutput(NamedTuple):

@@ -18,6 +18,7 @@ def scores(images: ImageFeatures, texts: TextFeatures, *, out_proj_DD: Tensor | 
         case Mixture(), Query():
             logit_BTMK = torch.einsum("bmke,tme->btmk", images.key_BMKE, texts.query_BME) / temperature
             mixed_BTME = torch.einsum("btmk,bmke->btme", logit_BTMK.softmax(dim=-1), images.value_BMKE)
+            assert out_proj_DD is not None
             feature_BTD = mixed_BTME.flatten(2) @ out_proj_DD
             return (F.normalize(feature_BTD, dim=-1) * F.normalize(texts.target_BD, dim=-1)).sum(dim=-1)
         case Query(), Mixture():

@@ -1,20 +1,32 @@
 """A step in parts has the gradients of the step in one piece."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from helpers import literal
 
-from llip.config import QUERIED_HEADS, HeadConfig, ModelConfig, ObjectiveConfig, TextConfig, VisionConfig
+from llip.config import (
+    QUERIED_HEADS,
+    Head,
+    HeadConfig,
+    LossName,
+    ModelConfig,
+    ObjectiveConfig,
+    TextConfig,
+    VisionConfig,
+)
 from llip.contrastive import ContrastiveModel, create_model
+from llip.model.features import concatenate
 from llip.pairs import accumulation
 from llip.pairs.losses import loss_of_features, score_parameters
 
 IMAGES, CAPTIONS = 12, 2
 
 
-def small_model(kind: str, patch_dropout: float = 0.0) -> ContrastiveModel:
+def small_model(kind: Head, patch_dropout: float = 0.0) -> ContrastiveModel:
     torch.manual_seed(0)
     tokens = {"class_token": (1, 1), "image_query": (1, 3)}.get(kind, (3, 1))
     config = ModelConfig(
@@ -44,7 +56,7 @@ def parts(pixels: torch.Tensor, token_ids: torch.Tensor, count: int) -> list[tup
     return [(p, t.flatten(0, 1)) for p, t in zip(pixels.tensor_split(count), texts, strict=True)]
 
 
-def step(model: ContrastiveModel, count: int, config: ObjectiveConfig, **options) -> list[torch.Tensor]:
+def step(model: ContrastiveModel, count: int, config: ObjectiveConfig, **options: Any) -> list[torch.Tensor]:
     """The loss and every gradient of a step in `count` parts."""
     model.zero_grad()
     output = accumulation.backward(model, parts(*batch(), count), config=config, captions_per_image=CAPTIONS, **options)
@@ -55,7 +67,7 @@ def step(model: ContrastiveModel, count: int, config: ObjectiveConfig, **options
 @pytest.mark.parametrize(
     ("kind", "loss"), [("text_query", "sigmoid"), ("image_query", "sigmoid"), ("class_token", "softmax")]
 )
-def test_parts_have_the_gradients_of_the_whole(kind, loss):
+def test_parts_have_the_gradients_of_the_whole(kind: Head, loss: LossName) -> None:
     model, config = small_model(kind), ObjectiveConfig(loss=loss)
     whole = step(model, 1, config)
     assert len(whole) == 1 + len(list(model.parameters()))
@@ -63,7 +75,7 @@ def test_parts_have_the_gradients_of_the_whole(kind, loss):
         assert literal.errors(step(model, count, config), whole) < 1e-12
 
 
-def test_equal_captions_are_found_in_all_parts(monkeypatch):
+def test_equal_captions_are_found_in_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, _ = batch()
     token_ids = torch.nn.functional.pad(literal.repeated_captions(CAPTIONS * IMAGES), (0, 5))
     token_ids[token_ids == 9] = 39
@@ -74,13 +86,13 @@ def test_equal_captions_are_found_in_all_parts(monkeypatch):
     assert literal.errors(step(model, 1, ObjectiveConfig()), whole) > 1e-3
 
 
-def test_the_second_pass_drops_the_same_patches():
+def test_the_second_pass_drops_the_same_patches() -> None:
     """Against one graph of the same forward passes, drawn from the same generator."""
     model, config = small_model("text_query", patch_dropout=0.5), ObjectiveConfig()
     model.train()
     torch.manual_seed(5)
     outputs = [model(*part) for part in parts(*batch(), 3)]
-    images = accumulation.concatenate([images for images, _ in outputs])
+    images = concatenate([images for images, _ in outputs])
     texts = accumulation.concatenate_captions([texts for _, texts in outputs], CAPTIONS)
     parameters = score_parameters(model)
     loss = loss_of_features(images, texts, parameters, config=config, captions_per_image=CAPTIONS).loss
@@ -94,28 +106,28 @@ def test_the_second_pass_drops_the_same_patches():
     assert literal.errors(step(model, 3, config), expected) > 1e-6
 
 
-def test_gradients_are_added_to_those_that_are_there():
+def test_gradients_are_added_to_those_that_are_there() -> None:
     model, config = small_model("text_query"), ObjectiveConfig()
     once = step(model, 3, config)[1:]
     accumulation.backward(model, parts(*batch(), 3), config=config, captions_per_image=CAPTIONS)
-    twice = [p.grad for p in model.parameters()]
+    twice = [p.grad for p in model.parameters() if p.grad is not None]
     assert literal.errors(twice, [2 * gradient for gradient in once]) < 1e-12
 
 
-def test_only_the_last_part_synchronises():
+def test_only_the_last_part_synchronises() -> None:
     """The last backward pass brings every gradient, also those of W_O, scale and bias: DDP waits for all of them."""
     model = small_model("text_query")
-    synchronised, ready = [], []
+    synchronised, ready = list[tuple[bool, bool]](), list[tuple[str, bool]]()
 
     class Wrapper:
         on = True
 
-        def __call__(self, *part):
+        def __call__(self, *part: torch.Tensor) -> tuple[Any, Any]:
             synchronised.append((torch.is_grad_enabled(), self.on))
             return model(*part)
 
         @contextlib.contextmanager
-        def no_sync(self):
+        def no_sync(self) -> Iterator[None]:
             self.on = False
             yield
             self.on = True
@@ -131,7 +143,7 @@ def test_only_the_last_part_synchronises():
 
 
 @pytest.mark.parametrize("locked", ["vision.", "text.", "logit_"])
-def test_locked_parameters(locked):
+def test_locked_parameters(locked: str) -> None:
     model = small_model("text_query")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(locked))

@@ -1,6 +1,7 @@
 """Tiles for GPUs, on the CPU: against the literal form, what they store, and what a compiler makes of them."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from test_pair_scores import compare, force, gradients, literal_under_autocast, 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llip import devices
-from llip.config import ObjectiveConfig
-from llip.model.features import Mixture, Query
+from llip.config import Head, LossName, ObjectiveConfig
+from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
 from llip.pairs import fused_tiles, scoring
 from llip.pairs.losses import LOSSES, ScoreParameters, loss_of_features
 
 EAGER = replace(devices.A100, compiled=False)
+KINDS: tuple[Head, ...] = ("text_query", "class_token")
 
 
 @pytest.fixture(params=["gram", "metric"])
@@ -25,7 +27,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 1), (2, 16), (33, 2), (128, 1)])
-def test_mixtures_equal_the_literal_form(tokens, heads, form, monkeypatch):
+def test_mixtures_equal_the_literal_form(tokens: int, heads: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for tile in (1, 1000, 1 << 25):
         with devices.as_on(replace(EAGER, tile=tile)):
             assert compare("text_query", 3, 7, monkeypatch, chunk=4, tokens=tokens, heads=heads, width=3) < 1e-12
@@ -33,15 +35,15 @@ def test_mixtures_equal_the_literal_form(tokens, heads, form, monkeypatch):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_losses_equal_the_literal_form(loss, form):
+def test_losses_equal_the_literal_form(loss: LossName, form: str) -> None:
     for tile in (1, 400, 1 << 25):
         with devices.as_on(replace(EAGER, tile=tile)):
-            for kind in ("text_query", "class_token"):
+            for kind in KINDS:
                 assert compare_loss(kind, 7, 2, ObjectiveConfig(loss=loss), tokens=3, heads=4, width=4) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["uniform", "shared", "plain", "peaked", "cancelling"])
-def test_bf16_is_no_less_accurate_than_the_literal_form(name, form):
+def test_bf16_is_no_less_accurate_than_the_literal_form(name: str, form: str) -> None:
     tensors = regime(name)
     exact = gradients([t.double() for t in tensors], literal.scores)
     with devices.as_on(EAGER):
@@ -56,9 +58,9 @@ def passes_of_a_tile(device: devices.Device, *, tokens: int, width: int) -> floa
     with FakeTensorMode(), devices.as_on(device):
         heads, images, texts = 8, 256, 512
         with torch.device("cuda"):
-            bf16 = {"dtype": torch.bfloat16, "requires_grad": True}
-            image = Mixture(*(torch.empty(images, heads, tokens, width, **bf16) for _ in range(2)))
-            text = Query(torch.empty(texts, heads, width, **bf16), torch.empty(texts, heads * width, **bf16))
+            empty = partial(torch.empty, dtype=torch.bfloat16, requires_grad=True)
+            image = Mixture(*(empty(images, heads, tokens, width) for _ in range(2)))
+            text = Query(empty(texts, heads, width), empty(texts, heads * width))
             out_proj_DD = torch.empty(heads * width, heads * width)
             prepared = scoring.prepare(
                 image, text, out_proj_DD=out_proj_DD, temperature=5.0, total=texts, gradients=True
@@ -72,7 +74,7 @@ def passes_of_a_tile(device: devices.Device, *, tokens: int, width: int) -> floa
     return count.bytes["elementwise"] / (4 * images * texts * heads * tokens)
 
 
-def test_a_tile_takes_few_passes_over_memory(form):
+def test_a_tile_takes_few_passes_over_memory(form: str) -> None:
     """The tiles of L/14 with 32 tokens and of B/32 with 64."""
     width, cpu, gpu = {"gram": (96, 41, 10.2), "metric": (64, 50, 13.8)}[form]
     before, after = (
@@ -83,11 +85,11 @@ def test_a_tile_takes_few_passes_over_memory(form):
 
 
 @pytest.mark.slow
-def test_a_stage_of_fused_tiles_is_traced_whole(form):
+def test_a_stage_of_fused_tiles_is_traced_whole(form: str) -> None:
     image, text, out_proj_DD = literal.features("text_query", 4, 4)
     own = ScoreParameters(out_proj_DD, 1.7, torch.tensor(1.0).double(), torch.tensor(-2.0).double())
 
-    def stage(image, text):
+    def stage(image: ImageFeatures, text: TextFeatures) -> torch.Tensor:
         return loss_of_features(image, text, own, config=ObjectiveConfig()).loss
 
     with devices.as_on(EAGER):
@@ -98,7 +100,7 @@ def test_a_stage_of_fused_tiles_is_traced_whole(form):
 
 
 @pytest.mark.slow
-def test_what_inductor_makes_for_an_a100():
+def test_what_inductor_makes_for_an_a100() -> None:
     """One Triton kernel of each function, which reads its inputs and writes its outputs, and no more."""
     heads, tokens, rows, columns, dim = 8, 32, 128, 512, 768
     with torch.device("meta"):
@@ -129,9 +131,9 @@ def test_what_inductor_makes_for_an_a100():
 
 
 @pytest.mark.slow
-def test_compiled_functions_give_the_same_loss(form):
-    sizes = {"tokens": 5, "heads": 4, "width": 4, "dtype": torch.float32}
-    image, text, out_proj_DD = literal.features("text_query", 8, 16, **sizes)
+def test_compiled_functions_give_the_same_loss(form: str) -> None:
+    image, text, out_proj_DD = literal.features("text_query", 8, 16, tokens=5, heads=4, width=4, dtype=torch.float32)
+    assert out_proj_DD is not None
     own = ScoreParameters(out_proj_DD, 1.7, torch.tensor(1.0), torch.tensor(-2.0))
     found = []
     for device in (EAGER, devices.A100):
@@ -141,8 +143,10 @@ def test_compiled_functions_give_the_same_loss(form):
     assert literal.errors(*found) < 1e-5
 
 
-def test_a_function_that_does_not_compile_runs_as_it_is(monkeypatch, caplog):
-    def fails(*_, **__):
+def test_a_function_that_does_not_compile_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -35,8 +35,9 @@ CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"), (
 
 def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
     """Of the means of the loss and of the gradients over the ranks."""
-    kind, captions, loss, exchange, positives = case.split("/")
-    captions = int(captions)
+    fields: list[Any] = case.split("/")
+    kind, number, loss, exchange, positives = fields
+    captions = int(number)
     rank, batches = dist.get_rank(group), BATCHES[dist.get_world_size(group)]
     images, texts, out_proj_DD = literal.features(kind, sum(batches), captions * sum(batches))
     scale, bias = (torch.tensor(x, dtype=torch.float64).requires_grad_() for x in (1.2, -2.0))
@@ -102,11 +103,12 @@ def error_of_step(count: int, group: dist.ProcessGroup) -> float:
     return literal.errors([*mean([output.loss], group), *(p.grad for p in model.parameters())], expected)
 
 
-def refusal_of_unequal_batches(kind: str) -> str:
+def refusal_of_unequal_batches(kind: Literal["gather", "ring"]) -> str:
     """The message of a rank whose batch has another size than those of the others."""
     group = dist.new_group(list(range(WORLD)))
+    assert isinstance(group, dist.ProcessGroup)
     images = 3 + dist.get_rank()
-    features = [Pooled(torch.randn(images, 4)) for _ in range(2)]
+    features = Pooled(torch.randn(images, 4)), Pooled(torch.randn(images, 4))
     own = ScoreParameters(None, 1.0, torch.tensor(1.0), torch.tensor(-2.0))
     with pytest.raises(ValueError) as refusal:
         loss_of_features(*features, own, config=ObjectiveConfig(exchange=kind), group=group)
@@ -121,11 +123,12 @@ def work(rank: int, folder: str) -> None:
         group = dist.new_group(list(range(ranks)))
         if rank >= ranks:
             continue
+        assert isinstance(group, dist.ProcessGroup)
         for case in CASES:
             errors[f"{case}/{ranks}"] = error_of_loss(case, group)
         for count in (1, 2):
             errors[f"step/{count}/{ranks}"] = error_of_step(count, group)
-    refusals = {kind: refusal_of_unequal_batches(kind) for kind in ("gather", "ring")}
+    refusals = {"gather": refusal_of_unequal_batches("gather"), "ring": refusal_of_unequal_batches("ring")}
     Path(folder, f"{rank}.json").write_text(json.dumps({"errors": errors, "refusals": refusals}))
     dist.barrier()
     dist.destroy_process_group()
@@ -157,17 +160,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_equal_one_process(case, ranks, found):
+def test_ranks_equal_one_process(case: str, ranks: int, found: Found) -> None:
     assert found.errors[f"{case}/{ranks}"] < 1e-12
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("count", [1, 2])
-def test_accumulation_under_data_parallelism(count, ranks, found):
+def test_accumulation_under_data_parallelism(count: int, ranks: int, found: Found) -> None:
     assert found.errors[f"step/{count}/{ranks}"] < 1e-12
 
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
-def test_batches_of_unequal_size_are_refused_on_every_rank(exchange, found):
+def test_batches_of_unequal_size_are_refused_on_every_rank(exchange: str, found: Found) -> None:
     for rank, refusals in enumerate(found.refusals):
         assert f"this rank has {3 + rank} columns in its batch, and ranks have from 3 to 7" in refusals[exchange]

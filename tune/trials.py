@@ -163,11 +163,12 @@ def _train(config: dict[str, Any], plan: Plan) -> None:
         differing=tuple(f"{path}: {value}" for path, value in trial.point.fields),
         command=plan.trial_command(trial),
     )
-    if plan.workers:
-        launching.fit(job, workers=plan.workers, gpu=plan.gpu, callbacks=[TuneReportCallback()])
-        return
 
     def report(step: int, metrics: "dict[str, Metric]") -> None:
         tune.report(launching.reported(trial.config, step, metrics))
 
-    launching.train_and_evaluate(job, on_evaluation=report, progress=launching.silent)
+    with sole_writer(job.folder):  # a run of pretrain.py may train there, or what is left of a driver that died
+        if plan.workers:
+            launching.fit(job, workers=plan.workers, gpu=plan.gpu, callbacks=[TuneReportCallback()])
+        else:
+            launching.train_and_evaluate(job, on_evaluation=report, progress=launching.silent)

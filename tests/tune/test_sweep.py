@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from llip import storage
+from llip import lease, storage
 from llip.fields import override, to_dict
 from llip.recipes import recipe
 from llip.training.tracking import Tracking, open_run, read_metrics
+from pipelines import launching
 from pipelines.command import parse
 from pipelines.pretrain import Pretrain
 from tune import experiment, results, sweep, trials
+from tune.points import Point
 from tune.results import Evaluation, Trial, TrialResult
 from tune.sweep import Sweep
 from tune.trials import Plan
@@ -132,6 +135,28 @@ def test_an_extended_sweep_trains_what_is_missing(swept: Callable[..., list[str]
     assert swept(vary=("k=4,1,16",), seeds=1) == ["llip_tiny_k8-k16-seed0"]
     assert swept(vary=("k=1,4",), seeds=2) == ["llip_tiny_k8-k1-seed1", "llip_tiny_k8-k4-seed1"]
     assert swept(vary=("k=1,4", "heads=1,4"), seeds=1) == ["llip_tiny_k8-k4-heads1-seed0"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_trial_holds_the_lease_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    plan = replace(plan_in(str(tmp_path), Tracking(uri="", run_name="")), workers=workers)
+    config = override(recipe("llip_tiny_k8"), {"steps": 3})
+    trial = Trial(point=Point(name="x", recipe="llip_tiny_k8"), config=config)
+    held = []
+
+    def train(job: launching.Run, **_: Any) -> None:
+        held.append((Path(job.folder) / lease.NAME).exists())
+
+    monkeypatch.setattr(launching, "train_and_evaluate", train)
+    monkeypatch.setattr(launching, "fit", train)
+    monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)  # it has to be in a trial
+    trials._train({"trial": trial}, plan)
+    with (
+        lease.sole_writer(plan.trial_folder(trial.name)),
+        pytest.raises(ValueError, match=rf"{trial.name} is being written by process {os.getpid()}"),
+    ):
+        trials._train({"trial": trial}, plan)
+    assert held == [True]
 
 
 @pytest.mark.parametrize("search", ["random", "optuna"])

@@ -63,7 +63,8 @@ def default_store(output: str) -> tuple[str, str | None]:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri, None
     folder = storage.absolute(output if storage.is_local(output) else ".")
-    return sqlite_uri(f"{folder}/mlflow.db"), f"{folder}/mlartifacts"
+    # MLflow takes a local folder for the path of a URL
+    return sqlite_uri(f"{folder}/mlflow.db"), f"{folder}/mlartifacts".replace("%", "%25")
 
 
 def tracking_of(run_folder: str) -> Tracking | None:

@@ -165,6 +165,18 @@ def test_a_database_lies_in_its_folder_whatever_the_name_of_that(
         assert Path(str(make_url(spelling).database)) == sqlite_file(spelling) == tmp_path / name / "mlflow.db"
 
 
+@pytest.mark.parametrize("name", ["50%25", "50%", "a b", "c%20d#1", "größe?"])
+def test_artifacts_lie_in_their_folder_whatever_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri, location = default_store(f"{tmp_path}/{name}")
+    client, run_id = open_run(Tracking(uri=uri, artifact_location=location, run_name="x"), str(tmp_path / name / "run"))
+    client.log_text(run_id, "hello", "t.txt")
+    assert [file.relative_to(tmp_path).parts[0] for file in tmp_path.rglob("t.txt")] == [name]
+    assert Path(client.download_artifacts(run_id, "t.txt", str(tmp_path))).read_text() == "hello"
+
+
 def test_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -1,18 +1,36 @@
 """Pictures as shards hold them: decodable, upright, opaque, JPEG, PNG or WebP, no side longer than asked for."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import simplejpeg
 from PIL import Image, ImageFilter
 
 from llip.data.decode import DecodeError, decode
+from pipelines.stages.bare import without_metadata
 from pipelines.stages.options import Format
-from pipelines.stages.pixels import PLAIN, TOO_LARGE, UNDECODABLE, UnusableImageError, orientation, pixels, read
+from pipelines.stages.pixels import (
+    DAMAGED,
+    PLAIN,
+    TOO_LARGE,
+    UNDECODABLE,
+    UnusableImageError,
+    orientation,
+    pixels,
+    read,
+)
 
 PASSED = ("JPEG", "PNG", "WEBP")
 """Formats that the loader reads."""
+DAMAGE = re.compile("Corrupt JPEG data: (?!bad ICC marker)|Premature end of JPEG file")
+"""libjpeg's warnings of it; others are of what is said about the picture."""
+PROFILE = "bad ICC marker"
+"""And one that is, by another name."""
+EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+"""Bytes between the last pixel and the mark of the end."""
 Box = Sequence[float]
 """Left, top, right, bottom of a part of a picture as it is seen, as shares of its width and height."""
 BLUR = 0.1
@@ -51,8 +69,11 @@ def _stored(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequen
     unchanged = source == wanted and not large and not boxes and _plain(picture)
     if unchanged and source != "JPEG":  # Pillow may yet fail on what lies behind the pixels, as others with it would
         picture.load()
-    if source == "JPEG" and not _is_loadable(data):  # Pillow shows what is left of a damaged one
-        raise UnusableImageError(UNDECODABLE)
+    if source == "JPEG":  # Pillow shows what is left of a damaged one
+        if not _is_loadable(data):
+            raise UnusableImageError(UNDECODABLE)
+        if _is_damaged(data):
+            raise UnusableImageError(DAMAGED)
     if unchanged and orientation(picture) == 1 and (source == "JPEG" or _is_loadable(data)):
         return data
     if large and source == "JPEG":  # decoded at a half, quarter or eighth of its size where that is enough
@@ -74,6 +95,29 @@ def _is_loadable(data: bytes) -> bool:
     except DecodeError:  # damage, or an animation, of which the first picture is taken
         return False
     return True
+
+
+def _is_damaged(data: bytes) -> bool:
+    """Whether the data of a JPEG that decodes is not that of its pixels: cut off, overwritten, or out of step.
+
+    libjpeg goes on from there with what it has, grey or shifted blocks, and warns. It warns of padding too.
+    """
+    warning = _first_warning(data)
+    if PROFILE in warning:  # behind which no other one is told
+        warning = _first_warning(without_metadata(data) or data)
+    if padding := EXTRANEOUS.search(warning):
+        return not re.search(rb"(\x00{%s}|\xff{%s})\xff\xd9" % (2 * (padding[1].encode(),)), data)
+    return DAMAGE.search(warning) is not None
+
+
+def _first_warning(data: bytes) -> str:
+    """What libjpeg warns of first in a JPEG; empty where it warns of nothing."""
+    try:
+        space = "CMYK" if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK") else "GRAY"
+        simplejpeg.decode_jpeg(data, space, min_height=1, min_width=1)  # at an eighth: little but the reading is left
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _blur(picture: Image.Image, box: Box) -> None:

@@ -12,6 +12,7 @@ from pipelines.stages.bare import without_metadata
 T = TypeVar("T")
 
 UNDECODABLE, TOO_LARGE = "undecodable image", "too many pixels"
+DAMAGED = "damaged image"
 NO_RANGE = "pixels of unknown range"
 PLAIN = ("RGB", "L")
 """Pixel modes that need no conversion; every other one becomes RGB."""

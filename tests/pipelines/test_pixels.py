@@ -357,3 +357,45 @@ def test_what_is_stored_anew_has_no_metadata() -> None:
 def test_a_jpeg_that_only_loses_its_metadata_keeps_its_pixels_bit_by_bit() -> None:
     broken = in_jpeg(0xEE, b"Adobe")
     assert (shown(broken) == shown(saved(PICTURE, "JPEG", quality=95))).all()
+
+
+LIBJPEG = {"base": {}, "progressive": {"progressive": True}, "restarts": {"restart_marker_blocks": 5}}
+
+
+def jpeg(**options: Any) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    return saved(Image.fromarray(noise).resize((240, 160)), "JPEG", **options)
+
+
+@pytest.mark.parametrize("kind", LIBJPEG)
+def test_damage_that_libjpeg_only_warns_of_is_dropped(kind: str) -> None:
+    """All of it decodes, by Pillow and by the loader, with grey or shifted blocks."""
+    data = jpeg(**LIBJPEG[kind])
+    places = [len(data) * part // 8 for part in (3, 4, 6)]
+    cut = [data[:place] + data[-2:] for place in places]
+    shorter = [data[:place] + data[place + 900 :] for place in places]
+    for broken in cut + shorter:
+        decode(broken)
+        for encoding in (ENCODING, Encoding(max_side=500, format="keep", quality=95, max_pixels=10**6)):
+            with pytest.raises(UnusableImageError, match="damaged image"):
+                encode(broken, encoding)
+
+
+def test_damage_is_seen_behind_a_broken_profile() -> None:
+    profile = b"ICC_PROFILE\0\x03\x02" + bytes(9)
+    data = jpeg()
+    data = data[:2] + b"\xff\xe2" + struct.pack(">H", 2 + len(profile)) + profile + data[2:]
+    large = Encoding(max_side=500, format="keep", quality=95, max_pixels=10**6)
+    assert encode(data, large)
+    with pytest.raises(UnusableImageError, match="damaged image"):
+        encode(data[: len(data) // 2] + data[-2:], large)
+
+
+@pytest.mark.parametrize("kind", LIBJPEG)
+def test_padding_and_what_lies_behind_a_jpeg_is_no_damage(kind: str) -> None:
+    data = jpeg(**LIBJPEG[kind])
+    large = Encoding(max_side=500, format="keep", quality=95, max_pixels=10**6)
+    for harmless in (data, data + b"junk" * 9, *(data[:-2] + bytes([fill]) * 40 + data[-2:] for fill in (0, 255))):
+        assert encode(harmless, large) == harmless
+    inks = saved(Image.fromarray(COLOURS).convert("CMYK"), "JPEG")
+    assert near(shown(inks), COLOURS, 12)

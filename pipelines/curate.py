@@ -188,6 +188,8 @@ def curate(settings: Curate) -> Manifest:
     )
     if not pool.pictures:
         _refuse_rules_of_pictures(settings, pool, thresholds)
+    if not settings.dedup.active:  # which may leave one of them
+        read.refuse_repeated_ids(pool)
     command.start_ray()
     with sole_writer(output):
         return _curate(settings, pool, lists, config, text_rules, image_rules)

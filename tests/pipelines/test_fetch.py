@@ -139,6 +139,24 @@ def test_links_of_csv_and_jsonl(tmp_path: Path) -> None:
     assert [(r["url"], r["captions"], r["md"]) for r in links] == [("http://a/1", ["a", "b"], "ab"), (None, [], None)]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "url,caption,id\nhttp://a/1,a,7\nhttp://a/1,b,7\nhttp://a/2,c,\n"),
+        (
+            "a.jsonl",
+            '{"url": "http://a/1", "caption": "a", "id": 0}\n{"url": "http://a/2", "caption": "b", "id": "x"}\n',
+        ),
+    ],
+)
+def test_ids_of_lists_of_links_are_counted(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    unit = Unit(index=0, file=str(tmp_path / name), name=name, size=1)
+    columns = Columns(url=None, captions=None, sha256=None)
+    found = links.list_unit(unit, folder=str(tmp_path), kind=links.LIST, columns=columns, row_group_size=2)
+    assert (found["file"]["rows"], found["unread"]) == (2, {"ids of lists": 2})
+
+
 def test_files_of_a_list_may_differ_in_their_columns_and_be_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +197,7 @@ LISTS: dict[str, tuple[str, bytes, list[Any], dict[str, int]]] = {
     "CC12M": ("l.tsv", b"http://a/1\ta cat\nhttp://a/2\tb\n", [("http://a/1", ["a cat"]), ("http://a/2", ["b"])], {}),
     "CC3M": ("l.tsv", b"a cat\thttp://a/1\n", [("http://a/1", ["a cat"])], {}),
     "gzip": ("l.csv.gz", gzip.compress(b"url,text\nhttp://a/1,a\n"), [("http://a/1", ["a"])], {}),
-    "COCO": ("l.json", json.dumps(COCO).encode(), [("http://a/1", ["a", "b"])], {}),
+    "COCO": ("l.json", json.dumps(COCO).encode(), [("http://a/1", ["a", "b"])], {"ids of lists": 1}),
     "RedCaps": ("l.json", json.dumps(REDCAPS).encode(), [("http://a/1", ["a"])], {}),
     "lines of one address": (
         "l.csv", b"url,text\nhttp://a/1,a\nhttp://a/1,b\n,c\n,d\nhttp://a/1,e\n",

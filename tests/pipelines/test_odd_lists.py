@@ -137,7 +137,7 @@ def test_pictures_of_coco_may_lie_beside_the_folder_of_the_list(tmp_path: Path) 
     (tmp_path / "annotations/captions_train.json").write_text(json.dumps(content))
     rows, unread = rows_of(tmp_path)
     assert [(r["image"], r["captions"]) for r in rows] == [(b"3", ["a"])]
-    assert unread == {"files .jpg": 3, "files .md": 1}
+    assert unread == {"files .jpg": 3, "files .md": 1, "ids of lists": 1}
 
 
 def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
@@ -178,3 +178,17 @@ def test_lines_end_at_newlines_alone(content: bytes, expected: list[str]) -> Non
 def test_files_of_other_encodings_are_named(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         text_files.lines(content, "names.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "id,image,caption\n7,0.jpg,a\n,1.jpg,b\n7,0.jpg,c\n"),
+        ("l.jsonl", '{"id": 7, "image": "0.jpg", "caption": "a"}\n{"id": 0, "image": "1.jpg", "caption": "b"}\n{}\n'),
+        ("l.tsv", "image\tid\tcaption\n0.jpg\tx\ta\n1.jpg\tx\tb\n"),
+    ],
+)
+def test_ids_of_lists_are_counted_since_rows_get_their_own(tmp_path: Path, name: str, content: str) -> None:
+    rows, unread = rows_of(listed(tmp_path, name, content))
+    assert unread["ids of lists"] == 2
+    assert len({row["id"] for row in rows}) == len(rows)

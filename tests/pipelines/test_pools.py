@@ -16,7 +16,7 @@ from llip import storage
 from pipelines.curate import Curate, curate
 from pipelines.shard import Shard, shard
 from pipelines.stages import read
-from pipelines.stages.read import files
+from pipelines.stages.read import files, repeated
 
 
 def folder_pool(folder: Path, count: int) -> str:
@@ -106,3 +106,46 @@ def test_a_damaged_curated_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{file} cannot be read as Parquet \(.*CRC checksum"):
         shard(Shard(curated=settings.output, output=str(tmp_path / "shards")))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([["a", "b"], ["c"]], None),
+        (
+            [["a", "b"], ["c", "a"]],
+            r"0\.parquet and .*1\.parquet: the id 'a' names several rows; ids have to be unique",
+        ),
+        ([[1, 2, 2]], r"0\.parquet: the id '2' names several rows"),
+        ([["1", "2"], [2, 3]], r"the id '2' names several rows"),
+        ([None, None, ["a"]], None),
+    ],
+)
+def test_repeated_ids_are_refused_before_any_work(tmp_path: Path, files: list[Any], message: str | None) -> None:
+    """Where two pools have them, ids begin with their names."""
+    for pool in ("one", "two"):
+        for i, ids in enumerate(files):
+            rows = len(ids or "xy")
+            columns = {"image": pa.array([b"x"] * rows, pa.binary()), "caption": ["a"] * rows}
+            (tmp_path / pool).mkdir(exist_ok=True)
+            pq.write_table(pa.table(columns | ({"id": ids} if ids else {})), tmp_path / pool / f"{i}.parquet")
+    settings = {"output": str(tmp_path / "curated"), "curation": "none"}
+    places = (str(tmp_path / "one"), str(tmp_path / "two"))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            curate(Curate(pool=places, **settings))
+        assert not (tmp_path / "curated").exists()
+    else:
+        read.refuse_repeated_ids(read.open_pools(places, unit_rows=10))
+
+
+def test_of_large_pools_the_first_ids_of_files_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated, "IDS", 4)
+    for i, ids in enumerate((["a", "b", "x"], ["c", "d", "x"])):
+        columns = {"id": ids, "image": pa.array([b"x"] * 3, pa.binary()), "caption": ["a"] * 3}
+        pq.write_table(pa.table(columns), tmp_path / f"{i}.parquet")
+    pool = read.open_pool(str(tmp_path), unit_rows=10)
+    read.refuse_repeated_ids(pool)
+    monkeypatch.setattr(repeated, "IDS", 6)
+    with pytest.raises(ValueError, match="the id 'x' names several rows"):
+        read.refuse_repeated_ids(pool)

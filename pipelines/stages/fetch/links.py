@@ -225,8 +225,8 @@ def _listed(unit: Unit, columns: Columns, unread: Counter[str]) -> Iterator[pa.T
     texts = {name: pa.string() for name in (PAGE, columns.sha256) if name in kinds}
     of_link = {columns.url, columns.captions, schema.ID, schema.CAPTIONS, schema.URL}
     extras = [pa.field(n, kind) for n, kind in (kinds | texts).items() if kind is not None and n not in of_link]
-    links = _links(records.records(unit.file, known=known, unread=unread), columns, unread)
-    yield from _rows(unit, links, _shape(extras), unread)
+    again = records.count_ids(records.records(unit.file, known=known, unread=unread), unread)
+    yield from _rows(unit, _links(again, columns, unread), _shape(extras), unread)
 
 
 def _links(found: Iterable[records.Record], columns: Columns, unread: Counter[str]) -> Iterator[dict[str, Any]]:

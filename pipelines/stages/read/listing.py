@@ -141,7 +141,7 @@ def _listed(
 ) -> Iterator[Listed]:
     """Rows of a list, those of one picture together, where it stands first."""
     given = [caption_column] if caption_column else []
-    found = list(records.records(file, known=given, unread=unread))
+    found = list(records.count_ids(records.records(file, known=given, unread=unread), unread))
     good = [record for record in found if not record.problem]
     if found and not good:
         raise ValueError(f"{file} cannot be read: line {found[0].line}: {found[0].detail}")

@@ -31,8 +31,8 @@ TEXTS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "raw_caption", "commen
 """Columns that may hold the captions."""
 UNREADABLE, NOT_UNICODE = "line cannot be read", "text is no Unicode"
 """Reasons, see `rules.ROW_REASONS`."""
-BLANK = "blank lines"
-"""What `unread` counts them as."""
+BLANK, OWN_IDS = "blank lines", "ids of lists"
+"""What `unread` counts them as. Rows and links of lists get ids of their own: those there may repeat and miss."""
 FIELD_BYTES = 1 << 26
 DELIMITERS = ",\t;|"
 FILE = re.compile(r".*\.(jpe?g|png|webp)(#\d+)?", re.IGNORECASE)
@@ -81,6 +81,14 @@ def records(uri: str, *, known: Sequence[str] = (), unread: Counter[str]) -> Ite
             yield from _json(file.read(), uri, unread)
         else:
             yield from _delimited(file, uri, (*PATHS, *ADDRESSES, *TEXTS, *known), unread)
+
+
+def count_ids(found: Iterable[Record], unread: Counter[str]) -> Iterator[Record]:
+    """The same records; those that bring an id are counted, since it is not read."""
+    for record in found:
+        if record.values.get(schema.ID) not in (None, ""):
+            unread[OWN_IDS] += 1
+        yield record
 
 
 def _json_lines(file: Iterable[bytes], unread: Counter[str]) -> Iterator[Record]:

@@ -150,6 +150,11 @@ def _rebuilt(config: Config, values: Mapping[str, Any], prefix: str = "") -> Con
     return type(config)(**new)
 
 
+def is_union(hint: Any) -> bool:
+    """Whether a type is one of several: `X | None`, of which `typing` makes an object of its own for a Literal X."""
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
 def convert(hint: Any, value: Any, path: str) -> Any:
     """A value of a file or of a command as one of the type `hint`. Raises ValueError naming `path` for another."""
     try:
@@ -159,7 +164,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def _converted(hint: Any, value: Any) -> Any:
-    if isinstance(hint, types.UnionType):
+    if is_union(hint):
         if value is None or (isinstance(value, str) and value.lower() == NONE):
             return None
         (hint,) = (member for member in typing.get_args(hint) if member is not types.NoneType)
@@ -181,7 +186,7 @@ def _converted(hint: Any, value: Any) -> Any:
 
 def expected(hint: Any) -> str:
     """A type in words."""
-    if isinstance(hint, types.UnionType):
+    if is_union(hint):
         return " or ".join(NONE if member is types.NoneType else expected(member) for member in typing.get_args(hint))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:

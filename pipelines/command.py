@@ -24,7 +24,7 @@ import tyro
 
 from llip import recipes, storage
 from llip.config import TrainingConfig
-from llip.fields import NONE, Leaf, field_docs, leaves, override, to_toml, value_of
+from llip.fields import NONE, Leaf, field_docs, is_union, leaves, override, to_toml, value_of
 from llip.training.stopping import GaveUpError, NonFiniteError, StoppedError
 from pipelines import logs
 
@@ -309,7 +309,7 @@ def _leaf_option(leaf: Leaf, base: TrainingConfig) -> tuple[str, Any, Any]:
 def _metavar(hint: Any) -> str | None:
     """A type as help shows it; None for a switch, which takes no value."""
     hint = _bare(hint)
-    if isinstance(hint, types.UnionType):
+    if is_union(hint):
         members = [_metavar(member) for member in typing.get_args(hint) if member is not types.NoneType]
         return next((member for member in reversed(members) if member), None)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

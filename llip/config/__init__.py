@@ -6,6 +6,7 @@ and sweeps (`llip.fields`).
 
 from llip.config.model import (
     MIXTURE_HEADS,
+    NORM_EPSILON,
     QUERIED_HEADS,
     Activation,
     Head,
@@ -20,6 +21,7 @@ from llip.config.training import MOST_LANES, DataConfig, LossName, ObjectiveConf
 __all__ = [
     "MIXTURE_HEADS",
     "MOST_LANES",
+    "NORM_EPSILON",
     "QUERIED_HEADS",
     "Activation",
     "DataConfig",

@@ -18,7 +18,14 @@ Head = Literal["class_token", "register", "mean", "learned_query", "text_query",
 - `image_query`: Llip mirrored, K tokens on the text side, mixed by the image
 """
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+"""QuickGELU, x · sigmoid(1.702 x), of OpenAI's CLIP; the exact GELU; its approximation by tanh (Hendrycks and Gimpel,
+arXiv 1606.08415, section 2), of SigLIP and others that come from JAX."""
+
+ACTIVATIONS: tuple[Activation, ...] = typing.get_args(Activation)
+
+NORM_EPSILON = 1e-5
+"""PyTorch's own, which CLIP's weights are trained with."""
 
 MIXTURE_HEADS: tuple[Head, ...] = ("mean", "learned_query", "text_query", "image_query")
 """Heads that project every token to values, and to keys where there is a query."""
@@ -46,6 +53,8 @@ class VisionConfig:
     """Share of the patches dropped in training."""
     position_std: float | None = None
     """Standard deviation of the initial position embedding; width^-½ where not given."""
+    norm_epsilon: float = NORM_EPSILON
+    """Added to the variance in every LayerNorm of the tower."""
 
     def __post_init__(self) -> None:
         check(
@@ -65,6 +74,7 @@ class VisionConfig:
         check(0 <= self.patch_dropout < 1, "model.vision.patch_dropout", self.patch_dropout, "in [0, 1)")
         std = self.position_std
         check(std is None or std > 0, "model.vision.position_std", std, "positive, or None")
+        check(self.norm_epsilon > 0, "model.vision.norm_epsilon", self.norm_epsilon, "positive")
 
     @property
     def patches(self) -> int:
@@ -85,12 +95,19 @@ class TextConfig:
     """Hidden width of the MLP; four times `width` where not given."""
     tokens: int = 1
     """K on the text side: states kept for a caption (1: the state at its end-of-text token)."""
+    activation: Activation | None = None
+    """Of the MLPs of this tower; the model's where not given."""
+    norm_epsilon: float = NORM_EPSILON
+    """Added to the variance in every LayerNorm of the tower."""
 
     def __post_init__(self) -> None:
         check(self.context_length >= 3, "model.text.context_length", self.context_length, "at least 3")
         check(self.width % self.heads == 0, "model.text.width", self.width, f"a multiple of heads {self.heads}")
         check(self.layers >= 1, "model.text.layers", self.layers, "at least 1")
         check(self.tokens >= 1, "model.text.tokens", self.tokens, "at least 1")
+        known = self.activation is None or self.activation in ACTIVATIONS
+        check(known, "model.text.activation", self.activation, f"{' or '.join(ACTIVATIONS)}, or None")
+        check(self.norm_epsilon > 0, "model.text.norm_epsilon", self.norm_epsilon, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +191,7 @@ class ModelConfig:
     text: TextConfig
     head: HeadConfig = field(default_factory=HeadConfig)
     activation: Activation = "quick_gelu"
-    """Of the MLPs of both towers. gelu, the exact one, is that of many of open_clip's weights."""
+    """Of the MLPs of both towers. gelu, the exact one, is that of many of open_clip's weights, gelu_tanh SigLIP's."""
     init_logit_scale: float = setting(1 / 0.07, short="logit_scale")
     """Initial factor of the cosines; learned in log space."""
     init_logit_bias: float | None = setting(None, short="logit_bias")
@@ -182,7 +199,7 @@ class ModelConfig:
     preprocessing: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        check(self.activation in typing.get_args(Activation), "model.activation", self.activation, "quick_gelu or gelu")
+        check(self.activation in ACTIVATIONS, "model.activation", self.activation, " or ".join(ACTIVATIONS))
         mixed = self.head.kind in MIXTURE_HEADS
         if self.head.kind in QUERIED_HEADS:
             check(

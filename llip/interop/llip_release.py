@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llip import storage
-from llip.config import Activation, HeadConfig, PreprocessConfig
+from llip.config import NORM_EPSILON, Activation, HeadConfig, PreprocessConfig
 from llip.contrastive import ContrastiveModel
 from llip.interop.names import RELEASE_NAMES, translate
 from llip.interop.tensor_files import read_tensors
@@ -63,7 +63,7 @@ def export_llip_release(model: ContrastiveModel, path: str | os.PathLike[str]) -
 
     That format has two projections for each token: shared ones are written once for each of them. It holds neither the
     temperature nor the widths of heads. Raises ValueError for what it cannot express: other heads, patches that are
-    mixed, the exact GELU, another preparation of images than OpenAI's.
+    mixed, the exact GELU, another epsilon of norms, another preparation of images than OpenAI's.
     """
     config, head = model.config, model.config.head
     if head.kind != "text_query":
@@ -71,6 +71,9 @@ def export_llip_release(model: ContrastiveModel, path: str | os.PathLike[str]) -
     for field, value, right in (
         ("head.patch_tokens", head.patch_tokens, False),
         ("activation", config.activation, "quick_gelu"),
+        ("text.activation", config.text.activation or config.activation, "quick_gelu"),
+        ("vision.norm_epsilon", config.vision.norm_epsilon, NORM_EPSILON),
+        ("text.norm_epsilon", config.text.norm_epsilon, NORM_EPSILON),
         ("preprocessing", config.preprocessing, PreprocessConfig()),
     ):
         if value != right:

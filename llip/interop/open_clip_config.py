@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llip import storage
-from llip.config import Activation, ModelConfig, PreprocessConfig, TextConfig, VisionConfig
+from llip.config import NORM_EPSILON, Activation, ModelConfig, PreprocessConfig, TextConfig, VisionConfig
 from llip.fields import to_dict
 from llip.interop.tensor_files import read_json
 
@@ -106,6 +106,10 @@ class Sidecar:
 
     uri: str
     activation: Activation
+    """Of the image tower, and of the text tower where that has no other."""
+    text_activation: Activation | None
+    vision_norm_epsilon: float
+    text_norm_epsilon: float
     vision_head_width: int
     text_head_width: int
     patch_dropout: float
@@ -137,7 +141,8 @@ class Sidecar:
         return replace(
             config,
             activation=self.activation,
-            vision=replace(vision, patch_dropout=self.patch_dropout),
+            vision=replace(vision, patch_dropout=self.patch_dropout, norm_epsilon=self.vision_norm_epsilon),
+            text=replace(text, activation=self.text_activation, norm_epsilon=self.text_norm_epsilon),
             preprocessing=self.preprocessing,
         )
 
@@ -159,8 +164,9 @@ def read(checkpoint: str) -> Sidecar | None:
     _check(uri, "text_cfg", text, TEXT)
     preprocess = content.get("preprocess_cfg") or {}
     _check(uri, "preprocess_cfg", preprocess, {})
-    for where, tower in (("vision_cfg", vision), ("text_cfg", text)):
-        _check_arguments(uri, where, tower, quick_gelu=bool(model.get("quick_gelu")))
+    quick_gelu = bool(model.get("quick_gelu"))
+    activation = _activation(uri, "vision_cfg", vision, quick_gelu=quick_gelu)
+    of_text = _activation(uri, "text_cfg", text, quick_gelu=quick_gelu)
     _check_end_of_text(uri, text)
     if (cleaning := text.get("tokenizer_kwargs")) not in (None, {}, {"clean": "lower"}):
         _refuse(uri, "text_cfg.tokenizer_kwargs", cleaning, "absent: captions are cleaned as CLIP's are")
@@ -171,7 +177,10 @@ def read(checkpoint: str) -> Sidecar | None:
         _refuse(uri, "text_cfg.heads", heads, f"a divisor of the width {width}")
     return Sidecar(
         uri=uri,
-        activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+        activation=activation,
+        text_activation=of_text if of_text != activation else None,
+        vision_norm_epsilon=_norm_epsilon(uri, "vision_cfg", vision),
+        text_norm_epsilon=_norm_epsilon(uri, "text_cfg", text),
         vision_head_width=vision.get("head_width", 64),
         text_head_width=width // heads,
         patch_dropout=vision.get("patch_dropout") or 0.0,
@@ -181,8 +190,13 @@ def read(checkpoint: str) -> Sidecar | None:
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """The content of the file for a class-token model."""
+    """The content of the file for a class-token model. Raises ValueError for QuickGELU in one tower alone."""
     vision, text, preprocessing = config.vision, config.text, to_dict(config.preprocessing)
+    if ((text.activation or config.activation) == "quick_gelu") != (config.activation == "quick_gelu"):
+        raise ValueError(
+            f"open_clip has QuickGELU in both towers or in none; model.activation is {config.activation}, "
+            f"model.text.activation {text.activation}"
+        )
     model_cfg = {
         "embed_dim": config.embed_dim,
         "quick_gelu": config.activation == "quick_gelu",
@@ -195,6 +209,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
             "head_width": vision.head_width,
             "mlp_ratio": _mlp_ratio(vision),
             "patch_dropout": vision.patch_dropout,
+            "norm_kwargs": {"eps": vision.norm_epsilon},
+            "act_kwargs": _act_kwargs(config.activation),
         },
         "text_cfg": {
             "context_length": text.context_length,
@@ -203,6 +219,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
             "heads": text.heads,
             "layers": text.layers,
             "mlp_ratio": _mlp_ratio(text),
+            "norm_kwargs": {"eps": text.norm_epsilon},
+            "act_kwargs": _act_kwargs(text.activation or config.activation),
         },
     }
     preprocess_cfg = {
@@ -284,13 +302,35 @@ def _check(uri: str, where: str, values: dict[str, Any], neutral: Neutral) -> No
             _refuse(uri, name, value, " or ".join(_json(v) for v in neutral[key] if v != ""))
 
 
-def _check_arguments(uri: str, where: str, tower: dict[str, Any], *, quick_gelu: bool) -> None:
-    for key, value in (tower.get("norm_kwargs") or {}).items():
-        if (key, value) not in (("eps", 1e-5), ("elementwise_affine", True), ("bias", True)):
-            _refuse(uri, f"{where}.norm_kwargs.{key}", value, "1e-05" if key == "eps" else "absent")
-    for key, value in (tower.get("act_kwargs") or {}).items():
-        if quick_gelu or (key, value) != ("approximate", "none"):
-            _refuse(uri, f"{where}.act_kwargs.{key}", value, "none" if key == "approximate" else "absent")
+def _norm_epsilon(uri: str, where: str, tower: dict[str, Any]) -> float:
+    """Of a tower's norms. Raises ValueError for other arguments of theirs that change anything."""
+    arguments = tower.get("norm_kwargs") or {}
+    for key, value in arguments.items():
+        if key == "eps":
+            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+                _refuse(uri, f"{where}.norm_kwargs.eps", value, "a positive number")
+        elif (key, value) not in (("elementwise_affine", True), ("bias", True)):
+            _refuse(uri, f"{where}.norm_kwargs.{key}", value, "absent")
+    return float(arguments.get("eps", NORM_EPSILON))
+
+
+GELUS: dict[str, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}
+"""By the argument `approximate` of PyTorch's."""
+
+
+def _activation(uri: str, where: str, tower: dict[str, Any], *, quick_gelu: bool) -> Activation:
+    """Of a tower's MLPs. Raises ValueError for arguments that they do not take."""
+    arguments = tower.get("act_kwargs") or {}
+    for key, value in arguments.items():
+        if quick_gelu:
+            _refuse(uri, f"{where}.act_kwargs.{key}", value, "absent: QuickGELU takes no arguments")
+        if key != "approximate" or value not in GELUS:
+            _refuse(uri, f"{where}.act_kwargs.{key}", value, "none or tanh" if key == "approximate" else "absent")
+    return "quick_gelu" if quick_gelu else GELUS[arguments.get("approximate", "none")]
+
+
+def _act_kwargs(activation: Activation) -> dict[str, str] | None:
+    return {"approximate": "tanh"} if activation == "gelu_tanh" else None
 
 
 def _check_end_of_text(uri: str, text: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llip.config import ModelConfig
+from llip.config import NORM_EPSILON, ModelConfig
 from llip.contrastive import ContrastiveModel
 from llip.fields import differences
 
@@ -61,8 +61,8 @@ def _refuse_other_models(config: ModelConfig, source: ModelConfig) -> None:
 
 def _fixed(config: ModelConfig, new: ModelConfig, from_clip: bool) -> dict[str, Any]:
     """What has to be equal: neither how values are drawn nor what a start can adapt."""
-    vision = replace(config.vision, patch_dropout=0.0, position_std=None)
-    text = replace(config.text, context_length=new.text.context_length)
+    vision = replace(config.vision, patch_dropout=0.0, position_std=None, norm_epsilon=NORM_EPSILON)
+    text = replace(config.text, context_length=new.text.context_length, norm_epsilon=NORM_EPSILON)
     fields = {"embed_dim": config.embed_dim, "activation": config.activation, "text": asdict(text)}
     if from_clip:
         fields |= {"text": asdict(replace(text, tokens=1))}

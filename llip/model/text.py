@@ -27,8 +27,8 @@ class TextTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(torch.empty(config.context_length, config.width))
         self.latents = nn.Parameter(torch.empty(self.latent_count, config.width)) if self.latent_count else None
-        self.transformer = Transformer(config.width, config.layers, config.heads, config.mlp_width, activation)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.transformer = Transformer(config, config.heads, config.activation or activation)
+        self.norm_after = nn.LayerNorm(config.width, config.norm_epsilon)
         self._initialise()
 
     def _initialise(self) -> None:

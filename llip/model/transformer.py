@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from llip.config import Activation
+from llip.config import NORM_EPSILON, Activation, TextConfig, VisionConfig
 
 Kept = int | Tensor
 """Positions that something is computed for: the first ones of every row, or [B, Q] positions."""
@@ -57,6 +57,12 @@ def gelu_mlp(x_BNW: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
     return out_BNW
 
 
+def gelu_tanh_mlp(x_BNW: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
+    """`down(gelu(up(x)))`, with the GELU that tanh approximates."""
+    out_BNW: Tensor = down(F.gelu(up(x_BNW), approximate="tanh"))
+    return out_BNW
+
+
 def quick_gelu_mlp(x_BNW: Tensor, up: nn.Linear, down: nn.Linear) -> Tensor:
     """`down(quick_gelu(up(x)))`, in the precision of autocast where it is on."""
     device = x_BNW.device.type
@@ -86,17 +92,19 @@ class _QuickGeluMlp(torch.autograd.Function):
         return hidden_NH @ up_HW, hidden_NH.T @ x_NW, hidden_NH.sum(0), down_gradient_WH, gradient_NW.sum(0)
 
 
-MLPS: dict[Activation, Layers] = {"quick_gelu": quick_gelu_mlp, "gelu": gelu_mlp}
+MLPS: dict[Activation, Layers] = {"quick_gelu": quick_gelu_mlp, "gelu": gelu_mlp, "gelu_tanh": gelu_tanh_mlp}
 
 
 class Block(nn.Module):
     """One residual block: attention, then an MLP, each behind its own LayerNorm."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, activation: Activation, norm_epsilon: float = NORM_EPSILON
+    ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width, norm_epsilon)
         self.attention = Attention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = nn.LayerNorm(width, norm_epsilon)
         self.mlp_up = nn.Linear(width, mlp_width)
         self.mlp_down = nn.Linear(mlp_width, width)
         self.mlp = MLPS[activation]
@@ -117,12 +125,13 @@ class Transformer(nn.Module):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
-    def __init__(
-        self, width: int, layers: int, heads: int, mlp_width: int | None, activation: Activation = "quick_gelu"
-    ) -> None:
+    def __init__(self, tower: VisionConfig | TextConfig, heads: int, activation: Activation = "quick_gelu") -> None:
         super().__init__()
-        self.width = width
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_width or 4 * width, activation) for _ in range(layers))
+        self.width = tower.width
+        mlp_width = tower.mlp_width or 4 * tower.width
+        self.blocks = nn.ModuleList(
+            Block(tower.width, heads, mlp_width, activation, tower.norm_epsilon) for _ in range(tower.layers)
+        )
 
     def forward(self, x_BNW: Tensor, kept: Kept, mask_BNN: Tensor | None = None) -> Tensor:
         """Final states of the kept positions, [B, Q, W]. In the mask, True: the first position sees the second."""

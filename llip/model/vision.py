@@ -21,10 +21,9 @@ class VisionTransformer(nn.Module):
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
         self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
         self.position = nn.Parameter(torch.empty(config.tokens + config.patches, config.width))
-        self.norm_before = nn.LayerNorm(config.width)
-        heads = config.width // config.head_width
-        self.transformer = Transformer(config.width, config.layers, heads, config.mlp_width, activation)
-        self.norm_after = nn.LayerNorm(config.width)
+        self.norm_before = nn.LayerNorm(config.width, config.norm_epsilon)
+        self.transformer = Transformer(config, config.width // config.head_width, activation)
+        self.norm_after = nn.LayerNorm(config.width, config.norm_epsilon)
         nn.init.normal_(self.tokens, std=config.width**-0.5)
         nn.init.normal_(self.position, std=config.position_std or config.width**-0.5)
         initialise_uniformly(self.transformer)

@@ -182,7 +182,8 @@ KINDS = (
 
 
 def origin(config: TrainingConfig, newest: str | None) -> tuple[TrainingConfig, ContrastiveModel | None]:
-    """What a run that starts from weights trains: their own activation and preparation of images, and the weights.
+    """What a run that starts from weights trains: their own activation, epsilons of norms and preparation of images,
+    and the weights.
 
     A run that has a `newest` checkpoint goes on with what that one has; the weights are then None, as they are for a
     run that starts from fresh ones.
@@ -193,7 +194,8 @@ def origin(config: TrainingConfig, newest: str | None) -> tuple[TrainingConfig, 
         begun = from_dict(ModelConfig, storage.read_json(storage.join(newest, interop.CONFIG)))
         return replace(config, model=_adopting(config.model, begun)), None
     weights = Weights.find(config.init_from)
-    if weights.is_file and not storage.exists(storage.beside(weights.uri, open_clip_config.CONFIG)):
+    silent = weights.is_file and not storage.exists(storage.beside(weights.uri, open_clip_config.CONFIG))
+    if silent:
         text = config.model.text  # the towers have to be the same, so that the run's own settings tell
         weights = replace(
             weights,
@@ -202,11 +204,20 @@ def origin(config: TrainingConfig, newest: str | None) -> tuple[TrainingConfig, 
             text_head_width=text.width // text.heads,
         )
     source = weights.load()
+    if silent:
+        return replace(config, model=replace(config.model, preprocessing=source.config.preprocessing)), source
     return replace(config, model=_adopting(config.model, source.config)), source
 
 
 def _adopting(model: ModelConfig, source: ModelConfig) -> ModelConfig:
-    return replace(model, activation=source.activation, preprocessing=source.preprocessing)
+    text = replace(model.text, activation=source.text.activation, norm_epsilon=source.text.norm_epsilon)
+    return replace(
+        model,
+        activation=source.activation,
+        vision=replace(model.vision, norm_epsilon=source.vision.norm_epsilon),
+        text=text,
+        preprocessing=source.preprocessing,
+    )
 
 
 def _file_of_others(uri: str) -> str | None:
@@ -237,9 +248,12 @@ def _is_folder(uri: str) -> bool:
 
 
 def _unlike(expected: ModelConfig, found: ModelConfig) -> list[str]:
-    """Where the parts of two models differ, but for how weights were drawn and trained, which no file tells."""
+    """Where the parts of two models differ, but for how weights were drawn and trained, which no file tells, and for
+    what the file beside them tells of activations and norms."""
     vision = replace(expected.vision, patch_dropout=found.vision.patch_dropout, position_std=None)
-    expected = replace(expected, vision=vision)
+    vision = replace(vision, norm_epsilon=found.vision.norm_epsilon)
+    text = replace(expected.text, activation=found.text.activation, norm_epsilon=found.text.norm_epsilon)
+    expected = replace(expected, vision=vision, text=text)
     parts = ("vision", "text", "head")
     return [line for part in parts for line in differences(getattr(expected, part), getattr(found, part), part)]
 

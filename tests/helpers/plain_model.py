@@ -3,7 +3,8 @@
 Takes the parameters of a ContrastiveModel; token ids are 0-padded to the whole context, as CLIP does it.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -14,13 +15,20 @@ from llip.model.mixing import MixtureProjection
 from llip.model.transformer import Block
 
 
-def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm, epsilon: float = 1e-5) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+    return centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt() * norm.weight + norm.bias
 
 
-def block(x_NW: Tensor, parameters: Block, mask_NN: Tensor) -> Tensor:
-    heads, normed = parameters.attention.heads, layer_norm(x_NW, parameters.attention_norm)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+}
+
+
+def block(x_NW: Tensor, parameters: Block, mask_NN: Tensor, activation: str, epsilon: float) -> Tensor:
+    heads, normed = parameters.attention.heads, layer_norm(x_NW, parameters.attention_norm, epsilon)
     qkv = normed @ parameters.attention.qkv.weight.T + parameters.attention.qkv.bias
     query, key, value = qkv.chunk(3, dim=-1)
     outputs = []
@@ -28,14 +36,13 @@ def block(x_NW: Tensor, parameters: Block, mask_NN: Tensor) -> Tensor:
         logits = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(~mask_NN, -torch.inf)
         outputs.append(logits.softmax(-1) @ v)
     x_NW = x_NW + torch.cat(outputs, -1) @ parameters.attention.out.weight.T + parameters.attention.out.bias
-    hidden = layer_norm(x_NW, parameters.mlp_norm) @ parameters.mlp_up.weight.T + parameters.mlp_up.bias
-    activated = hidden * torch.sigmoid(1.702 * hidden)
-    return x_NW + activated @ parameters.mlp_down.weight.T + parameters.mlp_down.bias
+    hidden = layer_norm(x_NW, parameters.mlp_norm, epsilon) @ parameters.mlp_up.weight.T + parameters.mlp_up.bias
+    return x_NW + ACTIVATIONS[activation](hidden) @ parameters.mlp_down.weight.T + parameters.mlp_down.bias
 
 
 def image_states(model: ContrastiveModel, pixels_CHW: Tensor) -> Tensor:
     """All K + P final states."""
-    vision, size = model.vision, model.config.vision.patch_size
+    vision, size, epsilon = model.vision, model.config.vision.patch_size, model.config.vision.norm_epsilon
     rows = pixels_CHW.shape[1] // size
     patches = [
         torch.einsum("chw,dchw->d", pixels_CHW[:, r * size : (r + 1) * size, c * size : (c + 1) * size], kernel)
@@ -43,16 +50,18 @@ def image_states(model: ContrastiveModel, pixels_CHW: Tensor) -> Tensor:
         for r in range(rows)
         for c in range(rows)
     ]
-    x_NW = layer_norm(torch.cat([vision.tokens, torch.stack(patches)]) + vision.position, vision.norm_before)
+    x_NW = torch.cat([vision.tokens, torch.stack(patches)]) + vision.position
+    x_NW = layer_norm(x_NW, vision.norm_before, epsilon)
     everything = torch.ones(len(x_NW), len(x_NW), dtype=torch.bool)
     for parameters in cast(Iterable[Block], vision.transformer.blocks):
-        x_NW = block(x_NW, parameters, everything)
-    return layer_norm(x_NW, vision.norm_after)
+        x_NW = block(x_NW, parameters, everything, model.config.activation, epsilon)
+    return layer_norm(x_NW, vision.norm_after, epsilon)
 
 
 def text_states(model: ContrastiveModel, words: list[int]) -> Tensor:
     """The state of the end-of-text token, the last of `words`, [1, W]; or those of the latents behind it, [K, W]."""
-    text, context = model.text, model.config.text.context_length
+    text, context, epsilon = model.text, model.config.text.context_length, model.config.text.norm_epsilon
+    activation = model.config.text.activation or model.config.activation
     if text.latents is None:
         ids = torch.tensor(words + [0] * (context - len(words)))
         x_NW, kept = text.token_embedding.weight[ids] + text.position, slice(len(words) - 1, len(words))
@@ -61,8 +70,8 @@ def text_states(model: ContrastiveModel, words: list[int]) -> Tensor:
         x_NW, kept = torch.cat([caption, text.latents]), slice(len(words), None)
     causal = torch.ones(len(x_NW), len(x_NW), dtype=torch.bool).tril()
     for parameters in cast(Iterable[Block], text.transformer.blocks):
-        x_NW = block(x_NW, parameters, causal)
-    return layer_norm(x_NW, text.norm_after)[kept]
+        x_NW = block(x_NW, parameters, causal, activation, epsilon)
+    return layer_norm(x_NW, text.norm_after, epsilon)[kept]
 
 
 def mixture(keys: list[Tensor], values: list[Tensor], query: Tensor, heads: int, temperature: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Every key of an `open_clip_config.json`: honoured, without effect, or refused by its name."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ def write(folder: Path, **changes: Any) -> Any:
         {"vision_cfg__final_ln_after_pool": True, "text_cfg__final_ln_after_pool": True},
         {"vision_cfg__patch_dropout": 0.5},
         {"vision_cfg__act_kwargs": {"approximate": "none"}, "text_cfg__norm_kwargs": {"eps": 1e-5}},
+        {"vision_cfg__norm_kwargs": {"eps": 0.3}, "text_cfg__norm_kwargs": {"eps": 0.1}},
+        {"vision_cfg__norm_kwargs": {"eps": 0.3, "bias": True}, "quick_gelu": True},
+        {"vision_cfg__act_kwargs": {"approximate": "tanh"}, "text_cfg__act_kwargs": {"approximate": "tanh"}},
+        {"vision_cfg__act_kwargs": {"approximate": "tanh"}},
+        {"text_cfg__act_kwargs": {"approximate": "tanh"}, "text_cfg__norm_kwargs": {"eps": 1e-6}},
         {"text_cfg__pool_type": "eos", "text_cfg__eos_id": 59},
         {"text_cfg__pad_id": 7},
         {"custom_text": True},
@@ -72,6 +77,8 @@ def test_what_is_read_computes_what_open_clip_does(tmp_path: Path, changes: dict
         torch.testing.assert_close(images.vector_BD, reference.encode_image(pixels), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(texts.vector_BD, reference.encode_text(ids), rtol=1e-4, atol=1e-4)
     assert model.config.vision.patch_dropout == changes.get("vision_cfg__patch_dropout", 0.0)
+    interop.export_open_clip(model, tmp_path / "exported")
+    assert interop.load_open_clip(tmp_path / "exported" / "open_clip_model.safetensors").config == model.config
 
 
 @pytest.mark.parametrize(
@@ -81,8 +88,9 @@ def test_what_is_read_computes_what_open_clip_does(tmp_path: Path, changes: dict
         ("vision_cfg__pool_type", "avg", "tok"),
         ("vision_cfg__attentional_pool", True, "false"),
         ("vision_cfg__ls_init_value", 1e-4, "null"),
-        ("vision_cfg__norm_kwargs", {"eps": 1e-6}, "1e-05"),
-        ("vision_cfg__act_kwargs", {"approximate": "tanh"}, "none"),
+        ("vision_cfg__norm_kwargs", {"eps": -1e-6}, "a positive number"),
+        ("vision_cfg__norm_kwargs", {"bias": False}, "absent"),
+        ("vision_cfg__act_kwargs", {"approximate": "erf"}, "none or tanh"),
         ("vision_cfg__qk_norm", True, "false"),
         ("vision_cfg__timm_model_name", "vit_base_patch16_clip_224", "null"),
         ("vision_cfg__image_size", 40, "32"),
@@ -93,8 +101,8 @@ def test_what_is_read_computes_what_open_clip_does(tmp_path: Path, changes: dict
         ("text_cfg__pool_type", "last", "argmax"),
         ("text_cfg__embed_cls", True, "false"),
         ("text_cfg__proj_bias", True, "false"),
-        ("text_cfg__norm_kwargs", {"eps": 1e-6}, "1e-05"),
-        ("text_cfg__act_kwargs", {"approximate": "tanh"}, "none"),
+        ("text_cfg__norm_kwargs", {"eps": None}, "a positive number"),
+        ("text_cfg__act_kwargs", {"alpha": 1.0}, "absent"),
         ("text_cfg__hf_model_name", "roberta-base", "null"),
         ("text_cfg__hf_tokenizer_name", "bert-base-uncased", "null"),
         ("text_cfg__tokenizer_kwargs", {"clean": "canonicalize"}, "cleaned as CLIP's"),
@@ -123,6 +131,20 @@ def test_what_is_not_computed_is_refused_by_name(tmp_path: Path, key: str, value
     named = name.replace("resize_mode", "resize")
     with pytest.raises(ValueError, match=rf"open_clip_config\.json: (?s:.)*{named}(?s:.)*{right}"):
         interop.load_open_clip(tmp_path / "open_clip_model.safetensors")
+
+
+def test_quickgelu_takes_no_arguments_and_is_that_of_both_towers(tmp_path: Path) -> None:
+    write(tmp_path)
+    model = interop.load_open_clip(tmp_path / "open_clip_model.safetensors")
+    content = json.loads((tmp_path / "open_clip_config.json").read_text())
+    content["model_cfg"] |= {"quick_gelu": True}
+    content["model_cfg"]["text_cfg"]["act_kwargs"] = {"approximate": "tanh"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"act_kwargs\.approximate is 'tanh', .* QuickGELU takes no arguments"):
+        interop.load_open_clip(tmp_path / "open_clip_model.safetensors")
+    model.config = replace(model.config, text=replace(model.config.text, activation="quick_gelu"))
+    with pytest.raises(ValueError, match=r"model\.text\.activation quick_gelu"):
+        interop.export_open_clip(model, tmp_path)
 
 
 def test_an_end_of_text_that_is_not_the_highest_id_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import plain_model
 
 from llip import devices
-from llip.config import QUERIED_HEADS, Head, HeadConfig, ModelConfig, TextConfig, TrainingConfig, VisionConfig
+from llip.config import (
+    QUERIED_HEADS,
+    Activation,
+    Head,
+    HeadConfig,
+    ModelConfig,
+    TextConfig,
+    TrainingConfig,
+    VisionConfig,
+)
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.packing import PackedCaptions, pack
 from llip.model.transformer import Block, quick_gelu_mlp
@@ -177,3 +187,25 @@ def test_the_constants_of_quickgelu_are_where_the_literal_form_has_them() -> Non
         torch.autograd.grad(ours, weights, gradient), torch.autograd.grad(literal, weights, gradient), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])
+def test_activations_and_epsilons_of_norms_are_those_of_the_literal_form(activation: Activation) -> None:
+    """Sample by sample in float64; the text tower has others than the image tower."""
+    torch.manual_seed(0)
+    others: dict[Activation, Activation | None] = {"quick_gelu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": None}
+    config = replace(
+        CONFIG,
+        activation=activation,
+        vision=replace(CONFIG.vision, norm_epsilon=0.3),
+        text=replace(CONFIG.text, norm_epsilon=1e-6, activation=others[activation]),
+    )
+    model = create_model(config).double()
+    pixels, ids_TL = batch(1)
+    words = ids_TL[0][: int(ids_TL[0].argmax()) + 1].tolist()
+    with torch.no_grad():
+        literal = plain_model.image_states(model, pixels[0].double())[:2]
+        torch.testing.assert_close(model.vision(pixels.double())[0], literal, rtol=1e-12, atol=1e-13)
+        packed = pack(ids_TL, latents=0, context_length=8)
+        literal = plain_model.text_states(model, words)
+        torch.testing.assert_close(model.text(*packed)[0], literal, rtol=1e-12, atol=1e-13)

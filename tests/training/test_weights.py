@@ -19,6 +19,7 @@ from llip import create_model, interop, recipe
 from llip.config import PreprocessConfig
 from llip.contrastive import ContrastiveModel
 from llip.interop.names import RELEASE_NAMES, translate
+from llip.interop.warm_start import init_from
 from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
 from llip.training.weights import Weights, origin
@@ -144,7 +145,13 @@ def test_the_digest_is_that_of_everything_that_decides_the_model(tmp_path: Path)
 @pytest.mark.parametrize("kind", ["open_clip", "file without a configuration", "run"])
 def test_a_run_starts_with_the_activation_and_preprocessing_of_its_weights(tmp_path: Path, kind: str) -> None:
     config = recipe("clip_tiny")
-    own = replace(config.model, activation="gelu", preprocessing=PreprocessConfig(resize="squash"))
+    own = replace(
+        config.model,
+        activation="gelu",
+        vision=replace(config.model.vision, norm_epsilon=1e-6),
+        text=replace(config.model.text, norm_epsilon=1e-4),
+        preprocessing=PreprocessConfig(resize="squash"),
+    )
     source = tmp_path / "source"
     if kind == "run":
         interop.save_model(create_model(own), source)
@@ -153,11 +160,13 @@ def test_a_run_starts_with_the_activation_and_preprocessing_of_its_weights(tmp_p
     if kind == "file without a configuration":
         (source / "open_clip_config.json").unlink()
         source = source / "open_clip_model.safetensors"
-        config = replace(config, model=replace(config.model, activation="gelu"))
         own = replace(own, preprocessing=PreprocessConfig())
+        config = replace(config, model=own)
     started, weights = origin(replace(config, init_from=str(source)), None)
-    assert (started.model.activation, started.model.preprocessing) == (own.activation, own.preprocessing)
-    assert weights is not None and weights.config.vision.head_width == config.model.vision.head_width
+    assert started.model == own
+    assert weights is not None
+    init_from(create_model(started.model), weights)
+    assert weights.config.vision.head_width == config.model.vision.head_width
     interop.save_model(create_model(started), tmp_path / "newest")
     resumed, nothing = origin(replace(config, init_from="gone"), str(tmp_path / "newest"))
     assert resumed.model == started.model and nothing is None

@@ -157,8 +157,12 @@ class TrainingConfig:
     """bf16: autocast of the towers; parameters, norms and losses stay in fp32."""
     compile: bool | None = setting(None, operational=True)
     """Compile the towers with torch.compile; None: on GPUs."""
-    parallel: Literal["ddp", "fsdp"] = setting("ddp", operational=True)
-    """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", operational=True)
+    """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state; hsdp
+    (HSDP), a share among the ranks of a node, so that only gradients travel between nodes."""
+    shard_precision: Literal["fp32", "bf16"] = "fp32"
+    """What parameters travel in between ranks that hold shards: bf16 halves the traffic, and what norms, biases and
+    embeddings add is rounded; shards and gradients stay in fp32."""
     activation_checkpointing: bool = setting(False, operational=True)
     """Recompute the activations of transformer blocks in the backward pass."""
     log_every: int = setting(10, operational=True)
@@ -185,7 +189,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
-        check(self.parallel in ("ddp", "fsdp"), "parallel", self.parallel, "ddp or fsdp")
+        check(self.parallel in ("ddp", "fsdp", "hsdp"), "parallel", self.parallel, "ddp, fsdp or hsdp")
+        travel, sharded = self.shard_precision, self.parallel != "ddp" and self.precision == "bf16"
+        check(travel in ("fp32", "bf16"), "shard_precision", travel, "fp32 or bf16")
+        check(travel == "fp32" or sharded, "shard_precision", travel, "fp32 but for fsdp and hsdp in precision bf16")
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")

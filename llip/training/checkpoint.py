@@ -28,7 +28,7 @@ from llip.config import TrainingConfig
 from llip.fields import to_dict
 from llip.interop import sharded_safetensors
 from llip.training.optimizer import MovingAverage
-from llip.training.parallel import World, local, single_process
+from llip.training.parallel import World, local, part_of, single_process
 from llip.training.run_folder import POINTER, STATE, git_revision
 
 logger = logging.getLogger(__name__)
@@ -91,11 +91,14 @@ class TrainingState:
 
 def snapshot(state: TrainingState, world: World) -> dict[str, dict[str, Tensor]]:
     """The rows of every tensor that this rank writes, by kind and name, copied to main memory."""
+    index, count, writes = part_of(state.model.parameters(), world)
+    if not writes:
+        return {}
     return {
         kind: {
             name: rows.to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
-            if (rows := _own_rows(tensor, world)).numel()
+            if (rows := _own_rows(tensor, index, count)).numel()
         }
         for kind, tensors in state.tensors().items()
     }
@@ -104,8 +107,9 @@ def snapshot(state: TrainingState, world: World) -> dict[str, dict[str, Tensor]]
 def write(folder: str, content: dict[str, dict[str, Tensor]], model: nn.Module, world: World) -> Fingerprints:
     """Write this rank's part of a checkpoint. Returns what rank 0 has to know to `commit` it."""
     prints = {}
+    index, count, _ = part_of(model.parameters(), world)
     for kind, tensors in content.items():
-        name = sharded_safetensors.name_of(kind, world.rank, world.size)
+        name = sharded_safetensors.name_of(kind, index, count)
         prints[name] = _write(storage.join(folder, name), sharded_safetensors.serialise(tensors))
     if world.rank == 0:
         prints[interop.CONFIG] = _write_json(storage.join(folder, interop.CONFIG), to_dict(model.config))
@@ -265,16 +269,17 @@ def model_digest(folder: str) -> str:
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
-def _own_rows(tensor: Tensor, world: World) -> Tensor:
+def _own_rows(tensor: Tensor, index: int, count: int) -> Tensor:
     if isinstance(tensor, DTensor):
         return local(tensor)
     if tensor.ndim == 0:
-        return tensor if world.rank == 0 else tensor.new_empty(0)
-    return tensor[sharded_safetensors.rows_of(len(tensor), world.rank, world.size)]
+        return tensor if index == 0 else tensor.new_empty(0)
+    return tensor[sharded_safetensors.rows_of(len(tensor), index, count)]
 
 
 def _view(tensor: Tensor, world: World) -> sharded_safetensors.ShardView:
-    first = sharded_safetensors.rows_of(len(tensor), world.rank, world.size).start if isinstance(tensor, DTensor) else 0
+    index, count, _ = part_of([tensor], world)
+    first = sharded_safetensors.rows_of(len(tensor), index, count).start if isinstance(tensor, DTensor) else 0
     return sharded_safetensors.ShardView(local(tensor), first, len(tensor) if tensor.ndim else 1)
 
 

@@ -1,16 +1,18 @@
 """Everything about devices, ranks, wrapping and precision: the model and the loop stay single-device code."""
 
 import contextlib
+import logging
+import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +20,8 @@ from llip import devices
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.features import ImageFeatures, TextFeatures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,8 @@ def current_world() -> World:
 class Towers:
     """A model's forward pass as a rank runs it: compiled, recomputing, under autocast, averaging gradients.
 
-    With `config.parallel` "fsdp" the parameters of the model become shards (DTensors): optimizers come after this.
+    With `config.parallel` "fsdp" or "hsdp" the parameters of the model become shards (DTensors): optimizers
+    come after this.
     """
 
     def __init__(self, model: ContrastiveModel, config: TrainingConfig, world: World) -> None:
@@ -103,7 +108,7 @@ class Towers:
         self._autocast = torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         self._world = world
         self._replicated: list[nn.Parameter] = []
-        sharded = world.group is not None and config.parallel == "fsdp"
+        sharded = world.group is not None and config.parallel != "ddp"
         compiled = devices.compiles(world.device) if config.compile is None else config.compile
         if compiled and sharded:
             for block in _blocks(model):  # what FSDP does around a block does not compile
@@ -112,7 +117,7 @@ class Towers:
             model.compile_towers()
         self._model, self._forward = model, cast(Any, model)
         if sharded:
-            self._replicated = _shard(model, world)
+            self._replicated = _shard(model, config, world)
         elif world.group is not None:
             # W_O, scale and bias are used by the loss alone; DDP waits for their gradients as well.
             self._forward = DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)
@@ -145,20 +150,50 @@ class Towers:
             parameter.grad /= self._world.size
 
 
-def _shard(model: ContrastiveModel, world: World) -> list[nn.Parameter]:
+def _shard(model: ContrastiveModel, config: TrainingConfig, world: World) -> list[nn.Parameter]:
     """Shard blocks, towers and projections over the ranks (FSDP2), rows of a matrix to each. Returns what stays whole.
 
     That is what the loss uses outside of any forward pass, where FSDP would have freed it: W_O, scale and bias.
-    Parameters travel in fp32, as autocast wants them: the numbers are those of DistributedDataParallel.
+    Parameters travel in fp32, as autocast wants them: the numbers are those of DistributedDataParallel. In bf16 they
+    are what autocast makes of them anyway, but for norms, biases and embeddings; activations stay as they are.
     """
     # Features are views, and nothing works on them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = DeviceMesh.from_group(world.group, world.device.type)  # type: ignore[arg-type]
+    mesh = _mesh(config, world)
+    policy = MixedPrecisionPolicy()
+    if config.shard_precision == "bf16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     used_by_loss = (model.head.out_proj, model.logit_scale, model.logit_bias)
     replicated = [parameter for parameter in used_by_loss if parameter is not None]
     for module in (*_blocks(model), model.vision, model.text, model.head.image, model.head.text, model):
-        fully_shard(module, mesh=mesh, ignored_params=set(replicated))
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(replicated))
     return replicated
+
+
+def _mesh(config: TrainingConfig, world: World) -> DeviceMesh:
+    """All ranks in a row, or (hsdp) a row a node: shards lie along a row, replicas of them below each other.
+
+    Ranks are numbered node by node. Nodes of unequal numbers of ranks form no rows: all ranks share then.
+    """
+    local = set(world.gather(int(os.environ.get("LOCAL_WORLD_SIZE", world.size))))  # Ray Train and torchrun set it
+    if config.parallel == "hsdp" and len(local) == 1 and (size := local.pop()) < world.size:
+        names = ("replicate", "shard")
+        return init_device_mesh(world.device.type, (world.size // size, size), mesh_dim_names=names)
+    if config.parallel == "hsdp" and local and world.rank == 0:
+        logger.warning("nodes have %s ranks each: parameters are sharded over all of them, as with fsdp", sorted(local))
+    return DeviceMesh.from_group(world.group, world.device.type)  # type: ignore[arg-type]
+
+
+def part_of(tensors: Iterable[Tensor], world: World) -> tuple[int, int, bool]:
+    """Which of how many parts of some tensors this rank holds, and whether it is the first of the ranks that hold it.
+
+    Of tensors that all ranks hold, each has a part of its own to see to.
+    """
+    mesh = next((t.device_mesh for t in tensors if isinstance(t, DTensor)), None)
+    if mesh is None or mesh.ndim == 1:
+        return world.rank, world.size, True
+    replica, shard = mesh.get_coordinate() or (0, 0)
+    return shard, mesh.size(1), replica == 0
 
 
 def _blocks(model: ContrastiveModel) -> list[nn.Module]:

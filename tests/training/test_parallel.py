@@ -1,7 +1,5 @@
 """Several ranks against one process: loss, gradients and weights in float64, runs that change hands, evaluation."""
 
-import contextlib
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,107 +13,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers.evaluation_samples import make_sets
+from helpers.on_ranks import batch, go_on, gradient_of, train
 from helpers.short_runs import newest
-from torch import Tensor
-from tqdm import tqdm
 
 import llip
 from llip.config import HeadConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel
-from llip.data import loader
 from llip.evaluation.encode import InProcess, Runner
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
 from llip.model.features import Mixture
 from llip.pairs import accumulation
-from llip.training import checkpoint, loop
-from llip.training.optimizer import build_optimizer
-from llip.training.parallel import Towers, World, clip_gradient, current_world, full, gradient_norm, seed_step
-from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker, read_metrics
+from llip.training import checkpoint
+from llip.training.parallel import Towers, current_world, seed_step
+from llip.training.tracking import read_metrics
 
-Batch = tuple[Tensor, Tensor]
 RANKS, SLOW = 3, 1.0
 """Processes, and the seconds that the second of them takes longer for a step."""
 
 pytestmark = pytest.mark.timeout(900)  # three processes that import torch share two cores with other tests
-
-
-def _batch(config: TrainingConfig) -> Batch:
-    """Pixels [B, 3, S, S] and token ids [C, B, L]."""
-    random = torch.Generator().manual_seed(1)
-    size, batch = config.model.vision.image_size, config.data.batch_size
-    pixels = torch.randn(batch, 3, size, size, generator=random, dtype=torch.float64)
-    ids = torch.randint(1, 49406, (config.data.captions_per_image, batch, 8), generator=random)
-    ids[..., 0], ids[..., -1] = 49406, 49407
-    return pixels, ids
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def _train(config: TrainingConfig, world: World) -> tuple[list[float], dict[str, Tensor]]:
-    """Loss and gradient norm of two updates on this rank's share of the batch; gradients and parameters after them."""
-    torch.manual_seed(0)
-    model = llip.create_model(config).double()
-    towers = Towers(model, config, world)
-    optimizer = build_optimizer(model, config)
-    pixels, ids = _batch(config)
-    shares = [len(share) for share in pixels.tensor_split(world.size)]
-    pixels, ids = pixels.tensor_split(world.size)[world.rank], ids.tensor_split(world.size, dim=1)[world.rank]
-    pieces = config.objective.micro_batches(max(shares))
-    of_parts = zip(pixels.tensor_split(pieces), ids.tensor_split(pieces, dim=1), strict=True)
-    parts = [(p, t.flatten(0, 1)) for p, t in of_parts]
-    numbers = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        output = accumulation.backward(
-            model,
-            parts,
-            config=config.objective,
-            captions_per_image=config.data.captions_per_image,
-            group=world.group,
-            images_by_rank=shares,
-            forward=towers,
-        )
-        towers.average_replicated()
-        losses, (norm, *_) = world.scalars([output.loss, gradient_norm(model)])
-        numbers += [sum(losses) / world.size, norm]
-        if config.optimizer.max_gradient_norm is not None:
-            clip_gradient(model, norm, config.optimizer.max_gradient_norm)
-            assert gradient_norm(model).item() == pytest.approx(min(norm, config.optimizer.max_gradient_norm))
-        optimizer.step()
-    named = dict(model.named_parameters())
-    gradients = {f"gradient of {name}": full(_gradient(p)).clone() for name, p in named.items()}
-    return numbers, gradients | {name: full(p.detach()).clone() for name, p in named.items()}
-
-
-def _go_on(
-    config: TrainingConfig, shards: str, folder: str, updates: int, monkeypatch: pytest.MonkeyPatch
-) -> dict[int, list[str]]:
-    """Train the run in a folder for some more updates, or to its end. Returns the samples of this rank by step."""
-    seen: dict[int, list[str]] = {}
-    parts, world, answers = loop.parts, current_world(), itertools.count(1)
-
-    def noted(batch: loader.Batch, *rest: Any) -> Any:
-        seen[batch.step] = batch.sample_ids
-        return parts(batch, *rest)
-
-    with monkeypatch.context() as patch, Tracker(None, folder, enabled=world.rank == 0) as tracker:
-        patch.setattr(loop, "parts", noted)
-        with contextlib.suppress(StoppedError):
-            loop.train(
-                config,
-                shards=shards,
-                folder=folder,
-                world=world,
-                tracker=tracker,
-                stop=lambda: next(answers) == updates,
-                progress=partial(tqdm, disable=True),
-            )
-    return seen
 
 
 def _evaluate(
@@ -167,12 +83,12 @@ class Work:
             slow.setattr(Towers, "__call__", forward_slowly)
             slow.setattr(checkpoint, "_read", read_noted)
             results["samples"] = [
-                _go_on(replace(self.small, parallel=parallel), self.shards, f"{self.folder}/run", 2, patch)
+                go_on(replace(self.small, parallel=parallel), self.shards, f"{self.folder}/run", 2, patch)
                 for parallel in ("fsdp", "ddp")
             ]
         results["reads"] = len(reads)
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # that it can be, not how fast it is
-        results["steps"] = [_train(config, world) for config in self.configs]
+        results["steps"] = [train(config, world) for config in self.configs]
         torch.save(results, f"{self.folder}/rank-{rank}.pt")
         dist.destroy_process_group()
 
@@ -187,7 +103,7 @@ def work(small: TrainingConfig, shards: str, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def alone_first(work: Work) -> dict[int, list[str]]:
     """Samples of the run's first update, made by one process."""
-    return _go_on(work.small, work.shards, f"{work.folder}/run", 1, pytest.MonkeyPatch())
+    return go_on(work.small, work.shards, f"{work.folder}/run", 1, pytest.MonkeyPatch())
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +129,7 @@ def _variants(small: TrainingConfig) -> list[TrainingConfig]:
 def test_ranks_equal_one_process(work: Work, ranks: list[dict[str, Any]]) -> None:
     """Under DistributedDataParallel and under FSDP2, in one piece, in parts, recomputing and compiled."""
     for index, config in enumerate(work.configs):
-        expected_numbers, expected = _train(replace(config, compile=False), current_world())
+        expected_numbers, expected = train(replace(config, compile=False), current_world())
         for numbers, tensors in (rank["steps"][index] for rank in ranks):
             assert numbers == pytest.approx(expected_numbers, rel=1e-9)
             for name, tensor in expected.items():
@@ -228,8 +144,8 @@ def test_a_run_goes_on_over_other_ranks_with_the_same_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One process, then three under FSDP2, then three under DistributedDataParallel, then one: averages included."""
-    last = _go_on(work.small, work.shards, f"{work.folder}/run", -1, monkeypatch)
-    expected_samples = _go_on(work.small, work.shards, str(tmp_path), -1, monkeypatch)
+    last = go_on(work.small, work.shards, f"{work.folder}/run", -1, monkeypatch)
+    expected_samples = go_on(work.small, work.shards, str(tmp_path), -1, monkeypatch)
     samples = {step: sorted(ids) for step, ids in (alone_first | last).items()}
     for phase in range(2):
         shares = [rank["samples"][phase] for rank in ranks]
@@ -265,7 +181,7 @@ def test_bf16_autocast_keeps_parameters_and_gradients_in_fp32(small: TrainingCon
     torch.manual_seed(0)
     config = replace(small, precision="bf16")
     model = llip.create_model(config)
-    pixels, ids = _batch(config)
+    pixels, ids = batch(config)
     images, _ = Towers(model, config, current_world())(pixels.float(), ids.flatten(0, 1))
     assert isinstance(images, Mixture) and images.key_BMKE.dtype == torch.bfloat16
     output = accumulation.backward(
@@ -276,7 +192,7 @@ def test_bf16_autocast_keeps_parameters_and_gradients_in_fp32(small: TrainingCon
         forward=Towers(model, config, current_world()),
     )
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
-    assert {_gradient(p).dtype for p in model.parameters()} == {torch.float32}
+    assert {gradient_of(p).dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_randomness_of_a_step_is_a_function_of_seed_step_and_rank() -> None:

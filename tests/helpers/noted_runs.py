@@ -52,6 +52,12 @@ def workers_here() -> list[psutil.Process]:
     return found
 
 
+def trains_now(run: Path) -> psutil.Process:
+    """A process that trained on the newest samples of a run: workers of a run before may not have ended yet."""
+    newest = max((run / "samples").glob("*.json"))
+    return psutil.Process(int(newest.stem.split("-")[1]))
+
+
 def command(shards: str, output: Path, name: str = "run", **options: float) -> list[str]:
     values: dict[str, object] = {"shards": shards, "output": output, "name": name}
     values |= {"steps": STEPS, "workers": 0, "checkpoint_every": CHECKPOINT_EVERY, **options}

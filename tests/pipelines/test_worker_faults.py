@@ -15,14 +15,14 @@ import pytest
 import ray
 from helpers.faults import survives
 from helpers.noted_pretrain import OUTAGE
-from helpers.noted_runs import KILL_AFTER, command, wait_for_checkpoint, weights_of, workers_here
+from helpers.noted_runs import KILL_AFTER, command, trains_now, wait_for_checkpoint, weights_of, workers_here
 
 from llip.training import goodput, watchdog
 from pipelines import prepare_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 Note = Callable[[str, object], None]
-STEPS = 200
+STEPS = 400
 """Enough that a disturbance meets a run that is still training."""
 
 
@@ -104,7 +104,7 @@ def test_a_storage_that_one_rank_never_reaches_again(shards: str, cluster: None,
 def test_a_worker_that_is_stopped(shards: str, whole: Path, tmp_path: Path, record_property: Note) -> None:
     run = Run(shards, tmp_path, hang_seconds=15)
     begin = time.monotonic()
-    workers_here()[-1].send_signal(signal.SIGSTOP)
+    trains_now(run.folder).send_signal(signal.SIGSTOP)
     while watchdog.last_reason(str(run.folder), 0) is None:
         assert run.process.poll() is None and time.monotonic() - begin < 300
         time.sleep(0.5)

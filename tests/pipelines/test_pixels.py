@@ -359,7 +359,11 @@ def test_a_jpeg_that_only_loses_its_metadata_keeps_its_pixels_bit_by_bit() -> No
     assert (shown(broken) == shown(saved(PICTURE, "JPEG", quality=95))).all()
 
 
-LIBJPEG = {"base": {}, "progressive": {"progressive": True}, "restarts": {"restart_marker_blocks": 5}}
+LIBJPEG: dict[str, dict[str, Any]] = {
+    "base": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 5},
+}
 
 
 def jpeg(**options: Any) -> bytes:

@@ -129,11 +129,10 @@ def test_repeated_ids_are_refused_before_any_work(tmp_path: Path, files: list[An
             columns = {"image": pa.array([b"x"] * rows, pa.binary()), "caption": ["a"] * rows}
             (tmp_path / pool).mkdir(exist_ok=True)
             pq.write_table(pa.table(columns | ({"id": ids} if ids else {})), tmp_path / pool / f"{i}.parquet")
-    settings = {"output": str(tmp_path / "curated"), "curation": "none"}
     places = (str(tmp_path / "one"), str(tmp_path / "two"))
     if message:
         with pytest.raises(ValueError, match=message):
-            curate(Curate(pool=places, **settings))
+            curate(Curate(pool=places, output=str(tmp_path / "curated"), curation="none"))
         assert not (tmp_path / "curated").exists()
     else:
         read.refuse_repeated_ids(read.open_pools(places, unit_rows=10))

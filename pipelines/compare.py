@@ -1,8 +1,10 @@
-"""Compare runs: settings that differ, metrics beside chance, and training curves.
+"""Compare runs: settings that differ, metrics beside chance, paired differences with intervals, and training curves.
 
     uv run pipelines/compare.py output/runs/first output/runs/second --output output/comparison
 
-A run is named by its folder, or by its id in MLflow. Leaves `comparison.html` and `comparison.md`.
+Runs that differ in nothing but the seed are one group; every group is compared with that of the first run, item by
+item, and a sentence says what can be concluded. A run is named by its folder, or by its id in MLflow. Leaves
+`comparison.html` and `comparison.md`.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ class Compare:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, or ids of MLflow runs."""
+    tested: tuple[str, ...] = ()
+    """Metrics to test besides the headline of each set, as `scenes_in_style/image_to_text_r1`."""
     output: str = "output/comparison"
     """Folder for comparison.html and comparison.md."""
     tracking: str | None = None
@@ -35,7 +39,7 @@ def compare(settings: Compare) -> "Comparison":
     from pipelines.comparison import Comparison, Run
 
     folders = [_folder(run, settings.tracking) for run in settings.runs]
-    comparison = Comparison([Run.read(folder) for folder in folders])
+    comparison = Comparison([Run.read(folder) for folder in folders], settings.tested)
     output = storage.absolute(settings.output)
     storage.write_bytes(storage.join(output, "comparison.html"), comparison.html().encode())
     storage.write_bytes(storage.join(output, "comparison.md"), comparison.markdown().encode())

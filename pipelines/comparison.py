@@ -4,15 +4,24 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llip import storage
 from llip.evaluation import figures, report
+from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.metrics import Metric
+from llip.evaluation.paired import Difference, difference
 from llip.headline import headline
 from llip.page import render, svg
 from llip.training import run_folder
 from llip.training.tracking import read_metrics
+from pipelines.evaluation_cache import read_items
+
+ROUNDING = 1e-9
+OVER_KINDS = "text_to_image_map_over_kinds"
+"""Tested beside the headline of each set."""
+ONE_BY_ONE = "Each interval stands for its row alone: of twenty rows without a difference, one may well show one."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,7 @@ class Run:
     """Digests of the evaluation sets, by name; empty where the evaluation noted none."""
     curve: list[dict[str, Any]]
     """Logged lines, each with its `step`."""
+    folder: str
 
     @classmethod
     def read(cls, folder: str) -> "Run":
@@ -43,14 +53,40 @@ class Run:
             metrics=report.metrics_of(evaluated),
             sets=evaluated.get("inputs", {}).get("sets", {}),
             curve=read_metrics(folder),
+            folder=folder,
         )
+
+    def items(self, metric: str) -> ItemScores:
+        """Scores of the items of a metric. Raises ValueError where the evaluation stored none that give its value."""
+        data, _, name = metric.partition("/")
+        found = read_items(self.folder, data).get(name)
+        if found is None or abs(found.value - self.metrics[metric].value) > ROUNDING:
+            raise ValueError(f"{self.name} stored no scores of single items with it; evaluate it again")
+        return found
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A metric of two groups of runs: their difference, or why there is none."""
+
+    metric: str
+    difference: Difference | None
+    sentence: str
+
+    def cells(self) -> list[str]:
+        """Metric, difference, interval, sentence."""
+        d = self.difference
+        numbers = ["–", "–"] if d is None else [f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}"]
+        return [self.metric, *numbers, self.sentence]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two or more runs. Raises ValueError where their names clash."""
+    """Two or more runs. Raises ValueError where their names clash, and for a metric that no run has."""
 
     runs: Sequence[Run]
+    tested: Sequence[str] = ()
+    """Metrics to test besides the headline of each set."""
 
     def __post_init__(self) -> None:
         names = [run.name for run in self.runs]
@@ -58,6 +94,8 @@ class Comparison:
             raise ValueError(
                 f"two or more runs of distinct names can be compared; these are {', '.join(names) or 'none'}"
             )
+        if unknown := [name for name in self.tested if name not in self.metrics()]:
+            raise ValueError(f"no run has the metric {unknown[0]}; there are {', '.join(self.metrics())}")
 
     def differences(self) -> dict[str, list[Any]]:
         """Settings that not all runs share, with the value of each run (None: it has no such setting)."""
@@ -101,14 +139,43 @@ class Comparison:
             "compare; evaluate the runs on one set."
         )
 
-    def repeated(self) -> list[tuple[str, list[Run]]]:
-        """Runs that differ in nothing but the seed, by their name without it; empty where none does."""
+    def groups(self) -> list[list[Run]]:
+        """Runs that differ in nothing but the seed, in the order of the first of each; runs that say nothing of their
+        settings are each a group."""
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
-            groups.setdefault(repr({k: v for k, v in run.settings.items() if k != "seed"}), []).append(run)
-        if all(len(group) == 1 for group in groups.values()):
+            alike = {key: value for key, value in run.settings.items() if key != "seed"}
+            groups.setdefault(repr(alike) if alike else run.name, []).append(run)
+        return list(groups.values())
+
+    def repeated(self) -> list[tuple[str, list[Run]]]:
+        """Groups with the name of their runs without the seed; empty where no seed was repeated."""
+        groups = self.groups()
+        if all(len(group) == 1 for group in groups):
             return []
-        return [(f"{_without_seed(group)} ({len(group)})", group) for group in groups.values()]
+        return [(f"{_without_seed(group)} ({len(group)})", group) for group in groups]
+
+    @cached_property
+    def tests(self) -> dict[str, list[PairedTest]]:
+        """The first group against each other one, metric by metric, by the names of both."""
+        first, *others = self.groups()
+        names = headline(self.metrics()) + [name for name in self.metrics() if name.endswith(f"/{OVER_KINDS}")]
+        wanted = list(dict.fromkeys([*names, *self.tested]))
+        return {
+            f"{_without_seed(other)} − {_without_seed(first)}": [self._test(name, first, other) for name in wanted]
+            for other in others
+        }
+
+    def _test(self, metric: str, first: Sequence[Run], second: Sequence[Run]) -> PairedTest:
+        if not self._compares(metric):
+            return PairedTest(metric, None, "Not compared: the evaluation sets of this name differ between the runs.")
+        if missing := [run.name for run in (*first, *second) if metric not in run.metrics]:
+            return PairedTest(metric, None, f"Not compared: {missing[0]} has no such metric.")
+        try:
+            found = difference(*([run.items(metric) for run in group] for group in (first, second)))
+        except ValueError as error:
+            return PairedTest(metric, None, f"Not compared: {error}.")
+        return PairedTest(metric, found, found.conclusion(_without_seed(first), _without_seed(second)))
 
     def spreads(self) -> dict[str, list[str]]:
         """Every metric with its mean and standard deviation over the seeds of each repeated configuration."""
@@ -136,7 +203,10 @@ class Comparison:
                 for name, cells in self.spreads().items()
             ]
             lines += [""]
-        return "\n".join(lines)
+        for name, tests in self.tests.items():
+            lines += [f"| {name} | difference | 95 % interval | what can be concluded |", "| --- | ---: | ---: | --- |"]
+            lines += [f"| {' | '.join(test.cells())} |" for test in tests] + [""]
+        return "\n".join([*lines, ONE_BY_ONE, ""] if self.tests else lines)
 
     def html(self) -> str:
         """One page with the headline, both tables, the metrics as bars, and the training curves."""
@@ -152,6 +222,9 @@ class Comparison:
             names=names,
             warning=self._warning(),
             headlines=[rows[name] for name in headline(metrics)],
+            tests={name: [test.cells() for test in tests] for name, tests in self.tests.items()},
+            differences=self._differences(),
+            one_by_one=ONE_BY_ONE,
             differing=[[key, *map(str, values)] for key, values in self.differences().items()],
             curves=self._curves(),
             bars=self._bars(),
@@ -159,6 +232,18 @@ class Comparison:
             groups=[name for name, _ in self.repeated()],
             seeds=[[self._marked(n), f"{_chance(metrics[n]):.3f}", *cells] for n, cells in self.spreads().items()],
         )
+
+    def _differences(self) -> dict[str, str]:
+        """The intervals of each pair of groups."""
+        found = {
+            name: {test.metric: test.difference for test in tests if test.difference}
+            for name, tests in self.tests.items()
+        }
+        return {
+            name: svg(figures.differences({m: (d.value, d.low, d.high) for m, d in of.items()}, name))
+            for name, of in found.items()
+            if of
+        }
 
     def _bars(self) -> dict[str, str]:
         """The metrics that all runs have of one set, one figure for each set."""

@@ -100,6 +100,20 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], ch
     return figure
 
 
+def differences(values: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
+    """Differences with their intervals, one a line, beside the line of none: `values[metric]` is (value, low, high)."""
+    figure, axes = panel(width=8.6, height=0.9 + 0.28 * len(values))
+    axes.axvline(0, color=INK, linewidth=1)
+    for place, (value, low, high) in enumerate(values.values()):
+        colour = GREY if low <= 0 <= high else COLOURS[0]
+        axes.hlines(place, low, high, color=colour, linewidth=2.4)
+        axes.plot([value], [place], color=colour, marker="o", markersize=5)
+    axes.set_yticks(range(len(values)), list(values), fontsize=8)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xlabel(label, fontsize=8)
+    return figure
+
+
 def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> Figure:
     """Small multiples of step curves, two a row: `panels[metric][run]` is a list of (step, value)."""
     rows = -(-len(panels) // 2)

@@ -1,16 +1,23 @@
 """Runs side by side: what differs, who is ahead, and what cannot be compared."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.evaluation_samples import make_sets
 
 from llip import recipe, storage
 from llip.config import TrainingConfig
+from llip.evaluation.bootstrap import judge
+from llip.evaluation.evaluate import Outcome
+from llip.evaluation.item_scores import ItemScores
 from llip.fields import to_dict
 from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, Run
+from pipelines.evaluation_cache import EvaluationCache
 
 
 def write_run(
@@ -120,3 +127,77 @@ def test_numbers_of_other_sets_are_marked_and_not_ranked(
     best = "| s/top1 † | 0.100 | 0.500 | 0.600 |" if "s" in differ else "| s/top1 | 0.100 | 0.500 | **0.600** |"
     assert best in found.markdown()
     assert ("<h3>s</h3>" in found.html()) == ("s" not in differ)
+
+
+def write_items(folder: Path, right: np.ndarray) -> dict[str, float]:
+    """A run with an evaluation of 120 images whose scores are given."""
+    scores = ItemScores(score_I=right, chance=0.1, units={"images": np.arange(len(right))})
+    data = make_sets()[0]
+    cache = EvaluationCache(str(folder), {"things": "any"})
+    cache.save(Outcome(data, judge({"top1": scores}), {"top1": scores}, {"predicted": np.zeros(3)}))
+    return {"things/top1": scores.value}
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> tuple[str, ...]:
+    """Three seeds of a method and three of another that is right where the first is, and on a tenth more."""
+    rng, folders = np.random.default_rng(0), []
+    hard = rng.random(120)
+    for method, gain in (("llip_tiny_k8", 0.0), ("siglip_tiny", 0.15)):
+        for seed in range(3):
+            name = f"{method}-seed{seed}"
+            right = (hard < 0.5 + gain + 0.01 * rng.normal()).astype(float)
+            values = write_items(tmp_path / name, right)
+            folders.append(write_run(tmp_path / name, replace(recipe(method), seed=seed), values, sets={"things": "d"}))
+    return tuple(folders)
+
+
+def test_groups_of_seeds_are_tested_item_by_item(
+    seeds: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compare(Compare(runs=seeds, output=str(tmp_path / "out")))
+    (pair, (test,)), *others = found.tests.items()
+    assert not others and pair == "siglip_tiny − llip_tiny_k8" and test.metric == "things/top1"
+    assert test.difference is not None and test.difference.seeds == (3, 3)
+    assert 0 < test.difference.low < 0.15 < test.difference.high < 0.3
+    assert "siglip_tiny is ahead of llip_tiny_k8 by" in test.sentence and "other seeds" in test.sentence
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert f"| things/top1 | {test.difference.value:+.3f} |" in text and test.sentence in capsys.readouterr().out
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert test.sentence in page and page.count("<svg") == 3  # the curves, the set, the intervals
+
+
+def test_one_seed_each_says_nothing_of_others(seeds: tuple[str, ...]) -> None:
+    (test,) = Comparison([Run.read(run) for run in (seeds[0], seeds[3])]).tests[
+        "siglip_tiny-seed0 − llip_tiny_k8-seed0"
+    ]
+    assert "says nothing of other seeds" in test.sentence
+    assert test.difference is not None and test.difference.seeds == (1, 1)
+
+
+def test_other_sets_other_items_and_missing_scores_are_not_tested(seeds: tuple[str, ...], tmp_path: Path) -> None:
+    shutil.copytree(seeds[0], tmp_path / "apart")
+    apart = str(tmp_path / "apart")
+    content = storage.read_json(f"{apart}/metrics.json")
+    storage.write_json(f"{apart}/metrics.json", content | {"inputs": {"sets": {"things": "other"}}})
+    storage.write_json(f"{apart}/config.json", {"training": to_dict(recipe("clip_tiny"))})
+
+    def sentence() -> str:
+        ((test,),) = Comparison([Run.read(seeds[3]), Run.read(apart)]).tests.values()
+        assert test.difference is None
+        return test.sentence
+
+    assert "the evaluation sets of this name differ" in sentence()
+    storage.write_json(f"{apart}/metrics.json", content)
+    write_items(tmp_path / "apart", np.ones(121))
+    assert "apart stored no scores of single items with it" in sentence()
+    content["metrics"]["things/top1"]["value"] = 1.0
+    storage.write_json(f"{apart}/metrics.json", content)
+    assert "not of the same items" in sentence()
+    storage.write_json(f"{apart}/metrics.json", content | {"metrics": {}})
+    assert "apart has no such metric" in sentence()
+
+
+def test_a_metric_that_no_run_has_is_refused(runs: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"no run has the metric s/top9; there are c/context_accuracy, s/top1"):
+        compare(Compare(runs=runs, tested=("s/top9",)))

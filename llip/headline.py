@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-HEADLINES = ("top1", "text_to_image_map", "text_to_image_r1", "context_accuracy")
+HEADLINES = ("top1", "text_to_image_map", "text_to_image_r1", "context_accuracy", "group_score", "choice_accuracy")
 """The metric that stands for an evaluation set: the first of these that it has."""
 
 

@@ -7,6 +7,7 @@ import torch
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import bootstrap, context
+from llip.evaluation.choice import Choice
 from llip.evaluation.context import ContextAnalysis
 from llip.evaluation.encode import Arrays, InProcess, Runner
 from llip.evaluation.item_scores import ItemScores
@@ -36,7 +37,8 @@ def evaluate_model(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Metric]:
-    """Metrics of a model on sets, named `<set>/<metric>`: see `zero_shot`, `retrieval` and `context`.
+    """Metrics of a model on sets, named `<set>/<metric>`: see `zero_shot`, `retrieval`, `context` and
+    `choice`.
 
     The model is moved to `device`. Raises ValueError, naming set and row, for a picture or a row that cannot be used.
     """
@@ -71,7 +73,7 @@ def evaluate_sets(
 
 def _analysis(
     model: ContrastiveModel, data: EvaluationSet, candidates: int | None
-) -> ZeroShot | RetrievalTask | ContextAnalysis:
+) -> ZeroShot | RetrievalTask | ContextAnalysis | Choice:
     match data.task:
         case "classification":
             return ZeroShot(model, data)
@@ -79,6 +81,8 @@ def _analysis(
             return RetrievalTask(model, data) if candidates is None else LargeRetrievalTask(model, data, candidates)
         case "context":
             return ContextAnalysis(model, data)
+        case "choice":
+            return Choice(model, data)
 
 
 def named(outcomes: Iterable[Outcome]) -> dict[str, Metric]:

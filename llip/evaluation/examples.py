@@ -23,7 +23,8 @@ def of(outcome: Outcome, seed: int = 0) -> str:
         return "".join(_rankings(outcome, outcome.details, rng))
     if outcome.data.task == "classification":
         return f'<div class="grid">{"".join(_predictions(outcome, outcome.details, rng))}</div>'
-    return f'<div class="contexts">{"".join(_contexts(outcome, outcome.details, rng))}</div>'
+    make = _choices if outcome.data.task == "choice" else _contexts
+    return f'<div class="contexts">{"".join(make(outcome, outcome.details, rng))}</div>'
 
 
 def _rankings(outcome: Outcome, ranked: Retrieval, rng: np.random.Generator) -> Iterator[str]:
@@ -58,6 +59,21 @@ def _contexts(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Ite
         body = "".join(f"<tr><td>{name}</td>{first}{second}</tr>" for name, first, second in rows)
         head = "<tr><th>caption</th><th>image given A</th><th>image given B</th></tr>"
         shown = f'<div class="scroll"><table>{head}{body}</table></div>'
+        yield f'<div class="context">{_picture(outcome, image)}{shown}</div>'
+
+
+def _choices(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
+    """Some images with their captions and the cosines; that of the true caption is green where it is the highest."""
+    table = outcome.data.table
+    for image in _some(table.num_rows, CONTEXTS, rng):
+        captions, true = table["captions"][image].as_py(), table["true"][image].as_py()
+        score_W = arrays["score"][image]
+        right = bool(score_W[true] > np.delete(score_W, true).max())
+        rows = [
+            f"<tr><td>{html.escape(caption)}</td>{_cell(float(score), right if place == true else None)}</tr>"
+            for place, (caption, score) in enumerate(zip(captions, score_W, strict=False))
+        ]
+        shown = f'<div class="scroll"><table>{"".join(rows)}</table></div>'
         yield f'<div class="context">{_picture(outcome, image)}{shown}</div>'
 
 

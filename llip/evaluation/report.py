@@ -23,7 +23,11 @@ INTERVALS = (
     "the classes as they are: another seed may lie outside."
 )
 
-BY_KIND = {"text_to_image_map": "text→image mAP", "one_of_20": "one true caption of 20"}
+BY_KIND = {
+    "text_to_image_map": "text→image mAP",
+    "one_of_20": "one true caption of 20",
+    "choice_accuracy": "true caption among hard negatives",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +85,8 @@ class Report:
     def _by_kind(self) -> Sequence[str]:
         parts = []
         for prefix, label in BY_KIND.items():
-            values = {
-                o.data.name: _with_prefix(o.metrics, prefix) for o in self.outcomes if isinstance(o.details, Retrieval)
-            }
-            if values:
+            values = {o.data.name: _with_prefix(o.metrics, prefix) for o in self.outcomes}
+            if values := {name: of_set for name, of_set in values.items() if of_set}:
                 parts.append(svg(figures.bars_by_kind(values, label)))
         return parts
 

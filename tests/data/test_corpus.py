@@ -173,10 +173,11 @@ def test_evaluation_sets_are_valid_and_hold_what_training_does_not(tmp_path: Pat
     folders = write_evaluation(str(tmp_path), CONFIG, progress=False)
     assert folders == evaluation_set.find(str(tmp_path))
     sets = {s.name: s for s in map(evaluation_set.read, folders)}
-    assert {s.task for s in sets.values()} == {"classification", "retrieval", "context"}
+    assert {s.task for s in sets.values()} == {"classification", "retrieval", "context", "choice"}
     assert len(sets["group"].classes) <= 9 < len(sets["subgroup"].classes) < len(sets["concept"].classes)
     for data in sets.values():
-        assert 1 <= data.table.num_rows <= CONFIG.evaluation_images
+        of_image = 3 if data.task == "choice" else 1
+        assert 1 <= data.table.num_rows <= of_image * CONFIG.evaluation_images
         if data.task == "retrieval":
             kinds: dict[str, set[str]] = {}
             for row in data.table.to_pylist():

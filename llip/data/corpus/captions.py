@@ -192,6 +192,33 @@ def describe(scene: Scene, config: CorpusConfig, random: Random) -> list[tuple[s
     return list(captions.items())
 
 
+def hard_negatives(scene: Scene, random: Random, counts: range) -> list[tuple[str, list[str]]]:
+    """Captions of which the first alone is true, with the kind of what is wrong in the others.
+
+    `swapped_places`: a thing where another one is · `swapped_objects`: two things the other way round ·
+    `wrong_count`: other numbers of things, of `counts`. Every word of a false caption of the first two kinds occurs in
+    what is true of the picture.
+    """
+    found = []
+    if len(scene.placements) > 1:
+        one, other = random.sample(scene.placements, 2)
+        assert one.quarter is not None and other.quarter is not None
+        name = with_article(one.concept.name)
+        places = [f"{name} at the {_place(quarter)}" for quarter in (one.quarter, other.quarter)]
+        found.append(("swapped_places", places))
+        axis = random.choice([i for i in range(2) if one.quarter[i] != other.quarter[i]])
+        first, second = sorted((one, other), key=lambda p: p.quarter[axis])  # type: ignore[index]
+        template = random.choice(RELATION[("row", "column")[axis]])
+        names = [with_article(p.concept.name) for p in (first, second)]
+        swapped = [template.format(a=a, b=b) for a, b in (names, names[::-1])]
+        found.append(("swapped_objects", swapped))
+    if len(counts) > 1:
+        present = len(scene.placements)
+        told = [f"{NUMBERS[n]} thing{'s' * (n > 1)}" for n in (present, *(n for n in counts if n != present))]
+        found.append(("wrong_count", told))
+    return found
+
+
 def object_statement(concept: Concept) -> str:
     return with_article(concept.name)
 

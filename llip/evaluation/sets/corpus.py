@@ -5,6 +5,7 @@
 | scenes_in_style | retrieval | new scenes in the styles of training |
 | scenes_held_out_style | retrieval | scenes in the held-out style |
 | context | context | new scenes in the styles of training, two captions each |
+| hard_negatives | choice | new scenes in the styles of training: swapped places, swapped objects, wrong counts |
 | group, subgroup, concept | classification | single drawings in the held-out style |
 | held_out_concepts | retrieval | single drawings of concepts that training never saw |
 | held_out_concepts_group, held_out_concepts_subgroup | classification | the same |
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from llip import storage
-from llip.data.corpus.captions import object_statement, statements
+from llip.data.corpus.captions import hard_negatives, object_statement, statements
 from llip.data.corpus.catalogue import TRAINING_EMOJI_STYLES, Catalogue, catalogue
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.names import Concept
@@ -111,6 +112,24 @@ def _context_set(drawings: Catalogue, config: CorpusConfig) -> list[EvaluationSe
     return [EvaluationSet(name="context", task="context", table=pa.table(columns))]
 
 
+def _hard_negative_set(drawings: Catalogue, config: CorpusConfig) -> list[EvaluationSet]:
+    """Rows of one kind after the other, each kind once a scene; the true caption stands anywhere."""
+    scenes = _scenes(drawings, config, "hard_negatives", TRAINING_EMOJI_STYLES)
+    random = random_of(config.seed, "hard_negatives")
+    counts = range(config.min_drawings, config.max_drawings + 1)
+    rows = []
+    for scene, image in zip(scenes, _images(scenes, config), strict=True):
+        for kind, (true, *false) in hard_negatives(scene, random, counts):
+            place = random.randint(0, len(false))
+            rows.append((kind, image, [*false[:place], true, *false[place:]], place))
+    if not rows:
+        return []
+    rows.sort(key=lambda row: row[0])
+    kinds, images, captions, places = zip(*rows, strict=True)
+    columns = {"image": images, "captions": captions, "true": pa.array(places, pa.int32()), "kind": kinds}
+    return [EvaluationSet(name="hard_negatives", task="choice", table=pa.table(columns))]
+
+
 def _group(concept: Concept) -> str:
     return concept.groups[0]
 
@@ -143,4 +162,4 @@ def _held_out_concept_sets(drawings: Catalogue, config: CorpusConfig) -> list[Ev
     ]
 
 
-BUILDERS = (_scene_sets, _context_set, _held_out_style_sets, _held_out_concept_sets)
+BUILDERS = (_scene_sets, _context_set, _hard_negative_set, _held_out_style_sets, _held_out_concept_sets)

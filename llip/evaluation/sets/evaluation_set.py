@@ -5,6 +5,10 @@
 | classification | `image`, `label` | `label` indexes `classes`; a prompt is a template, its `{}` a class name |
 | retrieval | `image`, `captions`, `kinds` | all captions are true; a text is a positive of the images that list it |
 | context | `image`, `caption_a`, `caption_b` | two captions, each true of another part of the image |
+| choice | `image`, `captions`, `true` | of two captions and more, that at index `true` is true |
+
+A choice set may have `kind`, what makes its false captions false, and `group`, which two images that are each other's
+false ones share: both list the same two captions.
 """
 
 import logging
@@ -26,7 +30,16 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "classification": {"image": pa.binary(), "label": pa.int32()},
     "retrieval": {"image": pa.binary(), "captions": pa.list_(pa.string()), "kinds": pa.list_(pa.string())},
     "context": {"image": pa.binary(), "caption_a": pa.string(), "caption_b": pa.string()},
+    "choice": {
+        "image": pa.binary(),
+        "captions": pa.list_(pa.string()),
+        "true": pa.int32(),
+        "kind": pa.string(),
+        "group": pa.int32(),
+    },
 }
+MAY_MISS = {"kind": "", "group": None}
+"""Columns of a choice set that need not be there, with what stands for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +47,7 @@ class EvaluationSet:
     """One set, in memory except for its pixels: images stay encoded, or where they lie (`image_references`)."""
 
     name: str
-    task: Literal["classification", "retrieval", "context"]
+    task: Literal["classification", "retrieval", "context", "choice"]
     table: pa.Table
     classes: tuple[str, ...] = ()
     """Class names (classification)."""
@@ -56,17 +69,25 @@ class EvaluationSet:
         where = f"evaluation set {self.name}"
         if self.task not in COLUMNS:
             raise ValueError(f"{where}: task {self.task!r} is none of {', '.join(COLUMNS)}")
+        for column in [c for c in COLUMNS[self.task] if c in MAY_MISS and c not in self.table.column_names]:
+            filled = pa.array([MAY_MISS[column]] * self.table.num_rows, COLUMNS[self.task][column])
+            object.__setattr__(self, "table", self.table.append_column(column, filled))
         names = self.table.column_names
         if missing := [c for c in COLUMNS[self.task] if c not in names]:
             raise ValueError(f"{where}: a {self.task} set needs the column {missing[0]!r}; it has {', '.join(names)}")
         if self.table.num_rows == 0:
             raise ValueError(f"{where}: it has no rows")
         for column, kind in COLUMNS[self.task].items():
-            if self.table[column].null_count:
+            if self.table[column].null_count and column != "group":
                 raise ValueError(f"{where}: {column} is null in {_rows(self.table[column].is_null())}")
             if column == "image":
                 _check_images(where, self.table[column].type)
-            elif column != "label":
+            elif pa.types.is_integer(kind):
+                if not pa.types.is_integer(self.table[column].type):
+                    raise ValueError(
+                        f"{where}: {column} is of type {self.table[column].type}; it has to hold whole numbers"
+                    )
+            else:
                 typed = self.table.set_column(names.index(column), column, _texts(where, column, self.table, kind))
                 object.__setattr__(self, "table", typed)
         match self.task:
@@ -77,11 +98,11 @@ class EvaluationSet:
                     blank = pc.equal(pc.utf8_trim_whitespace(self.table[column]), "")
                     if pc.any(blank).as_py():
                         raise ValueError(f"{where}: {column} is empty in {_rows(blank)}")
+            case "choice":
+                self._check_choices(where)
 
     def _check_classes(self, where: str) -> None:
         label = self.table["label"]
-        if not pa.types.is_integer(label.type):
-            raise ValueError(f"{where}: label is of type {label.type}; it has to hold whole numbers")
         count = len(self.classes)
         outside = pc.or_(pc.less(label, 0), pc.greater_equal(label, count))
         if pc.any(outside).as_py():
@@ -98,6 +119,23 @@ class EvaluationSet:
         if without := self.classes_without_images:
             some = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
             logger.warning("%s: %d of %d classes have no images (%s)", where, len(without), count, some)
+
+    def _check_choices(self, where: str) -> None:
+        of_group: dict[int, list[tuple[list[str], int]]] = {}
+        columns = (self.table[column].to_pylist() for column in ("captions", "true", "group"))
+        for row, (captions, true, group) in enumerate(zip(*columns, strict=True)):
+            if len(captions) < 2 or not all(caption and caption.strip() for caption in captions):
+                raise ValueError(f"{where}, row {row}: {captions!r}; a choice needs two captions or more, none empty")
+            if not 0 <= true < len(captions):
+                raise ValueError(f"{where}, row {row}: true is {true}, of {len(captions)} captions (the first is 0)")
+            if group is not None:
+                of_group.setdefault(group, []).append((captions, true))
+        for group, rows in of_group.items():
+            if len(rows) != 2 or rows[0][0] != rows[1][0] or {true for _, true in rows} != {0, 1}:
+                raise ValueError(
+                    f"{where}: group {group} has {len(rows)} rows; it has to have two, which list the same two "
+                    "captions and of which each has its own true one"
+                )
 
     @property
     def classes_without_images(self) -> list[str]:

@@ -3,12 +3,14 @@
 References keep a set of any size out of memory, and let each worker fetch its own pictures.
 """
 
+import io
 from functools import lru_cache
 from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from llip import storage
 
@@ -16,6 +18,10 @@ PART = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int6
 """Bytes of a file, such as a member of a tar; null `size`: the whole file."""
 CELL = pa.struct([("uri", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())])
 """A value in the column `image` of a Parquet file; `row` counts within the row group."""
+
+BOX = ("left", "top", "width", "height")
+CROP = pa.struct([("uri", pa.string()), *((side, pa.int64()) for side in BOX)])
+"""What is seen of the picture of a file, in pixels; nulls: all of it."""
 
 _group_lock = Lock()
 
@@ -26,6 +32,12 @@ def encoded(value: bytes | dict[str, Any]) -> bytes:
         case {"uri": uri, "offset": offset, "size": size}:
             fs, path = storage.filesystem(uri)
             return bytes(fs.cat_file(path, start=offset, end=None if size is None else offset + size))
+        case {"uri": uri, "left": None}:
+            return storage.read_bytes(uri)
+        case {"uri": uri, "left": left, "top": top, "width": width, "height": height}:
+            with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture, io.BytesIO() as buffer:
+                picture.convert("RGB").crop((left, top, left + width, top + height)).save(buffer, "PNG")
+                return buffer.getvalue()
         case {"uri": uri, "row_group": group, "row": row}:
             with _group_lock:  # else the threads that decode a batch would each read its row group
                 cell = _row_group(uri, group)[row].as_py()

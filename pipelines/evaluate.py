@@ -52,6 +52,9 @@ class Evaluate(WeightsOptions):
     candidates: int | None = None
     """Retrieval in two stages, for galleries too large for all pairs: exact scores for so many candidates of every
     query only, which an index finds."""
+    controls: bool = False
+    """Negative controls as sets of their own: `<set>-shuffled`, images in the places of others, and `<set>-blind`, the
+    choices without an image. Chance is what they should give."""
     output: str | None = None
     """Folder for metrics.json and the report; the run or checkpoint folder where not given. A file needs one."""
     workers: int = 0
@@ -96,6 +99,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     }
     request |= {"weights": weights.told} if weights.told else {}
     request |= {"candidates": settings.candidates} if settings.candidates is not None else {}
+    request |= {"controls": True} if settings.controls else {}
     of_sets = {source.name: source.digest() for source in sources}
     inputs = {"model": weights.digest(), "sets": of_sets}
     if (finished := _finished(output, request, inputs)) is not None:
@@ -106,8 +110,11 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     model = weights.load()
     started = time.monotonic()
     made_with = [inputs["model"], weights.told, *([settings.candidates] if settings.candidates else [])]
-    cache = EvaluationCache(output, {name: [*made_with, digest] for name, digest in of_sets.items()})
-    outcomes = list(_evaluated(model, sets, cache, settings))
+    controls = _controls(sets) if settings.controls else {}
+    digests = of_sets | {control.name: of_sets[name] for name, of_set in controls.items() for control in of_set}
+    cache = EvaluationCache(output, {name: [*made_with, digest] for name, digest in digests.items()})
+    evaluated = [*sets, *(control for of_set in controls.values() for control in of_set)]
+    outcomes = list(_evaluated(model, evaluated, cache, settings))
     metrics = named(outcomes)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -117,11 +124,14 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "seconds": round(time.monotonic() - started, 2),
         "git_revision": git_revision(),
         "metrics": {name: metric.stored() for name, metric in metrics.items()},
+        "calibration": {o.data.name: o.calibration.stored() for o in outcomes if o.calibration},
     }
     _write_report(output, weights, model, outcomes)
     evaluation_runs.track(weights, metrics, sources, sets, output)
     storage.write_json(storage.join(output, NAME), result)
     print(_headlines(metrics))
+    if settings.controls:
+        print(f"\n{_verdict(metrics)}")
     print(f"\nall {len(metrics)} metrics, figures, examples: {storage.join(output, 'report.html')}")
     return metrics
 
@@ -138,6 +148,27 @@ def _evaluated(
             cache.save(outcome)
             found[outcome.data.name] = outcome
     return filter(None, found.values())
+
+
+def _controls(sets: list[EvaluationSet]) -> dict[str, list[EvaluationSet]]:
+    """The negative controls of each set, by its name. Raises ValueError where a set has the name of a control."""
+    from llip.evaluation import controls
+
+    found = {data.name: controls.of(data) for data in sets}
+    if taken := [control.name for of_set in found.values() for control in of_set if control.name in found]:
+        raise ValueError(f"--controls: {taken[0]} is the name of a set and that of a control; rename the set")
+    return found
+
+
+def _verdict(metrics: dict[str, Metric]) -> str:
+    """What the controls say."""
+    from llip.evaluation.controls import above_chance
+    from llip.headline import headline
+
+    found = above_chance({name: metrics[name] for name in headline(metrics)})
+    if not found:
+        return "controls: no headline lies above chance"
+    return f"controls: above chance without what they ask for: {', '.join(found)}"
 
 
 def _headlines(metrics: dict[str, Metric]) -> str:

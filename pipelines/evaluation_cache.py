@@ -18,7 +18,8 @@ from llip.evaluation.retrieval import Captions, Retrieval
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 FOLDER = "evaluated"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+OF_RETRIEVAL = ("best_images_TX", "average_precision_T", "logit_count_2H")
 DETAIL, ITEMS = "detail", "items"
 """Prefixes of arrays: what a report shows, and `items/<metric>/…`, the scores of single items."""
 
@@ -49,7 +50,8 @@ class EvaluationCache:
         """Store an outcome in place of an earlier one of the same set."""
         details = outcome.details
         if isinstance(details, Retrieval):  # its captions are the set's
-            details = {name: getattr(details, name) for name in ("best_images_TX", "average_precision_T")}
+            kept = {name: getattr(details, name) for name in OF_RETRIEVAL}
+            details = {name: array for name, array in kept.items() if array is not None}
         arrays = {f"{DETAIL}/{name}": array for name, array in details.items()}
         for name, scores in outcome.item_scores.items():
             arrays |= {f"{ITEMS}/{name}/score": scores.score_I}

@@ -70,10 +70,12 @@ class Choice:
 
 
 def units(images: Sequence[Any]) -> NDArray[np.int64]:
-    """Numbers of images, one for those that are the same bytes or lie in the same place."""
+    """Numbers of images, one for those that are the same bytes or lie in the same place; where that is one for all, the
+    rows themselves."""
     index: dict[Any, int] = {}
     keys = (tuple(image.items()) if isinstance(image, dict) else image for image in images)
-    return np.array([index.setdefault(key, len(index)) for key in keys], np.int64)
+    found = np.array([index.setdefault(key, len(index)) for key in keys], np.int64)
+    return found if len(index) > 1 else np.arange(len(found))
 
 
 def metrics(

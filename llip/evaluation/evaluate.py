@@ -7,6 +7,7 @@ import torch
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import bootstrap, context
+from llip.evaluation.calibration import Calibration
 from llip.evaluation.choice import Choice
 from llip.evaluation.context import ContextAnalysis
 from llip.evaluation.encode import Arrays, InProcess, Runner
@@ -27,6 +28,12 @@ class Outcome:
     metrics: dict[str, Metric]
     item_scores: dict[str, ItemScores]
     details: Arrays | Retrieval
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """That of match probabilities, where the set and the model have such."""
+        counts = self.details.logit_count_2H if isinstance(self.details, Retrieval) else None
+        return None if counts is None else Calibration.of(counts)
 
 
 def evaluate_model(

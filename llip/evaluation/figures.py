@@ -100,6 +100,23 @@ def grouped_bars(values: Mapping[str, Sequence[float]], names: Sequence[str], ch
     return figure
 
 
+def reliability(bins: Mapping[str, Sequence[tuple[float, float, int]]]) -> Figure:
+    """Share of true pairs against match probability, on logarithmic axes: `bins[set]` is `Calibration.bins`."""
+    figure, axes = panel(width=5.2, height=4.2)
+    least = min((min(p, s) for of in bins.values() for p, s, _ in of if p > 0 and s > 0), default=0.1)
+    axes.plot([least, 1], [least, 1], color=INK, linewidth=1, label="right")
+    for index, (name, of_set) in enumerate(bins.items()):
+        shown = [(p, s) for p, s, _ in of_set if p > 0 and s > 0]
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(*zip(*shown, strict=True), color=colour, marker="o", markersize=3, linewidth=1.2, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("match probability")
+    axes.set_ylabel("share of true pairs")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def differences(values: Mapping[str, tuple[float, float, float]], label: str) -> Figure:
     """Differences with their intervals, one a line, beside the line of none: `values[metric]` is (value, low, high)."""
     figure, axes = panel(width=8.6, height=0.9 + 0.28 * len(values))

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from llip.evaluation import context, examples, figures
+from llip.evaluation import calibration, context, examples, figures
+from llip.evaluation.calibration import Calibration
 from llip.evaluation.evaluate import Outcome, named
 from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Retrieval
 from llip.headline import headline
 from llip.page import render, svg
+from llip.page import table as page_table
 
 NAME = "metrics.json"
 """File of the metrics of a run, in its folder."""
@@ -51,7 +53,11 @@ class Report:
             for name, m in named(self.outcomes).items()
         ]
         head = "| metric | value | chance | 95 % interval | over |\n| --- | ---: | ---: | ---: | --- |"
-        return "\n".join([f"# {self.title}\n\n{facts}\n\n{head}", *rows, f"\n{INTERVALS}\n"])
+        lines = [f"# {self.title}\n\n{facts}\n\n{head}", *rows, f"\n{INTERVALS}\n"]
+        if calibrations := self._calibrations():
+            lines += [f"| match probabilities of | {' | '.join(calibration.HEAD)} |", "| --- |" + " ---: |" * 6]
+            lines += [f"| {name} | {' | '.join(found.cells())} |" for name, found in calibrations.items()] + [""]
+        return "\n".join(lines)
 
     def html(self) -> str:
         """The page: headline, curves, settings, metrics, figures, and examples drawn by seed."""
@@ -71,8 +77,20 @@ class Report:
             intervals=INTERVALS.replace("*", "“", 1).replace("*", "”", 1),
             by_kind=self._by_kind(),
             mixing=self._mixing(),
+            reliability=self._reliability(),
             examples={o.data.name: Markup(examples.of(o)) for o in self.outcomes},
         )
+
+    def _calibrations(self) -> dict[str, Calibration]:
+        return {outcome.data.name: found for outcome in self.outcomes if (found := outcome.calibration)}
+
+    def _reliability(self) -> Sequence[str]:
+        """Table and figure; nothing where no set has probabilities."""
+        if not (found := self._calibrations()):
+            return []
+        head = ["match probabilities of", *calibration.HEAD]
+        shown = svg(figures.reliability({name: of.bins for name, of in found.items()}))
+        return [page_table(head, [[name, *of.cells()] for name, of in found.items()]), shown]
 
     def _curves(self) -> dict[str, dict[str, list[tuple[int, float]]]]:
         """Loss and learning rate by step, where more than a point of them was logged."""

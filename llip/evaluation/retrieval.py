@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
+from llip.evaluation.calibration import LogitCounts
 from llip.evaluation.encode import Arrays, ImageTask, KeepFeatures, encode_texts, from_arrays, scores
 from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.metrics import RANKS, TieGroups, all_tied, average_precision, hit_at_k, tie_groups
@@ -81,6 +82,15 @@ class Captions:
             decisions=list(listed),
         )
 
+    def true_of(self, start: int, score_SN: Tensor) -> Tensor:
+        """Which of the captions from `start` on is true of which image, [S, N] bool like the scores."""
+        first, last = np.searchsorted(self.text_J, [start, start + len(score_SN)])
+        text_J = torch.from_numpy(self.text_J[first:last] - start)
+        image_J = torch.from_numpy(self.image_J[first:last])
+        true_SN = torch.zeros(score_SN.shape, dtype=torch.bool, device=score_SN.device)
+        true_SN[text_J.to(score_SN.device), image_J.to(score_SN.device)] = True
+        return true_SN
+
     def positives(self, text: int) -> NDArray[np.int64]:
         """The images of which a caption is true."""
         return self.image_J[slice(*np.searchsorted(self.text_J, [text, text + 1]))]
@@ -94,6 +104,8 @@ class Retrieval:
     captions: Captions
     best_images_TX: NDArray[np.int64]
     average_precision_T: NDArray[np.float64]
+    logit_count_2H: NDArray[np.int64] | None = None
+    """Pairs by logit, where the model gives probabilities: see `calibration`."""
 
 
 class RetrievalTask:
@@ -118,16 +130,20 @@ def rank(
     """All metrics in one pass over chunks of captions; memory does not grow with images times captions."""
     count = len(images[0])
     to_images, to_texts = TextToImage(captions, count), ImageToText(captions, count)
-    choices = OneOfMany(captions, count, seed)
+    choices, logits = OneOfMany(captions, count, seed), LogitCounts.of(model)
     for start, score_SN in score_blocks(model, images, texts):
         to_images.add(start, score_SN)
-        to_texts.add(start, score_SN)
+        true_SN = captions.true_of(start, score_SN)
+        to_texts.add(score_SN, true_SN)
         choices.add(start, score_SN)
+        if logits:
+            logits.add(score_SN, true_SN)
     return Retrieval(
         to_images.scores() | to_texts.scores() | choices.scores(),
         captions,
         np.concatenate(to_images.best_images),
         np.array(to_images.average_precision),
+        logits.count_2H if logits else None,
     )
 
 
@@ -213,12 +229,7 @@ class ImageToText:
         self.last_tied_N = torch.zeros(images, dtype=torch.long)
         """False captions that score as the last of `negative_NX`, those in it included."""
 
-    def add(self, start: int, score_SN: Tensor) -> None:
-        first, last = np.searchsorted(self.captions.text_J, [start, start + len(score_SN)])
-        text_J = torch.from_numpy(self.captions.text_J[first:last] - start)
-        image_J = torch.from_numpy(self.captions.image_J[first:last])
-        true_SN = torch.zeros(score_SN.shape, dtype=torch.bool, device=score_SN.device)
-        true_SN[text_J.to(score_SN.device), image_J.to(score_SN.device)] = True
+    def add(self, score_SN: Tensor, true_SN: Tensor) -> None:
         self._add_positives(score_SN.masked_fill(~true_SN, -torch.inf))
         self._add_negatives(score_SN.masked_fill(true_SN, -torch.inf))
 

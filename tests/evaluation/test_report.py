@@ -39,7 +39,7 @@ def test_the_page_needs_no_other_file_and_shows_every_metric(llip_report: Report
     for name, metric in named(llip_report.outcomes).items():
         assert f"<td>{name.split('/', 1)[1]}</td>" in page
         assert f">{metric.value:.3f}</td>" in page
-    assert page.count("<svg") == 4  # two by kind, margins, mixing
+    assert page.count("<svg") == 5  # two by kind, margins, mixing, reliability
     assert page.count("data:image/webp") == 10 + 6 + 4 * 5  # predictions, contexts, two captions of two kinds
 
 
@@ -49,7 +49,7 @@ def test_the_page_is_the_same_each_time(llip_report: Report) -> None:
 
 def test_a_model_without_contexts_has_no_section_of_them() -> None:
     page = make_report("siglip_tiny").html()
-    assert "What the caption changes" not in page and page.count("<svg") == 2
+    assert "What the caption changes" not in page and page.count("<svg") == 3
 
 
 def test_markdown_has_a_row_for_each_metric(llip_report: Report) -> None:
@@ -58,6 +58,9 @@ def test_markdown_has_a_row_for_each_metric(llip_report: Report) -> None:
         low, high = f"{metric.low:.3f}", f"{metric.high:.3f}"
         assert f"| {name} | {metric.value:.3f} | {metric.chance:.3f} | {low}–{high} | {metric.over} |" in lines
     assert "- step: 800" in lines
+    calibration = next(o.calibration for o in llip_report.outcomes if o.data.name == "scenes")
+    assert calibration is not None
+    assert f"| scenes | {' | '.join(calibration.cells())} |" in lines and calibration.pairs == 10 * 7
 
 
 def test_the_table_parts_sets() -> None:

@@ -133,6 +133,27 @@ def test_scores_of_items_are_read_back_without_the_model_and_give_the_metrics(jo
     assert "bootstrap" in (tmp_path / "run" / "report.md").read_text()
 
 
+def test_controls_are_sets_of_their_own_and_what_they_say_is_printed(
+    job: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = evaluate(job)
+    with pytest.raises(ValueError, match=r"other settings \(controls"):
+        evaluate(dataclasses.replace(job, controls=True))
+    asked = dataclasses.replace(job, controls=True, output=str(tmp_path / "controls"))
+    found = evaluate(asked)
+    assert {name: found[name] for name in plain} == plain
+    assert {name.split("/")[0] for name in found.keys() - plain.keys()} == {
+        f"{name}-shuffled" for name in ("pairs", "scenes", "things")
+    }
+    assert found["scenes-shuffled/text_to_image_map"] != found["scenes/text_to_image_map"]
+    assert "controls: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "controls" / "metrics.json").read_text())
+    assert written["calibration"]["scenes"]["pairs"] == 70 and "scenes-shuffled" in written["calibration"]
+    evaluation_set.write(str(tmp_path / "sets" / "x"), dataclasses.replace(make_sets()[0], name="things-shuffled"))
+    with pytest.raises(ValueError, match="things-shuffled is the name of a set and that of a control"):
+        evaluate(dataclasses.replace(asked, output=str(tmp_path / "again")))
+
+
 def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(
     job: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

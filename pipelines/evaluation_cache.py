@@ -18,7 +18,7 @@ from llip.evaluation.retrieval import Captions, Retrieval
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 FOLDER = "evaluated"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OF_RETRIEVAL = ("best_images_TX", "average_precision_T", "logit_count_2H")
 DETAIL, ITEMS = "detail", "items"
 """Prefixes of arrays: what a report shows, and `items/<metric>/…`, the scores of single items."""
@@ -62,6 +62,7 @@ class EvaluationCache:
             "key": self._key(outcome.data.name),
             "metrics": {name: metric.stored() for name, metric in outcome.metrics.items()},
             "units": {name: list(scores.units) for name, scores in outcome.item_scores.items()},
+            "worst": [name for name, scores in outcome.item_scores.items() if scores.worst],
         }
         with storage.atomic_writer(uri_of(self.folder, outcome.data.name)) as file:
             np.savez(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
@@ -99,4 +100,5 @@ def _items(metric: str, head: Mapping[str, Any], arrays: Mapping[str, NDArray[An
         chance=head["metrics"][metric]["chance"],
         units={sort: arrays[f"{prefix}/{sort}"].astype(np.int64) for sort in head["units"][metric]},
         stratum_I=None if stratum_I is None else stratum_I.astype(np.int64),
+        worst=metric in head["worst"],
     )

@@ -27,6 +27,8 @@ class ItemScores:
     """Of each item [I] the number of its unit, by the sort of unit."""
     stratum_I: NDArray[np.int64] | None = None
     """Where given, the metric is the mean over strata of the mean in each: classes, or kinds of captions."""
+    worst: bool = False
+    """Whether the metric is that of the stratum with the lowest mean, in place of the mean over them."""
 
     def __post_init__(self) -> None:
         assert self.units and set(self.units) <= set(UNITS)
@@ -42,7 +44,7 @@ class ItemScores:
 
     def means(self, weight_BI: NDArray[np.floating]) -> NDArray[np.float64]:
         """The metric [B] under weights of the items. Strata without weight are left out."""
-        return weighted_means(self.score_I[None], weight_BI, self.stratum_I)[:, 0]
+        return weighted_means(self.score_I[None], weight_BI, self.stratum_I, self.worst)[:, 0]
 
     @cached_property
     def over(self) -> str:
@@ -59,9 +61,12 @@ class ItemScores:
 
 
 def weighted_means(
-    score_RI: NDArray[np.floating], weight_BI: NDArray[np.floating], stratum_I: NDArray[np.int64] | None
+    score_RI: NDArray[np.floating],
+    weight_BI: NDArray[np.floating],
+    stratum_I: NDArray[np.int64] | None,
+    worst: bool = False,
 ) -> NDArray[np.float64]:
-    """Means [B, R] of several score lists of the same items; over strata the mean of the means in each."""
+    """Means [B, R] of several score lists of the same items; over strata the mean, or the lowest, of those in each."""
     if stratum_I is None:
         total_B1 = weight_BI.sum(axis=1, keepdims=True)
         return np.asarray(weight_BI @ score_RI.T / np.where(total_B1 > 0, total_B1, np.nan))
@@ -72,7 +77,12 @@ def weighted_means(
     mean_BR = np.empty((len(weight_BI), len(score_RI)))
     for place, score_I in enumerate(score_RI):
         sum_BS = np.add.reduceat(weight_BI * score_I[order_I], start_S, axis=1)
-        share_BS = np.divide(sum_BS, total_BS, out=np.zeros_like(sum_BS), where=total_BS > 0)
-        mean_BR[:, place] = share_BS.sum(axis=1) / np.maximum((total_BS > 0).sum(axis=1), 1)
+        share_BS = np.divide(sum_BS, total_BS, out=np.full_like(sum_BS, np.inf), where=total_BS > 0)
+        mean_BR[:, place] = share_BS.min(axis=1) if worst else _mean_of_finite(share_BS)
     mean_BR[total_BS.sum(axis=1) == 0] = np.nan
     return mean_BR
+
+
+def _mean_of_finite(share_BS: NDArray[np.float64]) -> NDArray[np.float64]:
+    given_BS = np.isfinite(share_BS)
+    return np.asarray(np.where(given_BS, share_BS, 0).sum(axis=1) / np.maximum(given_BS.sum(axis=1), 1))

@@ -61,7 +61,10 @@ def difference(first: Sequence[ItemScores], second: Sequence[ItemScores], *, see
         raise ValueError("the scores are not of the same items in the same order")
     score_RI = np.stack([run.score_I for run in runs])
     mean_BR = np.concatenate(
-        [weighted_means(score_RI, weight_BI, runs[0].stratum_I) for weight_BI in item_weights(runs[0], REPLICATES)]
+        [
+            weighted_means(score_RI, weight_BI, runs[0].stratum_I, runs[0].worst)
+            for weight_BI in item_weights(runs[0], REPLICATES)
+        ]
     )
     groups = np.split(mean_BR, [len(first)], axis=1)
     scale, rng = _scale([[run.value for run in group] for group in (first, second)]), np.random.default_rng([seed, 1])

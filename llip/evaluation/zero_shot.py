@@ -6,7 +6,7 @@ templates.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -88,21 +88,33 @@ class ZeroShot:
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), job)
 
     def finish(self, arrays: Arrays) -> tuple[dict[str, ItemScores], Arrays]:
-        """Top-1, top-5 and mean per-class accuracy, and the arrays of `Classify`."""
+        """Top-1, top-5 and mean per-class accuracy, where there are groups those of the worst one, and the arrays of
+        `Classify`."""
         label_N = self.data.table["label"].to_numpy()
-        return accuracies(arrays["above"], arrays["tied"], label_N, len(self.data.classes)), arrays
+        group_N = self.data.table["group"].to_numpy() if "group" in self.data.table.column_names else None
+        found = accuracies(arrays["above"], arrays["tied"], label_N, len(self.data.classes), group_N=group_N)
+        return found, arrays
 
 
 def accuracies(
-    above_N: NDArray[np.integer], tied_N: NDArray[np.integer], label_N: NDArray[np.integer], classes: int
+    above_N: NDArray[np.integer],
+    tied_N: NDArray[np.integer],
+    label_N: NDArray[np.integer],
+    classes: int,
+    *,
+    group_N: NDArray[np.integer] | None = None,
 ) -> dict[str, ItemScores]:
     """Accuracies of N images from how their label ranks. The mean per class is over the classes that have images."""
     top1_N, top5_N = (hit_at_k(above_N, 1, tied_N - 1, k) for k in (1, 5))
     units = {"images": np.arange(len(label_N))}
-    return {
+    found = {
         "top1": ItemScores(score_I=top1_N, chance=1 / classes, units=units),
         "top5": ItemScores(score_I=top5_N, chance=min(5, classes) / classes, units=units),
         "mean_per_class": ItemScores(
             score_I=top1_N, chance=1 / classes, units=units, stratum_I=label_N.astype(np.int64)
         ),
     }
+    for name in ("top1", "top5") if group_N is not None else ():
+        assert group_N is not None
+        found[f"worst_group_{name}"] = replace(found[name], stratum_I=group_N.astype(np.int64), worst=True)
+    return found

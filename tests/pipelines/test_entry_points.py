@@ -20,6 +20,7 @@ LIGHT = {
     "pipelines.metadata": "Metadata",
     "pipelines.pretrain": "Pretrain",
     "pipelines.shard": "Shard",
+    "pipelines.suite": "SuiteOfTasks",
     "pipelines.temperature": "Temperature",
     "cluster.plan": "Plan",
     "cluster.preflight": "Preflight",

@@ -7,7 +7,8 @@
 | context | `image`, `caption_a`, `caption_b` | two captions, each true of another part of the image |
 | choice | `image`, `captions`, `true` | of two captions and more, that at index `true` is true |
 
-A choice set may have `kind`, what makes its false captions false, and `group`, which two images that are each other's
+A classification set may have `group`, whole numbers: the accuracy of the worst group is a metric then. A choice set may
+have `kind`, what makes its false captions false, and `group`, which two images that are each other's
 false ones share: both list the same two captions.
 """
 
@@ -102,6 +103,10 @@ class EvaluationSet:
                 self._check_choices(where)
 
     def _check_classes(self, where: str) -> None:
+        if "group" in self.table.column_names:
+            group = self.table["group"]
+            if group.null_count or not pa.types.is_integer(group.type):
+                raise ValueError(f"{where}: group of type {group.type} has to hold a whole number in every row")
         label = self.table["label"]
         count = len(self.classes)
         outside = pc.or_(pc.less(label, 0), pc.greater_equal(label, count))
@@ -193,7 +198,8 @@ def _rows(mask: pa.ChunkedArray) -> str:
 
 def write(folder: str, data: EvaluationSet) -> None:
     """Write a set; its description, last, makes it complete."""
-    schema = pa.schema(list(COLUMNS[data.task].items()))
+    grouped = data.task == "classification" and "group" in data.table.column_names
+    schema = pa.schema([*COLUMNS[data.task].items(), *([("group", pa.int32())] if grouped else [])])
     with storage.atomic_writer(storage.join(folder, "data-00000.parquet")) as file:
         pq.write_table(data.table.select(schema.names).cast(schema), file, row_group_size=500)
     description = {"name": data.name, "task": data.task, "classes": data.classes, "templates": data.templates}

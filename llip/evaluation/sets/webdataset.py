@@ -3,14 +3,17 @@
     <set>/classnames.txt  zeroshot_classification_templates.txt  dataset_type.txt
     <set>/<split>/nshards.txt  0.tar  1.tar …
 
-Members of one name are a sample: a picture with `.cls` (the class's index), or with `.txt` (a caption a line) where
+Members of one name are a sample: a picture with `.cls` (the class's index; in DataComp's sets also `.npy`, whose first
+number is the group that the picture belongs to: its region, income or camera), or with `.txt` (a caption a line) where
 `dataset_type.txt` says `retrieval`. Tars are indexed once; a picture is read from its place in the tar.
 """
 
+import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from llip import storage
@@ -53,7 +56,7 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
             classes = names.lines(storage.join(above, names.CLASSES))
             if classes is None:
                 raise ValueError(f"{above}/{names.CLASSES} does not exist: a name a line, in the order of the labels")
-            table = pa.table({"image": image, "label": label})
+            table = pa.table({"image": image, "label": label} | _groups(samples))
             return EvaluationSet(
                 name=name, task="classification", table=table, classes=classes, templates=names.templates(above)
             )
@@ -88,7 +91,7 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]
                 current = key
                 if member and suffix in IMAGES:
                     image = {"uri": file, "offset": member.offset_data, "size": member.size}
-                elif member and suffix in ("cls", "txt"):
+                elif member and suffix in ("cls", "txt", "npy"):
                     if member.size > TEXT_BYTES:
                         raise ValueError(f"{file}: {member.name} has {member.size:,} bytes; a text has few")
                     content = tar.extractfile(member)
@@ -102,6 +105,19 @@ def _split(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower()
+
+
+def _groups(samples: Sequence[tuple[str, dict[str, Any], dict[str, bytes]]]) -> dict[str, pa.Array]:
+    """The column of groups, where every sample has metadata."""
+    if not samples or not all("npy" in members for *_, members in samples):
+        return {}
+    found = []
+    for where, _, members in samples:
+        try:
+            found.append(int(np.load(io.BytesIO(members["npy"]), allow_pickle=False).flat[0]))
+        except (ValueError, IndexError, EOFError, OverflowError) as error:
+            raise ValueError(f"{where}: its .npy member cannot be read as an array of numbers ({error})") from error
+    return {"group": pa.array(found, pa.int32())}
 
 
 def _label(where: str, members: dict[str, bytes]) -> int:

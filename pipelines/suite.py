@@ -1,0 +1,74 @@
+"""Evaluate a checkpoint on a folder of CLIP_benchmark's tars, and print it as papers do: Llip's 22 and DataComp's 38
+tasks, each by its own metric, their means, and what is missing.
+
+    uv run pipelines/suite.py --checkpoint output/runs/<name> --evaluation /data/clip_benchmark
+
+Leaves what `evaluate.py` leaves, and `suite.md`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from llip import storage
+from pipelines import command
+from pipelines.evaluate import Evaluate, evaluate, output_folder
+
+if TYPE_CHECKING:  # torch is imported once the options are right, so that --help comes at once
+    from llip.evaluation.suites import Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOfTasks(Evaluate):
+    """What is evaluated, and how it is told."""
+
+    suites: tuple[Literal["llip", "datacomp"], ...] = ("llip", "datacomp")
+    """Collections of tasks to print."""
+    expected: tuple[str, ...] = ()
+    """`task=accuracy`, as `imagenetv2=0.58`: what standard models of this model's ImageNet accuracy reach under a
+    shift. What the model has beyond it is its effective robustness (Taori et al., NeurIPS 2020)."""
+
+    def references(self) -> dict[str, float]:
+        """Expected accuracies by task. Raises ValueError for what is no `task=accuracy`."""
+        found = {}
+        for text in self.expected:
+            task, _, accuracy = text.partition("=")
+            try:
+                found[task] = float(accuracy)
+            except ValueError:
+                found[task] = -1.0
+            if not 0 <= found[task] <= 1:
+                raise ValueError(f"--expected {text}: a task and an accuracy in [0, 1], as imagenetv2=0.58")
+        return found
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.references()
+
+
+def suite(settings: SuiteOfTasks) -> "dict[str, Results]":
+    """Evaluate, print the tables, and return the results by suite.
+
+    Raises ValueError as `evaluate` does, for two sets of one task, and for an expectation of a task that has no score.
+    """
+    from llip.evaluation.suites import SUITES, Results
+
+    metrics = evaluate(settings)
+    found = {name: Results.of(SUITES[name], metrics) for name in settings.suites}
+    references = settings.references()
+    if unknown := [task for task in references if not any(task in results.scores for results in found.values())]:
+        scored = ", ".join(dict.fromkeys(task for results in found.values() for task in results.scores))
+        raise ValueError(f"--expected {unknown[0]}: no such task has a score; there are {scored or 'none'}")
+    text = "\n".join(results.markdown(references) for results in found.values())
+    uri = storage.join(output_folder(settings, settings.weights(settings.checkpoint)), "suite.md")
+    storage.write_bytes(uri, f"{text}\n".encode())
+    print(f"\n{text}\n{uri}")
+    return found
+
+
+def cli() -> None:
+    """The command line."""
+    command.run(SuiteOfTasks, suite, "Evaluate a checkpoint on suites of zero-shot tasks.")
+
+
+if __name__ == "__main__":
+    cli()

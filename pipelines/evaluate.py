@@ -52,6 +52,9 @@ class Evaluate(WeightsOptions):
     candidates: int | None = None
     """Retrieval in two stages, for galleries too large for all pairs: exact scores for so many candidates of every
     query only, which an index finds."""
+    context_length: int | None = None
+    """Tokens of a caption, above those that the model was trained with: positions are interpolated. For retrieval with
+    long captions; captions of 20 tokens are scored as without it."""
     controls: bool = False
     """Negative controls as sets of their own: `<set>-shuffled`, images in the places of others, and `<set>-blind`, the
     choices without an image. Chance is what they should give."""
@@ -84,6 +87,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     Raises ValueError, before any work, for a checkpoint or a set that cannot be used, and for an output of other
     settings.
     """
+    from llip.evaluation import long_captions
     from llip.evaluation.evaluate import named
     from llip.evaluation.report import NAME
     from pipelines import evaluation_runs
@@ -100,6 +104,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     request |= {"weights": weights.told} if weights.told else {}
     request |= {"candidates": settings.candidates} if settings.candidates is not None else {}
     request |= {"controls": True} if settings.controls else {}
+    request |= {"context_length": settings.context_length} if settings.context_length is not None else {}
     of_sets = {source.name: source.digest() for source in sources}
     inputs = {"model": weights.digest(), "sets": of_sets}
     if (finished := _finished(output, request, inputs)) is not None:
@@ -108,8 +113,11 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         return finished
     sets = [source.read() for source in sources]
     model = weights.load()
+    if settings.context_length is not None:
+        long_captions.stretch_context(model, settings.context_length)
     started = time.monotonic()
     made_with = [inputs["model"], weights.told, *([settings.candidates] if settings.candidates else [])]
+    made_with += [{"context_length": settings.context_length}] if settings.context_length is not None else []
     controls = _controls(sets) if settings.controls else {}
     digests = of_sets | {control.name: of_sets[name] for name, of_set in controls.items() for control in of_set}
     cache = EvaluationCache(output, {name: [*made_with, digest] for name, digest in digests.items()})

@@ -53,7 +53,7 @@ def suite(settings: SuiteOfTasks) -> "dict[str, Results]":
     from llip.evaluation.suites import SUITES, Results
 
     metrics = evaluate(settings)
-    found = {name: Results.of(SUITES[name], metrics) for name in settings.suites}
+    found: dict[str, Results] = {name: Results.of(SUITES[name], metrics) for name in settings.suites}
     references = settings.references()
     if unknown := [task for task in references if not any(task in results.scores for results in found.values())]:
         scored = ", ".join(dict.fromkeys(task for results in found.values() for task in results.scores))

@@ -23,6 +23,12 @@ class Temperature(Evaluate):
     temperatures: tuple[float, ...] = ()
     """Besides the trained one, which is always among them; from an eighth to eight times it where none is given."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("candidates", "controls", "context_length"):
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} is for evaluate.py: it changes nothing here")
+
 
 def sweep_temperature(settings: Temperature) -> "Sweep":
     """Raises ValueError, before any work, for a checkpoint or a set that cannot be used."""

@@ -17,8 +17,12 @@ from llip.evaluation.metrics import Metric
 
 AROUND = re.compile(r"^(wds_)?((vtab|fairness|wilds|retrieval|misc)-)?|_test$")
 """What names of folders have around the name of the task."""
-TOP1, PER_CLASS, RETRIEVAL = ("top1",), ("mean_per_class",), ("text_to_image_r1", "image_to_text_r1")
-WORST, WORST_OF_5 = ("worst_group_top1",), ("worst_group_top5",)
+Names = tuple[str, ...]
+TOP1: Names = ("top1",)
+PER_CLASS: Names = ("mean_per_class",)
+RETRIEVAL: Names = ("text_to_image_r1", "image_to_text_r1")
+WORST: Names = ("worst_group_top1",)
+WORST_OF_5: Names = ("worst_group_top5",)
 UNMEASURED = {"iwildcam": "macro F1", "winogavil": "Jaccard index of associations"}
 """Tasks of which no set here gives the metric, and what that is."""
 SHIFTS = ("imagenet_sketch", "imagenetv2", "imagenet-a", "imagenet-o", "imagenet-r", "objectnet")
@@ -125,7 +129,7 @@ class Results:
             wanted = " and ".join(self.suite.tasks[task])
             lines.append(f"| {task} | {wanted} | {metric.value:.3f} | {metric.chance:.3f} | {metric.interval} |")
         lines += ["", "| mean over | score | tasks |", "| --- | ---: | ---: |"]
-        for group, tasks in (self.suite.groups | {"all": tuple(self.suite.tasks)}).items():
+        for group, tasks in {**self.suite.groups, "all": tuple(self.suite.tasks)}.items():
             value, count = self.mean(tasks)
             score = "–" if value is None else f"{value:.3f}"
             lines.append(f"| {group} | {score} | {count} of {len(tasks)} |")

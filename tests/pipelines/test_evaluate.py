@@ -154,6 +154,16 @@ def test_controls_are_sets_of_their_own_and_what_they_say_is_printed(
         evaluate(dataclasses.replace(asked, output=str(tmp_path / "again")))
 
 
+def test_another_context_length_is_another_request(job: Evaluate, tmp_path: Path) -> None:
+    plain = evaluate(job)
+    with pytest.raises(ValueError, match=r"other settings \(context_length"):
+        evaluate(dataclasses.replace(job, context_length=48))
+    longer = evaluate(dataclasses.replace(job, context_length=48, output=str(tmp_path / "longer")))
+    assert {n: m.value for n, m in longer.items()} == pytest.approx({n: m.value for n, m in plain.items()})
+    with pytest.raises(ValueError, match="--context-length 8: this model was trained with 32 tokens"):
+        evaluate(dataclasses.replace(job, context_length=8, output=str(tmp_path / "shorter")))
+
+
 def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(
     job: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

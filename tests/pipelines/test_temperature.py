@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Temperature:
     return Temperature(
         checkpoint=str(folder / "model"), evaluation=str(folder / "sets"), temperatures=TEMPERATURES, device="cpu"
     )
+
+
+@pytest.mark.parametrize("option", [{"candidates": 40}, {"controls": True}, {"context_length": 90}])
+def test_options_that_change_nothing_here_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"is for evaluate\.py: it changes nothing here"):
+        Temperature(checkpoint="x", **option)
 
 
 def test_every_value_is_that_of_a_model_with_the_temperature(job: Temperature) -> None:

@@ -1,10 +1,12 @@
-"""`ray job submit` as the cluster's README says, where the dependencies are installed and the project is not."""
+"""`ray job submit` as the pages say: in a fresh clone, and where dependencies are installed and the project is not."""
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.ports import free_ports
 from mlflow import MlflowClient
@@ -109,6 +112,60 @@ def _kill_group(group: int) -> None:
         return
 
 
+SMALL = "--steps 20 --batch-size 32 --corpus-images 192"
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Variables of somebody who has uv and nothing of Ray. Whatever runs in that home at the end is killed."""
+    for port in (6379, 8265):
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                pytest.skip(f"port {port} of Ray's own is taken: another Ray runs on this machine")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    cache = subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+    variables = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "MLFLOW_", "VIRTUAL_ENV", "PYTHON"))}
+    yield variables | {"HOME": str(tmp_path), "UV_CACHE_DIR": cache, "RAY_TMPDIR": folder}
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("HOME") == str(tmp_path):
+                process.kill()
+        except psutil.Error:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_lines_of_the_pages_train_in_a_fresh_clone(newcomer: dict[str, str], tmp_path: Path) -> None:
+    """As they stand, but for the folder and the length. README's train; the other page's, on that Ray, find it done.
+
+    First in this file: they start Ray at its own ports.
+    """
+    block = _block("README.md", "^```\\w*\n(.*?)^```\n")
+    again = _block("cluster/README.md", "((?:^    .*\n)+)")
+    assert [line.replace("uv run ", "") for line in block[:2]] == [" && ".join(again[:2]), again[2]]
+    lines = [*block, f"export PATH={tmp_path}/clone/.venv/bin:$PATH", again[-1]]
+    assert [line.endswith("--output /data/llip") for line in lines] == [False, False, True, False, True]
+    small = f"--output {tmp_path}/llip {SMALL} --name run"
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    script = ["bash", "-ec", "\n".join(line.replace("--output /data/llip", small) for line in lines)]
+    done = subprocess.run(script, cwd=clone, env=newcomer, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.stdout.count("succeeded") == 2
+    assert done.stdout.count("scenes_in_style/text_to_image_map") >= 1
+    run = tmp_path / "llip" / "runs" / "run"
+    newest = checkpoint.latest(str(run))
+    assert newest is not None and checkpoint.step_of(newest) == read_metrics(str(run))[-1]["step"] == 20
+    assert (tmp_path / "llip" / "mlflow.db").exists()
+
+
+def _block(page: str, pattern: str) -> list[str]:
+    """The lines of a page that start Ray on one machine and submit a job."""
+    blocks = re.findall(pattern, (ROOT / page).read_text(), re.M | re.S if "```" in pattern else re.M)
+    found = next(block for block in blocks if "ray start --head" in block)
+    return [line.strip() for line in found.splitlines() if "plan.py" not in line]
+
+
 def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
     refused = cluster.submit("python", "-c", "print('ran')", RAY_AUTH_TOKEN=secrets.token_hex(32))
     assert refused.returncode != 0
@@ -117,15 +174,13 @@ def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
 
 def test_pretraining_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
     """Driver, Ray Data's and Ray Train's workers find the project in the working directory that Ray unpacked."""
-    command = ["python", "pipelines/pretrain.py", "--steps", "20", "--batch-size", "32", "--corpus-images", "400"]
-    finished = cluster.submit(*command, "--workers", "2", "--name", "job", "--output", str(tmp_path))
+    command = ["python", "pipelines/pretrain.py", *SMALL.split(), "--workers", "2", "--name", "job"]
+    finished = cluster.submit(*command, "--output", str(tmp_path))
     assert finished.returncode == 0, finished.stdout[-4000:]
     assert "succeeded" in finished.stdout
-    assert "scenes_in_style/text_to_image_map" in finished.stdout
     newest = checkpoint.latest(str(tmp_path / "runs" / "job"))
     assert newest is not None and checkpoint.step_of(newest) == 20
     assert read_metrics(str(tmp_path / "runs" / "job"))[-1]["step"] == 20
-    assert (tmp_path / "mlflow.db").exists()
 
 
 def test_bad_input_fails_the_job_with_its_message(cluster: Cluster, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llip.config import ModelConfig, TrainingConfig
-from llip.model.features import ImageFeatures, Message, Mixture, Pooled, Query, TextFeatures
+from llip.model.features import ImageFeatures, Message, Mixture, Outputs, Pooled, Query, Terms, TextFeatures
 from llip.model.mixing import Head, mix
 from llip.model.packing import PackedCaptions, pack
 from llip.model.text import TextTransformer
 from llip.model.transformer import Transformer
 from llip.model.vision import VisionTransformer
+from llip.model.words import WordPrediction
 from llip.pairs import scoring
 from llip.recipes import recipe
 
@@ -35,6 +36,9 @@ class ContrastiveModel(nn.Module):
         bias = config.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
         """Added to the scaled cosines, a scalar; None for a model without a bias."""
+        text, width = config.text, config.vision.width
+        self.words = WordPrediction(width, text.vocabulary, text.context_length) if config.word_weight else None
+        """Used in training alone."""
 
     def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
         """Features of [B, 3, S, S] normalised pixels. Raises ValueError for another shape."""
@@ -56,10 +60,21 @@ class ContrastiveModel(nn.Module):
         packed = pack(token_ids_TL, latents=self.text.latent_count, context_length=context)
         return packed.to(self.logit_scale.device)
 
-    def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor | PackedCaptions) -> tuple[ImageFeatures, TextFeatures]:
-        """Features of a batch of images and of captions, which need not be as many."""
-        texts = self.encode_text(token_ids_TL)  # first, so that packing waits for nothing of this step
-        return self.encode_image(pixels_BCHW), texts
+    def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor | PackedCaptions) -> Outputs:
+        """Features of a batch of images and of captions, which need not be as many.
+
+        A model that predicts words adds, in training, what each image adds to the loss; its captions are as many for
+        every image, caption-major.
+        """
+        # first, so that packing waits for nothing of this step
+        packed = self.pack(token_ids_TL) if isinstance(token_ids_TL, Tensor) else token_ids_TL
+        texts = self.encode_text(packed)
+        if self.words is None or not self.training:
+            return self.encode_image(pixels_BCHW), texts
+        vision = self.config.vision
+        states_BNW = self.vision(pixels_BCHW, vision.tokens + vision.patches)
+        terms = Terms(self.config.word_weight * self.words(states_BNW[:, vision.tokens :], packed))
+        return self.head.image_features(states_BNW[:, : self.vision.kept]), texts, terms
 
     def prepare_texts(self, texts: TextFeatures) -> Message | Mixture:
         """Captions that many batches of images will be scored with: what depends on them alone is done once.

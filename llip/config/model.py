@@ -196,9 +196,12 @@ class ModelConfig:
     """Initial factor of the cosines; learned in log space."""
     init_logit_bias: float | None = setting(None, short="logit_bias")
     """Initial bias of the scores for the sigmoid loss, -ln(batch) where none is given; softmax has no bias."""
+    word_weight: float = 0.0
+    """Weight of the prediction of a caption's words from the patches, added to the loss in training (SuperCLIP)."""
     preprocessing: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
+        check(self.word_weight >= 0, "model.word_weight", self.word_weight, "at least 0")
         check(self.activation in ACTIVATIONS, "model.activation", self.activation, " or ".join(ACTIVATIONS))
         mixed = self.head.kind in MIXTURE_HEADS
         if self.head.kind in QUERIED_HEADS:

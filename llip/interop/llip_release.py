@@ -12,7 +12,7 @@ from llip.config import NORM_EPSILON, Activation, HeadConfig, PreprocessConfig
 from llip.contrastive import ContrastiveModel
 from llip.interop.names import RELEASE_NAMES, translate
 from llip.interop.tensor_files import read_tensors
-from llip.interop.towers import assemble, check_tokens, read_config
+from llip.interop.towers import assemble, check_tokens, inference_state, read_config
 
 TEMPERATURES = {768: 5.0, 1024: 1.0, 1280: 5.0, 1664: 5.0}
 """Mixing temperature by the width of the vision tower: B, L, H and bigG (Llip, table 2)."""
@@ -78,7 +78,7 @@ def export_llip_release(model: ContrastiveModel, path: str | os.PathLike[str]) -
     ):
         if value != right:
             raise ValueError(f"Llip's release cannot express {field} {value}")
-    state = {translate(name, RELEASE_NAMES): tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {translate(name, RELEASE_NAMES): tensor.detach().cpu() for name, tensor in inference_state(model).items()}
     if head.shared_projections:
         for name in ("k_proj", "v_proj"):
             state[name] = state[name].repeat(config.mixture_tokens, 1, 1)

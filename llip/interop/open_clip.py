@@ -14,7 +14,7 @@ from llip.interop import open_clip_config, sharded_safetensors
 from llip.interop.names import CLIP_NAMES, translate
 from llip.interop.open_clip_config import CONFIG
 from llip.interop.tensor_files import read_tensors
-from llip.interop.towers import assemble, check_tokens, read_config
+from llip.interop.towers import assemble, check_tokens, inference_state, read_config
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -101,7 +101,7 @@ def export_open_clip(model: ContrastiveModel, folder: str | os.PathLike[str]) ->
     folder, config = os.fspath(folder), model.config
     if config.head.kind != "class_token":
         raise ValueError(f"open_clip has no {config.head.kind} head; only class_token models can be exported to it")
-    state = {translate(name, CLIP_NAMES): tensor for name, tensor in model.state_dict().items()}
+    state = {translate(name, CLIP_NAMES): tensor for name, tensor in inference_state(model).items()}
     state["visual.class_embedding"] = state["visual.class_embedding"][0]
     storage.write_pieces(storage.join(folder, WEIGHTS), sharded_safetensors.serialise(state))
     storage.write_json(storage.join(folder, CONFIG), open_clip_config.describe(config))

@@ -87,6 +87,11 @@ def assemble(config: ModelConfig, state: dict[str, Tensor], names: dict[str, str
     return model
 
 
+def inference_state(model: ContrastiveModel) -> dict[str, Tensor]:
+    """The tensors of a model but those that only its training uses."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("words.")}
+
+
 def check_tokens(state: dict[str, Tensor], axes: int, expected: str, path: str) -> None:
     """Raises ValueError where the tokens before the patches have another number of axes."""
     tokens = state.get("visual.class_embedding")

@@ -43,9 +43,17 @@ class Message(NamedTuple):
     """The unit vector (W = D), or the query and the target as values see it, `W_O t̂` (W = 2D)."""
 
 
+class Terms(NamedTuple):
+    """What each image adds to the loss beside its pairs, weighted; its mean over the global batch counts."""
+
+    loss_B: Tensor
+
+
 ImageFeatures = Pooled | Mixture | Query
 TextFeatures = Pooled | Mixture | Query
-Features = TypeVar("Features", bound=Pooled | Mixture | Query | Message)
+Outputs = tuple[ImageFeatures, TextFeatures] | tuple[ImageFeatures, TextFeatures, Terms]
+"""Of a forward pass; with terms where the model has any and trains."""
+Features = TypeVar("Features", bound=Pooled | Mixture | Query | Message | Terms)
 
 
 def batch_slice(features: Features, rows: slice) -> Features:

@@ -28,13 +28,15 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.position, std=config.position_std or config.width**-0.5)
         initialise_uniformly(self.transformer)
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised pixels -> [B, kept, W]. Raises ValueError for another shape."""
+    def forward(self, pixels_BCHW: Tensor, kept: int | None = None) -> Tensor:
+        """[B, 3, S, S] normalised pixels -> [B, kept, W]; other positions than the tower's are kept where `kept` says
+        so. Raises ValueError for another shape.
+        """
         size = self.config.image_size
         if pixels_BCHW.shape[1:] != (3, size, size):
             raise ValueError(f"pixels have shape {list(pixels_BCHW.shape)}; this model takes [B, 3, {size}, {size}]")
         states_BNW = self.norm_before(self._embed(pixels_BCHW))
-        return self.norm_after(self.transformer(states_BNW, self.kept))
+        return self.norm_after(self.transformer(states_BNW, kept or self.kept))
 
     def _embed(self, pixels_BCHW: Tensor) -> Tensor:
         token_position_KW, patch_position_PW = self.position.split((self.config.tokens, self.config.patches))

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from llip.config import ObjectiveConfig
-from llip.model.features import Features, concatenate
-from llip.pairs.losses import LossOutput, loss_of_features, score_parameters
+from llip.model.features import Features, ImageFeatures, Outputs, Terms, TextFeatures, concatenate
+from llip.pairs.losses import LossOutput, ScoreParameters, loss_of_features, score_parameters
 from llip.pairs.positives import caption_ids
 
 LEARNED = ("out_proj_DD", "logit_scale", "logit_bias")
 """Parameters that take part in the loss without passing through `forward`."""
 
-Forward = Callable[[Tensor, Tensor], tuple[Any, Any]]
+Forward = Callable[[Tensor, Tensor], Outputs]
 
 
 def backward(
@@ -42,16 +42,20 @@ def backward(
     differ in size (`images_by_rank`; without it, all ranks have as many images). `forward` is called in place of
     `model`: the same model wrapped for several ranks, compiled or under autocast.
 
+    A model that predicts words counts those of the batch first.
+
     W_O, the scale and the bias take part in the loss, not in `forward`. DistributedDataParallel averages them with the
     rest because it waits for the gradient of every parameter, wherever it was used (`find_unused_parameters` has to be
     off); with several parts their gradients are handed over together with those of the last part, the only one that
     synchronises.
     """
     forward = model if forward is None else forward
+    if model.words is not None:
+        model.words.count([token_ids for _, token_ids in parts], group)
     parameters = score_parameters(model)
     ids = [caption_ids(token_ids) for _, token_ids in parts] if config.multi_positive else None
     loss = partial(
-        loss_of_features,
+        _loss,
         config=config,
         captions_per_image=captions_per_image,
         group=group,
@@ -59,9 +63,9 @@ def backward(
         caption_ids_T=_concatenate_captions(ids, captions_per_image) if ids else None,
     )
     if len(parts) == 1:
-        images, texts = forward(*parts[0])
+        images, texts, *terms = forward(*parts[0])
         with record_function("loss"):
-            output = loss(images, texts, parameters)
+            output = loss(images, texts, terms, parameters)
         with record_function("backward"):
             output.loss.backward()
         return LossOutput(output.loss.detach(), output.clamped_pairs)
@@ -75,9 +79,11 @@ def backward(
     learned = {name: tensor for name, tensor in learned.items() if tensor is not None and tensor.requires_grad}
     own = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
     with record_function("loss"):
+        images, texts, *terms = zip(*leaves, strict=True)
         output = loss(
-            concatenate([images for images, _ in leaves]),
-            concatenate_captions([texts for _, texts in leaves], captions_per_image),
+            concatenate(images),
+            concatenate_captions(texts, captions_per_image),
+            [concatenate(term) for term in terms],
             parameters._replace(**own),
         )
         output.loss.backward()
@@ -94,6 +100,18 @@ def backward(
             with record_function("backward"):
                 _backward(outputs, gradients)
     return LossOutput(output.loss.detach(), output.clamped_pairs)
+
+
+def _loss(
+    images: ImageFeatures, texts: TextFeatures, terms: Sequence[Terms], parameters: ScoreParameters, **layout: Any
+) -> LossOutput:
+    """Of the pairs, and of what each image adds to it; made for the mean over ranks as `loss_of_features` is."""
+    output = loss_of_features(images, texts, parameters, **layout)
+    group, images_by_rank = layout["group"], layout["images_by_rank"]
+    ranks = 1 if group is None else dist.get_world_size(group)
+    total = sum(images_by_rank) if images_by_rank else ranks * len(images[0])
+    added = [term.loss_B.sum() * (ranks / total) for term in terms]
+    return output._replace(loss=sum(added, start=output.loss))
 
 
 def _leaves(features: Features) -> Features:

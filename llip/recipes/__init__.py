@@ -216,6 +216,15 @@ def llip_dense(size: str, tokens: int) -> TrainingConfig:
     return _training(size, replace(model, head=head), "softmax")
 
 
+def superclip(size: str) -> TrainingConfig:
+    """CLIP that also predicts the words of captions from patches, at weight 1 (SuperCLIP, arXiv 2512.14480).
+
+    `python pipelines/pretrain.py --recipe superclip_b16 --pool s3://bucket/pool --workers 128`
+    """
+    config = clip(size)
+    return replace(config, model=replace(config.model, word_weight=1.0))
+
+
 DATASETS = {"cc3m": 40, "cc12m": 35, "yfcc15m": 25}
 """Epochs of the academic scale, by data set (SLIP's CLIP models)."""
 
@@ -306,6 +315,7 @@ def _register() -> dict[str, Callable[[], TrainingConfig]]:
     for size in SIZES:
         recipes[f"clip_{size}"] = partial(clip, size)
         recipes[f"siglip_{size}"] = partial(siglip, size)
+        recipes[f"superclip_{size}"] = partial(superclip, size)
         for tokens in (8, 16) if size == "tiny" else (32, 64, 128):
             recipes[f"llip_{size}_k{tokens}"] = partial(llip, size, tokens)
             recipes[f"llip_softmax_{size}_k{tokens}"] = partial(llip_softmax, size, tokens)

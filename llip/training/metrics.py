@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from llip.config import ModelConfig, TrainingConfig
 from llip.data.loader import LoaderStats
-from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
+from llip.model.features import Mixture, Outputs, Query
 from llip.model.mixing import mixing_entropy
 from llip.summary import summarise
 from llip.training.goodput import PARTS, Phases
@@ -113,7 +113,7 @@ class Watched:
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self.no_sync = towers.no_sync
 
-    def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
+    def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> Outputs:
         self._phases.enter("forward")
         with record_function("forward"), self._timed(pixels_BCHW.device):
             features = self._towers(pixels_BCHW, token_ids_TL)
@@ -144,7 +144,7 @@ class Watched:
     def mixing(self) -> dict[str, float]:
         """Entropy of the mixing weights; nothing where no query mixes tokens."""
         match self._kept:
-            case (Mixture() as mixture, Query() as query) | (Query() as query, Mixture() as mixture):
+            case (Mixture() as mixture, Query() as query, *_) | (Query() as query, Mixture() as mixture, *_):
                 return {"mixing_entropy": float(mixing_entropy(mixture, query.query_BME, self._temperature))}
         return {}
 

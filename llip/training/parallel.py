@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llip import devices
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel, create_model
-from llip.model.features import ImageFeatures, TextFeatures
+from llip.model.features import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +122,12 @@ class Towers:
             # W_O, scale and bias are used by the loss alone; DDP waits for their gradients as well.
             self._forward = DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)
 
-    def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> tuple[ImageFeatures, TextFeatures]:
+    def __call__(self, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> Outputs:
         """Features in the run's precision."""
         packed = self._model.pack(token_ids_TL)  # here, as FSDP would send the ids to the device first
         with self._autocast:
-            images, texts = self._forward(pixels_BCHW, packed)
-        return images, texts
+            outputs: Outputs = self._forward(pixels_BCHW, packed)
+        return outputs
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -165,8 +165,9 @@ def _shard(model: ContrastiveModel, config: TrainingConfig, world: World) -> lis
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     used_by_loss = (model.head.out_proj, model.logit_scale, model.logit_bias)
     replicated = [parameter for parameter in used_by_loss if parameter is not None]
+    whole = {*replicated, *(parameter for parameter in model.parameters() if not parameter.requires_grad)}
     for module in (*_blocks(model), model.vision, model.text, model.head.image, model.head.text, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(replicated))
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
     return replicated
 
 

@@ -71,7 +71,8 @@ def train(
             assert gradient_norm(model).item() == pytest.approx(min(norm, config.optimizer.max_gradient_norm))
         optimizer.step()
     named = dict(model.named_parameters())
-    gradients = {f"gradient of {name}": full(gradient_of(p)).clone() for name, p in named.items()}
+    learned = {name: p for name, p in named.items() if p.requires_grad}
+    gradients = {f"gradient of {name}": full(gradient_of(p)).clone() for name, p in learned.items()}
     return numbers, gradients | {name: full(p.detach()).clone() for name, p in named.items()}
 
 

@@ -122,8 +122,9 @@ def _variants(small: TrainingConfig) -> list[TrainingConfig]:
     )
     shared = replace(mean, model=replace(mean.model, head=replace(mean.model.head, shared_projections=True)))
     clipped = replace(small, optimizer=replace(small.optimizer, max_gradient_norm=0.5))
-    sharded = [clipped, replace(in_parts, activation_checkpointing=True), replace(shared, compile=True)]
-    return [clipped, in_parts, recomputing, clip, *(replace(config, parallel="fsdp") for config in sharded)]
+    words = replace(in_parts, model=replace(small.model, word_weight=0.5))
+    sharded = [clipped, replace(in_parts, activation_checkpointing=True), replace(shared, compile=True), words]
+    return [clipped, in_parts, recomputing, clip, words, *(replace(config, parallel="fsdp") for config in sharded)]
 
 
 def test_ranks_equal_one_process(work: Work, ranks: list[dict[str, Any]]) -> None:

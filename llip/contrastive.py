@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llip.config import ModelConfig, TrainingConfig
-from llip.model.features import ImageFeatures, Message, Mixture, Outputs, Pooled, Query, Terms, TextFeatures
+from llip.model.features import Extra, ImageFeatures, Message, Mixture, Outputs, Pooled, Query, Terms, TextFeatures
 from llip.model.mixing import Head, mix
 from llip.model.packing import PackedCaptions, pack
 from llip.model.text import TextTransformer
@@ -27,8 +27,7 @@ class ContrastiveModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        kept = 1 if config.head.kind in ("class_token", "register", "image_query") else config.mixture_tokens
-        self.vision = VisionTransformer(config.vision, kept, config.activation)
+        self.vision = VisionTransformer(config.vision, config.kept_states, config.activation)
         self.text = TextTransformer(config.text, config.activation)
         self.head = Head(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_logit_scale)))
@@ -63,18 +62,21 @@ class ContrastiveModel(nn.Module):
     def forward(self, pixels_BCHW: Tensor, token_ids_TL: Tensor | PackedCaptions) -> Outputs:
         """Features of a batch of images and of captions, which need not be as many.
 
-        A model that predicts words adds, in training, what each image adds to the loss; its captions are as many for
-        every image, caption-major.
+        In training, what further losses take follows (`Extra`); captions then have to be as many for every image,
+        caption-major.
         """
         # first, so that packing waits for nothing of this step
         packed = self.pack(token_ids_TL) if isinstance(token_ids_TL, Tensor) else token_ids_TL
-        texts = self.encode_text(packed)
-        if self.words is None or not self.training:
+        texts, extras = self.encode_text(packed), list[Extra]()
+        if not self.training or (self.words is None and self.head.global_image is None):
             return self.encode_image(pixels_BCHW), texts
         vision = self.config.vision
-        states_BNW = self.vision(pixels_BCHW, vision.tokens + vision.patches)
-        terms = Terms(self.config.word_weight * self.words(states_BNW[:, vision.tokens :], packed))
-        return self.head.image_features(states_BNW[:, : self.vision.kept]), texts, terms
+        states_BNW = self.vision(pixels_BCHW, vision.tokens + vision.patches if self.words else None)
+        if self.head.global_image is not None:
+            extras.append(self.head.global_image(states_BNW))
+        if self.words is not None:
+            extras.append(Terms(self.config.word_weight * self.words(states_BNW[:, vision.tokens :], packed)))
+        return self.head.image_features(states_BNW[:, : self.vision.kept]), texts, *extras
 
     def prepare_texts(self, texts: TextFeatures) -> Message | Mixture:
         """Captions that many batches of images will be scored with: what depends on them alone is done once.

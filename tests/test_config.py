@@ -86,6 +86,7 @@ def test_configurations_are_frozen_and_have_no_positional_fields() -> None:
             {"kind": "mean", "relative_temperature": True},
             r"relative_temperature is True; it has to be False",
         ),
+        (HeadConfig, {"global_weight": 0.5}, r"global_weight is 0\.5; it has to be 0 where captions do not mix patch"),
         (HeadConfig, {"kind": "class_token", "temperature": 1.0}, r"temperature is 1\.0; it has to be left at 5\.0"),
         (ObjectiveConfig, {"accumulation": 2, "micro_batch": 8}, r"accumulation is 2; it has to be left out where ob"),
         (DataConfig, {"crop_scale": (1.0, 0.5)}, r"data\.crop_scale is \(1\.0, 0\.5\); it has to be two increasing"),

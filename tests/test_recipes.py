@@ -66,7 +66,7 @@ def test_ablations_differ_from_llip_in_the_head_alone(kind: str) -> None:
 
 
 def test_every_name_gives_a_configuration() -> None:
-    assert len(RECIPES) == 6 * 3 + 5 * 3 * 8 + 2 * 8 + 2 * 3 * 3 + 6 * 2 * 2
+    assert len(RECIPES) == 6 * 4 + 5 * 3 * 8 + 2 * 8 + 2 * 3 * 3 + 6 * 2 * 2
     for name in RECIPES:
         assert recipe(name).model.embed_dim > 0
     assert {recipe(name).model.head.kind for name in RECIPES} == set(typing.get_args(Head))

@@ -129,6 +129,11 @@ class HeadConfig:
     shared_projections: bool = False
     """Project all mixed tokens to keys and values by the same two matrices, as the paper prints it; False: each token
     by two of its own, as the authors' public release does."""
+    empty_token: bool = False
+    """Mix a token of zeros too, so that a caption may attend to nothing (FLAIR)."""
+    global_weight: float = 0.0
+    """Share of a second loss, of the first token's own feature with the same captions; only patches are then mixed
+    (FLAIR: 0.5)."""
 
     def __post_init__(self) -> None:
         check(
@@ -148,6 +153,12 @@ class HeadConfig:
             True,
             f"False: no query mixes tokens for a {self.kind} head",
         )
+
+        queried = self.kind in QUERIED_HEADS
+        check(queried or not self.empty_token, "model.head.empty_token", True, f"False for a {self.kind} head")
+        weight, patches = self.global_weight, self.kind == "text_query" and self.patch_tokens
+        check(0 <= weight < 1, "model.head.global_weight", weight, "in [0, 1)")
+        check(patches or not weight, "model.head.global_weight", weight, "0 where captions do not mix patch tokens")
 
     def mixing_temperature(self, embed_dim: int) -> float:
         """What divides the mixing logits of heads that share `embed_dim`."""
@@ -211,8 +222,9 @@ class ModelConfig:
                 self.head.heads,
                 f"a divisor of embed_dim {self.embed_dim}",
             )
-        if self.head.kind in ("class_token", "image_query"):
-            check(self.vision.tokens == 1, "model.vision.tokens", self.vision.tokens, f"1 for a {self.head.kind} head")
+        named = "a global loss" if self.head.global_weight else f"a {self.head.kind} head"
+        if self.head.kind in ("class_token", "image_query") or self.head.global_weight:
+            check(self.vision.tokens == 1, "model.vision.tokens", self.vision.tokens, f"1 for {named}")
         if self.head.kind != "image_query":
             check(self.text.tokens == 1, "model.text.tokens", self.text.tokens, f"1 for a {self.head.kind} head")
         if self.head.patch_tokens:
@@ -245,4 +257,12 @@ class ModelConfig:
         """K of the mixture: what the head attends over."""
         if self.head.kind == "image_query":
             return self.text.tokens
+        tokens = 0 if self.head.global_weight else self.vision.tokens
+        return tokens + (self.vision.patches if self.head.patch_tokens else 0)
+
+    @property
+    def kept_states(self) -> int:
+        """States of an image, tokens first, that its head takes."""
+        if self.head.kind in ("class_token", "register", "image_query"):
+            return 1
         return self.vision.tokens + (self.vision.patches if self.head.patch_tokens else 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from llip.config import HeadConfig, ModelConfig, TextConfig, VisionConfig
 from llip.contrastive import ContrastiveModel
 from llip.interop.names import translate
-from llip.recipes import SIGLIP_INIT_BIAS
+from llip.recipes.sizes import SIGLIP_INIT_BIAS
 
 VISION_HEAD_WIDTHS = {384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
 TEXT_HEAD_WIDTHS = {256: 64, 384: 64, 512: 64, 640: 64, 768: 64, 1024: 64, 1280: 64}

@@ -101,6 +101,8 @@ def _seeds(model: ContrastiveModel, source: ContrastiveModel) -> dict[str, Tenso
         if name.endswith((".value_proj", ".target_proj")):
             side = name.partition(".")[0]
             seeds[f"head.{name}"] = known[f"head.{side}.proj"].expand_as(parameter)
+        elif name == "global_image.proj":
+            seeds["head.global_image.proj"] = known["head.image.proj"]
         elif name == "out_proj":
             seeds["head.out_proj"] = torch.eye(len(parameter), device=parameter.device)
     return seeds

@@ -51,8 +51,10 @@ class Terms(NamedTuple):
 
 ImageFeatures = Pooled | Mixture | Query
 TextFeatures = Pooled | Mixture | Query
-Outputs = tuple[ImageFeatures, TextFeatures] | tuple[ImageFeatures, TextFeatures, Terms]
-"""Of a forward pass; with terms where the model has any and trains."""
+Extra = Pooled | Terms
+"""What further losses take: the image feature of a global one, to be compared with the captions' targets, or terms."""
+Outputs = tuple[ImageFeatures, TextFeatures, *tuple[Extra, ...]]
+"""Of a forward pass; with extras where the model has any and trains."""
 Features = TypeVar("Features", bound=Pooled | Mixture | Query | Message | Terms)
 
 

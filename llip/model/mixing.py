@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llip.config import HeadConfig, ModelConfig
 from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
@@ -63,7 +64,10 @@ class QueryProjection(nn.Module):
 
 
 class MixtureProjection(nn.Module):
-    """Keys and values of every token, by two matrices of its own or two that all tokens share."""
+    """Keys and values of every token, by two matrices of its own or two that all tokens share.
+
+    A token of zeros may follow (FLAIR, section 3.2): attention that falls on it adds nothing.
+    """
 
     def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:
         super().__init__()
@@ -72,6 +76,7 @@ class MixtureProjection(nn.Module):
         self.key_norm = _norm(embed_dim, head)
         self.value_proj = _token_matrix(tokens, width, embed_dim, head)
         self.value_norm = _norm(embed_dim, head)
+        self.empty_token = head.empty_token
 
     def forward(self, states_BKW: Tensor) -> Mixture:
         key_BKD = _project(states_BKW, self.key_proj, self.key_norm)
@@ -79,6 +84,8 @@ class MixtureProjection(nn.Module):
         return Mixture(self._split(key_BKD), self._split(value_BKD))
 
     def _split(self, x_BKD: Tensor) -> Tensor:
+        if self.empty_token:
+            x_BKD = F.pad(x_BKD, (0, 0, 0, 1))
         return x_BKD.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
@@ -137,6 +144,8 @@ class Head(nn.Module):
         head, dim = config.head, config.embed_dim
         vision, text, tokens = config.vision.width, config.text.width, config.mixture_tokens
         self.kind = head.kind
+        self.global_image = PooledProjection(vision, dim) if head.global_weight else None
+        """Of the first token, for the global loss."""
         self.image: nn.Module = PooledProjection(vision, dim)
         self.text: nn.Module = PooledProjection(text, dim)
         self.out_proj = _matrix(dim, dim) if head.kind not in ("class_token", "register") else None
@@ -154,6 +163,8 @@ class Head(nn.Module):
                 self.text = MixtureProjection(tokens, text, dim, head)
 
     def image_features(self, states_BKW: Tensor) -> ImageFeatures:
+        if self.global_image is not None:
+            states_BKW = states_BKW[:, 1:]
         features = self.image(states_BKW)
         if self.kind in ("mean", "learned_query"):  # one feature for all captions: W_O can be applied at once
             return Pooled(self.project(features))

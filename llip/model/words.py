@@ -43,7 +43,7 @@ class WordPrediction(nn.Module):
             found_V += token_D.bincount(minlength=len(found_V)).to(found_V)
         if group is not None:
             dist.all_reduce(found_V, group=group)
-        self.captions_V += found_V
+        self.captions_V.add_(found_V)
 
     def forward(self, patches_BPW: Tensor, captions: PackedCaptions) -> Tensor:
         """The loss of each image [B], from its patch states and from all captions, caption-major."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from llip.config import ObjectiveConfig
-from llip.model.features import Features, ImageFeatures, Outputs, Terms, TextFeatures, concatenate
+from llip.model.features import Extra, Features, ImageFeatures, Outputs, Pooled, Query, Terms, TextFeatures, concatenate
 from llip.pairs.losses import LossOutput, ScoreParameters, loss_of_features, score_parameters
 from llip.pairs.positives import caption_ids
 
@@ -56,6 +56,7 @@ def backward(
     ids = [caption_ids(token_ids) for _, token_ids in parts] if config.multi_positive else None
     loss = partial(
         _loss,
+        global_weight=model.config.head.global_weight,
         config=config,
         captions_per_image=captions_per_image,
         group=group,
@@ -63,9 +64,9 @@ def backward(
         caption_ids_T=_concatenate_captions(ids, captions_per_image) if ids else None,
     )
     if len(parts) == 1:
-        images, texts, *terms = forward(*parts[0])
+        images, texts, *extras = forward(*parts[0])
         with record_function("loss"):
-            output = loss(images, texts, terms, parameters)
+            output = loss(images, texts, extras, parameters)
         with record_function("backward"):
             output.loss.backward()
         return LossOutput(output.loss.detach(), output.clamped_pairs)
@@ -79,11 +80,11 @@ def backward(
     learned = {name: tensor for name, tensor in learned.items() if tensor is not None and tensor.requires_grad}
     own = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
     with record_function("loss"):
-        images, texts, *terms = zip(*leaves, strict=True)
+        images, texts, *extras = zip(*leaves, strict=True)
         output = loss(
             concatenate(images),
             concatenate_captions(texts, captions_per_image),
-            [concatenate(term) for term in terms],
+            [concatenate(extra) for extra in extras],
             parameters._replace(**own),
         )
         output.loss.backward()
@@ -103,15 +104,32 @@ def backward(
 
 
 def _loss(
-    images: ImageFeatures, texts: TextFeatures, terms: Sequence[Terms], parameters: ScoreParameters, **layout: Any
+    images: ImageFeatures,
+    texts: TextFeatures,
+    extras: Sequence[Extra],
+    parameters: ScoreParameters,
+    *,
+    global_weight: float,
+    **layout: Any,
 ) -> LossOutput:
-    """Of the pairs, and of what each image adds to it; made for the mean over ranks as `loss_of_features` is."""
+    """Of the pairs, mixed with the global one, and of what each image adds; made for the mean over ranks.
+
+    The global loss compares an image's own feature with the captions' targets: `(1 - w) L_mixture + w L_global`, which
+    is FLAIR's ½ (L_tcs + L_mps) at w = ½ (arXiv 2412.03561, section 3.3).
+    """
     output = loss_of_features(images, texts, parameters, **layout)
     group, images_by_rank = layout["group"], layout["images_by_rank"]
     ranks = 1 if group is None else dist.get_world_size(group)
     total = sum(images_by_rank) if images_by_rank else ranks * len(images[0])
-    added = [term.loss_B.sum() * (ranks / total) for term in terms]
-    return output._replace(loss=sum(added, start=output.loss))
+    for extra in extras:
+        if isinstance(extra, Terms):
+            output = output._replace(loss=output.loss + extra.loss_B.sum() * (ranks / total))
+        else:
+            assert isinstance(texts, Query)
+            pooled = loss_of_features(extra, Pooled(texts.target_BD), parameters, **layout)
+            loss = torch.lerp(output.loss, pooled.loss, global_weight)
+            output = LossOutput(loss, output.clamped_pairs + pooled.clamped_pairs)
+    return output
 
 
 def _leaves(features: Features) -> Features:

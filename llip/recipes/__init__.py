@@ -5,7 +5,7 @@
 
 `--objective.loss sigmoid` or `softmax` changes the loss of any of them, its bias and beta2 with it.
 `recipe(name)` finds one by its name, `load(source)` also `module:function`, a TOML file and the folder of a run. A new
-size is one more entry of SIZES; a new family is one more function, registered at the end of the file.
+size is one more entry of SIZES (`sizes.py`); a new family is one more function, registered at the end of the file.
 """
 
 import difflib
@@ -14,99 +14,29 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from llip import storage
 from llip.config import (
     DataConfig,
     Head,
     HeadConfig,
+    LossName,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
-    TextConfig,
     TrainingConfig,
-    VisionConfig,
 )
 from llip.fields import flattened, from_dict, override
+from llip.recipes.sizes import SIZES
 
-SIGLIP_INIT_BIAS = -10.0
-"""About -log of the paper's batch: at first a pair is as likely a match as it is in the batch."""
 RUN_CONFIG = "config.json"
 """File of a run's folder that holds its configuration, under `training`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Towers of one size, and what the paper trains them with."""
-
-    embed_dim: int
-    vision: VisionConfig
-    text: TextConfig
-    mixture_heads: int = 8
-    temperature: float = 5.0
-    patch_temperature: float = 1.0
-    """Mixing temperature where patches are mixed too (the rebuttal's)."""
-    norm: bool = False
-    learning_rate: float = 5e-4
-    logit_scale: float = 1 / 0.07
-    logit_bias: float = SIGLIP_INIT_BIAS
-    """Initial ones; the sigmoid loss alone has a bias."""
-    activation_checkpointing: bool = False
-
-
-def _base(patch_size: int) -> Size:
-    return Size(
-        embed_dim=512,
-        vision=VisionConfig(patch_size=patch_size, width=768, layers=12, head_width=64),
-        text=TextConfig(width=512, heads=8, layers=12),
-    )
-
-
-SIZES: dict[str, Size] = {
-    "tiny": Size(
-        embed_dim=64,
-        # positions as large as the embedded patches, which drown those of width^-½
-        vision=VisionConfig(image_size=48, patch_size=12, width=128, layers=4, head_width=32, position_std=0.7),
-        text=TextConfig(context_length=32, width=128, heads=4, layers=1),
-        mixture_heads=4,
-        patch_temperature=5.0,
-        learning_rate=1e-3,
-        logit_scale=10.0,
-        logit_bias=-5.0,
-    ),
-    "b32": _base(32),
-    "b16": _base(16),
-    "l14": Size(
-        embed_dim=768,
-        vision=VisionConfig(patch_size=14, width=1024, layers=24, head_width=64),
-        text=TextConfig(context_length=64, width=768, heads=12, layers=12),
-        temperature=1.0,
-        learning_rate=4e-4,
-    ),
-    "h14": Size(
-        embed_dim=1024,
-        vision=VisionConfig(patch_size=14, width=1280, layers=32, head_width=80),
-        text=TextConfig(width=1024, heads=16, layers=24),
-        norm=True,
-        learning_rate=4e-4,
-        activation_checkpointing=True,
-    ),
-    "g14": Size(
-        embed_dim=1280,
-        vision=VisionConfig(patch_size=14, width=1664, layers=48, head_width=104, mlp_width=8192),
-        text=TextConfig(width=1280, heads=20, layers=32),
-        norm=True,
-        learning_rate=4e-4,
-        activation_checkpointing=True,
-    ),
-}
-
-
-def _training(size: str, model: ModelConfig, loss: Literal["softmax", "sigmoid"] = "sigmoid") -> TrainingConfig:
+def _training(size: str, model: ModelConfig, loss: LossName = "sigmoid") -> TrainingConfig:
     """The paper's schedule (12.8 B pairs, 390,624 steps of 32,768) or, for `tiny`, a few minutes of two CPU cores."""
     towers = SIZES[size]
     optimizer, objective = OptimizerConfig(learning_rate=towers.learning_rate), ObjectiveConfig(loss=loss)
@@ -225,6 +155,29 @@ def superclip(size: str) -> TrainingConfig:
     return replace(config, model=replace(config.model, word_weight=1.0))
 
 
+def flair(size: str) -> TrainingConfig:
+    """FLAIR: captions attend to the patches or to nothing, beside a global loss of the class token (arXiv 2412.03561).
+
+    `python pipelines/pretrain.py --recipe flair_b16 --pool s3://bucket/pool --workers 128`
+    Both losses are sigmoids over the same pairs, in equal parts, and an image's captions, eight a step, are all its
+    positives. FLAIR draws them as sentences of long captions; here they are those that the shards have.
+    """
+    towers, config = SIZES[size], siglip(size)
+    head = HeadConfig(
+        kind="text_query",
+        heads=towers.mixture_heads,
+        temperature=1.0,
+        relative_temperature=True,
+        norm=towers.norm,
+        patch_tokens=True,
+        shared_projections=True,
+        empty_token=True,
+        global_weight=0.5,
+    )
+    data = config.data if size == "tiny" else replace(config.data, captions_per_image=8)
+    return replace(config, model=replace(config.model, head=head), data=data)
+
+
 DATASETS = {"cc3m": 40, "cc12m": 35, "yfcc15m": 25}
 """Epochs of the academic scale, by data set (SLIP's CLIP models)."""
 
@@ -316,6 +269,7 @@ def _register() -> dict[str, Callable[[], TrainingConfig]]:
         recipes[f"clip_{size}"] = partial(clip, size)
         recipes[f"siglip_{size}"] = partial(siglip, size)
         recipes[f"superclip_{size}"] = partial(superclip, size)
+        recipes[f"flair_{size}"] = partial(flair, size)
         for tokens in (8, 16) if size == "tiny" else (32, 64, 128):
             recipes[f"llip_{size}_k{tokens}"] = partial(llip, size, tokens)
             recipes[f"llip_softmax_{size}_k{tokens}"] = partial(llip_softmax, size, tokens)

@@ -12,6 +12,8 @@ from torch import Tensor
 from llip import create_model, recipe
 from llip.config import ObjectiveConfig
 from llip.contrastive import ContrastiveModel
+from llip.model.features import Terms
+from llip.model.words import WordPrediction
 from llip.pairs import accumulation
 from llip.pairs.losses import loss_of_features, score_parameters
 
@@ -21,6 +23,18 @@ IMAGES, CAPTIONS, START, END = 5, 2, 49406, 49407
 def small_model(kind: str = "clip_tiny", weight: float = 0.3) -> ContrastiveModel:
     torch.manual_seed(0)
     return create_model(replace(recipe(kind).model, word_weight=weight)).double()
+
+
+def prediction(model: ContrastiveModel) -> WordPrediction:
+    assert model.words is not None
+    return model.words
+
+
+def terms(model: ContrastiveModel, pixels: Tensor, ids: Tensor) -> Terms:
+    """What the images of a forward pass add to the loss."""
+    found = model(pixels, ids)[2]
+    assert isinstance(found, Terms)
+    return found
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -43,31 +57,32 @@ def literal_loss(
     """Of the images [B], with document frequencies of the captions that were counted."""
     vision = model.config.vision
     patches = model.vision(pixels, vision.tokens + vision.patches)[:, vision.tokens :]
-    log_p = model.words.linear(patches.mean(dim=1)).log_softmax(dim=1)
+    log_p = prediction(model).linear(patches.mean(dim=1)).log_softmax(dim=1)
     frequency = Counter(word for ids in counted for word in words(ids))
     losses = []
     for image in range(len(pixels)):
-        terms = []
+        of_captions = []
         for ids in captions[image :: len(pixels)]:
             weight = {v: max(0.0, math.log(len(counted) / (1 + frequency[v]))) for v in words(ids)}
             total = sum(weight.values())
-            terms.append(-sum(w / total * log_p[image, v] for v, w in weight.items() if total))
-        losses.append(sum(terms) / len(terms))
-    return torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
+            of_captions.append(-sum(w / total * log_p[image, v] for v, w in weight.items() if total))
+        losses.append(torch.as_tensor(sum(of_captions) / len(of_captions), dtype=torch.float64))
+    return torch.stack(losses)
 
 
 @pytest.mark.parametrize("kind", ["clip_tiny", "llip_tiny_k8", "llip_dense_tiny_k8", "image_query_tiny_k8"])
 def test_the_loss_and_its_gradients_equal_the_formula(kind: str) -> None:
     model, (pixels, ids) = small_model(kind), batch()
-    model.words.count([ids[:4], ids[4:]])
-    model.words.count([ids[:3]])
+    prediction(model).count([ids[:4], ids[4:]])
+    prediction(model).count([ids[:3]])
     counted = ids.tolist() + ids[:3].tolist()
-    _, _, terms = model(pixels, ids)
+    loss_B = terms(model, pixels, ids).loss_B
     expected = 0.3 * literal_loss(model, pixels, ids.tolist(), counted)
-    used = [model.words.linear.weight, model.words.linear.bias, model.vision.patch_embedding.weight]
-    gradients = [torch.autograd.grad(loss.sum(), used) for loss in (terms.loss_B, expected)]
+    linear = prediction(model).linear
+    used = [linear.weight, linear.bias, model.vision.patch_embedding.weight]
+    gradients = [torch.autograd.grad(loss.sum(), used) for loss in (loss_B, expected)]
     assert expected.min() > 0.1
-    assert literal.errors([terms.loss_B, *gradients[0]], [expected, *gradients[1]]) < 1e-12
+    assert literal.errors([loss_B, *gradients[0]], [expected, *gradients[1]]) < 1e-12
 
 
 def test_it_is_added_to_the_loss_of_the_pairs_in_parts_too() -> None:
@@ -80,7 +95,7 @@ def test_it_is_added_to_the_loss_of_the_pairs_in_parts_too() -> None:
         output = accumulation.backward(model, parts, config=ObjectiveConfig(), captions_per_image=CAPTIONS)
         found.append([output.loss, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert literal.errors(found[1], found[0]) < 1e-12
-    images, texts, _ = model(pixels, ids)
+    images, texts, *_ = model(pixels, ids)
     pairs = loss_of_features(
         images, texts, score_parameters(model), config=ObjectiveConfig(), captions_per_image=CAPTIONS
     )

@@ -31,6 +31,11 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "model.text.heads": {"model.text.heads": 8},
     "model.text.tokens": {"model.head.kind": "image_query", "model.vision.tokens": 1, "model.text.tokens": 4},
     "model.head.kind": {"model.head.kind": "learned_query"},
+    "model.head.global_weight": {
+        "model.head.global_weight": 0.25,
+        "model.head.patch_tokens": True,
+        "model.vision.tokens": 1,
+    },
     "model.init_logit_bias": {"model.init_logit_bias": -3.0},
     "optimizer.betas": {"optimizer.betas": (0.8, 0.9)},
     "data.crop_scale": {"data.crop_scale": (0.5, 0.75)},

@@ -32,7 +32,7 @@ def test_entropy_is_that_of_the_features_that_the_loss_sees(kind: str) -> None:
     watched = Watched(Towers(model, config, current_world()), config.model.head.temperature)
     pixels, ids = torch.randn(10, 3, 48, 48), torch.randint(1, 49406, (20, 6))
     ids[:, -1] = 49407
-    images, texts = watched(pixels, ids)
+    images, texts, *_ = watched(pixels, ids)
     mixture, query = (images, texts) if kind == "text_query" else (texts, images)
     assert isinstance(mixture, Mixture) and isinstance(query, Query)
     entropies = [

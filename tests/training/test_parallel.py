@@ -124,7 +124,19 @@ def _variants(small: TrainingConfig) -> list[TrainingConfig]:
     clipped = replace(small, optimizer=replace(small.optimizer, max_gradient_norm=0.5))
     words = replace(in_parts, model=replace(small.model, word_weight=0.5))
     sharded = [clipped, replace(in_parts, activation_checkpointing=True), replace(shared, compile=True), words]
-    return [clipped, in_parts, recomputing, clip, words, *(replace(config, parallel="fsdp") for config in sharded)]
+    flair = replace(in_parts, model=replace(small.model, vision=replace(small.model.vision, tokens=1)))
+    head = replace(small.model.head, patch_tokens=True, empty_token=True, global_weight=0.25)
+    flair = replace(flair, model=replace(flair.model, head=head))
+    sharded.append(flair)
+    return [
+        clipped,
+        in_parts,
+        recomputing,
+        clip,
+        words,
+        flair,
+        *(replace(config, parallel="fsdp") for config in sharded),
+    ]
 
 
 def test_ranks_equal_one_process(work: Work, ranks: list[dict[str, Any]]) -> None:
@@ -183,7 +195,7 @@ def test_bf16_autocast_keeps_parameters_and_gradients_in_fp32(small: TrainingCon
     config = replace(small, precision="bf16")
     model = llip.create_model(config)
     pixels, ids = batch(config)
-    images, _ = Towers(model, config, current_world())(pixels.float(), ids.flatten(0, 1))
+    images, *_ = Towers(model, config, current_world())(pixels.float(), ids.flatten(0, 1))
     assert isinstance(images, Mixture) and images.key_BMKE.dtype == torch.bfloat16
     output = accumulation.backward(
         model,

@@ -66,7 +66,7 @@ class QueryProjection(nn.Module):
 class MixtureProjection(nn.Module):
     """Keys and values of every token, by two matrices of its own or two that all tokens share.
 
-    A token of zeros may follow (FLAIR, section 3.2): attention that falls on it adds nothing.
+    A token of zeros may follow (FLAIR): attention that falls on it adds nothing.
     """
 
     def __init__(self, tokens: int, width: int, embed_dim: int, head: HeadConfig) -> None:

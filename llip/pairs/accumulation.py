@@ -115,7 +115,7 @@ def _loss(
     """Of the pairs, mixed with the global one, and of what each image adds; made for the mean over ranks.
 
     The global loss compares an image's own feature with the captions' targets: `(1 - w) L_mixture + w L_global`, which
-    is FLAIR's ½ (L_tcs + L_mps) at w = ½ (arXiv 2412.03561, section 3.3).
+    is FLAIR's ½ (L_tcs + L_mps) at w = ½ (arXiv 2412.03561).
     """
     output = loss_of_features(images, texts, parameters, **layout)
     group, images_by_rank = layout["group"], layout["images_by_rank"]

@@ -84,7 +84,7 @@ def sigmoid(tile: Tile) -> tuple[Tensor, Tensor]:
 def softmax(tile: Tile) -> tuple[Tensor, Tensor]:
     """`½ Σ_i 1/|P_i| Σ_{k in P_i} (log Σ_j exp x_ij - x_ik)`, and the same over columns: symmetric InfoNCE.
 
-    P_i are the positives of row i: its own column alone (CLIP), or several (UniCL, arXiv 2204.03610, eq. 2 to 4).
+    P_i are the positives of row i: its own column alone (CLIP), or several (UniCL, arXiv 2204.03610).
     """
     assert tile.row_logsumexp_I is not None and tile.column_logsumexp_J is not None
     logit_IJ, row_I1, column_J = tile.logit_IJ, tile.row_logsumexp_I[:, None], tile.column_logsumexp_J

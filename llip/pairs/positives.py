@@ -1,8 +1,8 @@
 """Which pairs of the global batch are positives where captions repeat.
 
 A caption is a positive of every image that has an equal one, token by token, among its captions: of its own image, and
-of others whose captions include the same words. That is UniCL's label space (arXiv 2204.03610, section 3.2), with the
-caption for the label, and the multi-positive sigmoid loss of FLAIR (arXiv 2412.03561, eq. 5), whose positives are all
+of others whose captions include the same words. That is UniCL's label space (arXiv 2204.03610), with the
+caption for the label, and the multi-positive sigmoid loss of FLAIR (arXiv 2412.03561), whose positives are all
 captions of an image. Without it such a pair counts as a negative, though the caption is true of the image.
 
 Axes: C captions of an image · N images of all ranks · I images and J captions of a tile · L tokens · T captions ·

@@ -54,8 +54,8 @@ class Encoding:
 def encode(data: bytes, encoding: Encoding, boxes: Sequence[Box] = ()) -> bytes:
     """The picture as it is stored, with some boxes (faces) blurred: the same bytes where nothing has to change.
 
-    Raises UnusableImageError. What is passed on as it came, and every JPEG, has been decoded as the loader does it, so
-    that no training step meets a file that it cannot read, nor what is left of a damaged one.
+    Raises UnusableImageError. What is passed on as it came has been decoded as the loader does it, and every JPEG has
+    been read to its end, so that no training step meets a file that it cannot read, nor what is left of a damaged one.
     """
     return read(data, partial(_stored, encoding=encoding, boxes=boxes))
 
@@ -70,9 +70,10 @@ def _stored(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequen
     if unchanged and source != "JPEG":  # Pillow may yet fail on what lies behind the pixels, as others with it would
         picture.load()
     if source == "JPEG":  # Pillow shows what is left of a damaged one
-        if not _is_loadable(data):
+        warning = _first_warning(data)
+        if (unchanged or warning) and not _is_loadable(data):
             raise UnusableImageError(UNDECODABLE)
-        if _is_damaged(data):
+        if _is_damage(warning, data):
             raise UnusableImageError(DAMAGED)
     if unchanged and orientation(picture) == 1 and (source == "JPEG" or _is_loadable(data)):
         return data
@@ -97,12 +98,11 @@ def _is_loadable(data: bytes) -> bool:
     return True
 
 
-def _is_damaged(data: bytes) -> bool:
+def _is_damage(warning: str, data: bytes) -> bool:
     """Whether the data of a JPEG that decodes is not that of its pixels: cut off, overwritten, or out of step.
 
     libjpeg goes on from there with what it has, grey or shifted blocks, and warns. It warns of padding too.
     """
-    warning = _first_warning(data)
     if PROFILE in warning:  # behind which no other one is told
         warning = _first_warning(without_metadata(data) or data)
     if padding := EXTRANEOUS.search(warning):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.bars import holds
 
 MEGAPIXELS, SHORT, ROUNDS = (1.0, 2.0, 4.0), 256, 9
-BAR = 2.0
+BAR = 1.5
 
 
 def photographs(megapixels: float) -> list[bytes]:

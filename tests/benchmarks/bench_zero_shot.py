@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from llip import create_model, recipe
+from llip.config import HeadConfig
 from llip.evaluation.latency import Latency, measure, spread
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,8 +44,8 @@ def latency(settings: Settings, names: tuple[str, ...] = (LLIP, EQUAL_TOKENS, CL
     llip = recipe(settings.recipe).model
     configurations = {
         LLIP: llip,
-        EQUAL_TOKENS: replace(llip, head=replace(llip.head, kind="register")),
-        CLIP: replace(llip, head=replace(llip.head, kind="class_token"), vision=replace(llip.vision, tokens=1)),
+        EQUAL_TOKENS: replace(llip, head=HeadConfig(kind="register", norm=llip.head.norm)),
+        CLIP: replace(llip, head=HeadConfig(kind="class_token"), vision=replace(llip.vision, tokens=1)),
     }
     models = {name: create_model(configurations[name]).to(settings.device) for name in names}
     return measure(models, PROMPTS, batch_size=settings.batch_size, rounds=settings.rounds)

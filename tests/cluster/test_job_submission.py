@@ -172,6 +172,7 @@ def test_a_job_without_the_token_is_refused(cluster: Cluster) -> None:
     assert "token is invalid" in refused.stdout
 
 
+@pytest.mark.soak
 def test_pretraining_runs_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
     """Driver, Ray Data's and Ray Train's workers find the project in the working directory that Ray unpacked."""
     command = ["python", "pipelines/pretrain.py", *SMALL.split(), "--workers", "2", "--name", "job"]

@@ -96,7 +96,7 @@ class TextConfig:
     tokens: int = 1
     """K on the text side: states kept for a caption (1: the state at its end-of-text token)."""
     activation: Activation | None = None
-    """Of the MLPs of this tower; the model's where not given."""
+    """Activation of this tower's MLPs; the model's where not given."""
     norm_epsilon: float = NORM_EPSILON
     """Added to the variance in every LayerNorm of the tower."""
 
@@ -202,7 +202,7 @@ class ModelConfig:
     text: TextConfig
     head: HeadConfig = field(default_factory=HeadConfig)
     activation: Activation = "quick_gelu"
-    """Of the MLPs of both towers. gelu, the exact one, is that of many of open_clip's weights, gelu_tanh SigLIP's."""
+    """Activation of both towers' MLPs. Many of open_clip's weights have gelu, the exact one, SigLIP's gelu_tanh."""
     init_logit_scale: float = setting(1 / 0.07, short="logit_scale")
     """Initial factor of the cosines; learned in log space."""
     init_logit_bias: float | None = setting(None, short="logit_bias")

@@ -51,7 +51,7 @@ class ImageTask:
     """A job for the images of a set."""
 
     name: str
-    """Of the set, for progress bars and messages."""
+    """Name of the set, for progress bars and messages."""
     rows: pa.Table
     """With a column `image` of encoded pictures, or of references to them."""
     job: BatchJob

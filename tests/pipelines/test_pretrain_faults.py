@@ -109,6 +109,7 @@ def test_sigterm_saves_first_and_a_damaged_checkpoint_gives_way(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.soak
 def test_sigkill_of_a_worker(
     shards: str, tmp_path: Path, record_property: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:

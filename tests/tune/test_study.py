@@ -111,6 +111,7 @@ def test_the_report_holds_every_variant_with_its_spread(rounds: Recorded) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_whole_study_on_a_small_corpus(tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Study(
         ks=(8,), head_counts=(4,), seeds=1, overrides={"steps": 8}, learning_rates=(1e-3,), logit_scales=(10.0,),

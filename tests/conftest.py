@@ -1,8 +1,12 @@
 """Fixtures of the whole suite. Ray and servers start once a session, on 127.0.0.1, and end with it."""
 
 import os
+import sys
 import uuid
 
+# Tests start hundreds of interpreters: one that compiles PyTorch, Ray and MLflow anew takes twice as long to start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llip.config import HeadConfig, ModelConfig
 from llip.contrastive import ContrastiveModel
+from llip.model.text import TextTransformer
+from llip.model.vision import VisionTransformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,33 +39,25 @@ class Summary:
 def summarise(config: ModelConfig, caption_tokens: int) -> Summary:
     """The summary of a model for captions of `caption_tokens` tokens, start and end included. Allocates no weights.
 
-    Counted with two and with three blocks a tower: every block between the first and the last costs the same.
+    Counted with two blocks a tower: every block but the last costs what the first does.
     """
-    (vision, image_flops), (text, caption_flops), head = (
-        _extrapolated(config.vision.layers, *(_image(_shallow(config, n)) for n in (2, 3))),
-        _extrapolated(config.text.layers, *(_caption(_shallow(config, n), caption_tokens) for n in (2, 3))),
-        _parameters(_on_meta(_shallow(config, 1)).head),
-    )
+    vision, image_flops = _image(_shallow(config), config.vision.layers)
+    text, caption_flops = _caption(_shallow(config), config.text.layers, caption_tokens)
     return Summary(
         vision_parameters=vision,
         text_parameters=text,
-        head_parameters=head,
+        head_parameters=_parameters(_on_meta(_shallow(config)).head),
         image_flops=image_flops,
         caption_flops=caption_flops,
     )
 
 
-def _extrapolated(layers: int, two: tuple[int, int], three: tuple[int, int]) -> tuple[int, int]:
-    parameters, flops = (a + max(0, layers - 2) * (b - a) for a, b in zip(two, three, strict=True))
-    return parameters, flops
-
-
-def _shallow(config: ModelConfig, blocks: int) -> ModelConfig:
-    """The model with at most so many blocks a tower, and without what counts nothing."""
+def _shallow(config: ModelConfig) -> ModelConfig:
+    """The model with at most two blocks a tower, and without what counts nothing."""
     return replace(
         config,
-        vision=replace(config.vision, layers=min(blocks, config.vision.layers), position_std=None),
-        text=replace(config.text, layers=min(blocks, config.text.layers)),
+        vision=replace(config.vision, layers=min(2, config.vision.layers), position_std=None),
+        text=replace(config.text, layers=min(2, config.text.layers)),
         init_logit_scale=1.0,
         init_logit_bias=None,
     )
@@ -79,28 +73,39 @@ def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _extended(tower: VisionTransformer | TextTransformer, layers: int, counter: FlopCounterMode) -> tuple[int, int]:
+    """Parameters of the tower and FLOPs counted of it, if it had `layers` blocks and not two."""
+    more, (first, *_) = layers - len(tower.transformer.blocks), tower.transformer.blocks
+    flops = counter.get_flop_counts()[f"{type(tower).__name__}.transformer.blocks.0"]
+    return (
+        _parameters(tower) + more * _parameters(first),
+        counter.get_total_flops() + more * sum(flops.values()),
+    )
+
+
 @cache
-def _image(config: ModelConfig) -> tuple[int, int]:
+def _image(config: ModelConfig, layers: int) -> tuple[int, int]:
     """Parameters of the image tower, and FLOPs of an image."""
     model = _on_meta(config)
     side = config.vision.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.encode_image(torch.empty(1, 3, side, side, device="meta"))
-    return _parameters(model.vision), counter.get_total_flops()
+    return _extended(model.vision, layers, counter)
 
 
-def _caption(config: ModelConfig, tokens: int) -> tuple[int, int]:
+def _caption(config: ModelConfig, layers: int, tokens: int) -> tuple[int, int]:
     """Parameters of the text tower, and FLOPs of a caption, whatever the image tower is."""
     vision = replace(config.vision, layers=1, tokens=1, patch_dropout=0.0)
     kind = config.head.kind if config.head.kind in ("text_query", "image_query") else "class_token"
-    return _counted_caption(replace(config, vision=vision, head=HeadConfig(kind=kind, norm=config.head.norm)), tokens)
+    head = HeadConfig(kind=kind, norm=config.head.norm)
+    return _counted_caption(replace(config, vision=vision, head=head), layers, tokens)
 
 
 @cache
-def _counted_caption(config: ModelConfig, tokens: int) -> tuple[int, int]:
+def _counted_caption(config: ModelConfig, layers: int, tokens: int) -> tuple[int, int]:
     model = _on_meta(config)
     token_ids_TL = torch.zeros(1, tokens, dtype=torch.long)
     token_ids_TL[:, -1] = config.text.vocabulary - 1
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.encode_text(token_ids_TL)
-    return _parameters(model.text), counter.get_total_flops()
+    return _extended(model.text, layers, counter)

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "llip.model": {"config"},
     "llip.pairs": {"config", "devices", "model"},
     "llip.contrastive": {"config", "recipes", "model", "pairs"},
-    "llip.summary": {"config", "contrastive"},
+    "llip.summary": {"config", "model", "contrastive"},
     "llip.recipes.__main__": {"recipes", "summary"},
     "llip.data": BOTTOM,
     "llip.interop": BOTTOM | {"recipes", "contrastive"},

@@ -191,3 +191,8 @@ def test_the_listing_tells_size_length_and_accuracy() -> None:
     rows = {row[0]: row[1:] for row in listing(["b16", "cc12m"])}
     assert set(rows) == {"clip_b16_cc12m", "siglip_b16_cc12m", "llip_b16_k32_cc12m"}
     assert rows["clip_b16_cc12m"][0] == "149.6" and rows["clip_b16_cc12m"][3:] == ("4,096", "35 epochs", "36.5")
+
+
+def test_the_listing_counts_captions_as_long_as_a_model_takes() -> None:
+    short, whole = (next(listing([name])) for name in ("clip_b32_short", "clip_b32_end"))
+    assert float(short[3]) < float(whole[3])

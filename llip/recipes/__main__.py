@@ -10,7 +10,7 @@ from llip.recipes import EXPECTED, RECIPES, recipe
 from llip.summary import summarise
 
 CAPTION_TOKENS = 20
-"""Tokens of the caption whose FLOPs are listed, start and end included."""
+"""Tokens of the caption whose FLOPs are listed, start and end included, where a model takes as many."""
 
 
 def listing(words: list[str]) -> Iterator[tuple[str, ...]]:
@@ -18,7 +18,7 @@ def listing(words: list[str]) -> Iterator[tuple[str, ...]]:
     for name in RECIPES:
         if all(word in name for word in words):
             config = recipe(name)
-            size = summarise(config.model, CAPTION_TOKENS)
+            size = summarise(config.model, min(CAPTION_TOKENS, config.model.text.context_length))
             yield (
                 name,
                 f"{size.parameters / 1e6:,.1f}",

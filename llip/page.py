@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: templates, figures as SVG, pictures inside. Colours: ink for what was measured,
+"""HTML pages that need no other file: templates, figures as SVG, images inside. Colours: ink for what was measured,
 grey for what it is compared with."""
 
 import base64
@@ -17,7 +17,7 @@ from PIL import Image
 COLOURS = ("#1f5fa8", "#e07b39", "#3d9a6c", "#8e5ea2", "#c14953", "#7a6a4f")
 GREY, INK = "#b8bdc5", "#22262c"
 LARGEST_SIDE = 160
-"""Pixels of a picture inside a page."""
+"""Pixels of an image inside a page."""
 
 
 @cache
@@ -41,8 +41,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers_from: int 
     return Markup(macro.table(head, rows, numbers_from))
 
 
-def picture(data: bytes, mark: str = "") -> Markup:
-    """An encoded picture as `<img>`, made smaller where it is large; `mark` is its class."""
+def image_tag(data: bytes, mark: str = "") -> Markup:
+    """An encoded image as `<img>`, made smaller where it is large; `mark` is its class."""
     with Image.open(io.BytesIO(data)) as image:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
         buffer = io.BytesIO()

@@ -64,11 +64,11 @@ class PoolRules:
     max_pixels: int = 100_000_000
     """Drop images with more pixels without decoding them: a small file can unpack to more than the memory."""
     dedup: Dedup = field(default_factory=Dedup)
-    """Copies of pictures."""
+    """Copies of images."""
     where: tuple[str, ...] = ()
     """Keep rows whose columns satisfy these, for instance 'nsfw < 0.5'."""
     unit_rows: int = 100_000
-    """Rows that are read, matched and written together; fewer where their pictures are large."""
+    """Rows that are read, matched and written together; fewer where their images are large."""
 
     def __post_init__(self) -> None:
         if any(weight <= 0 for weight in self.weights):
@@ -186,8 +186,8 @@ def curate(settings: Curate) -> Manifest:
     image_rules = rules.ImageRules(
         min_side=thresholds.min_side, max_aspect=thresholds.max_aspect, max_pixels=settings.max_pixels
     )
-    if not pool.pictures:
-        _refuse_rules_of_pictures(settings, pool, thresholds)
+    if not pool.has_images:
+        _refuse_rules_of_images(settings, pool, thresholds)
     if not settings.dedup.active:  # which may leave one of them
         read.refuse_repeated_ids(pool)
     command.start_ray()
@@ -236,7 +236,7 @@ def _curate(
     return result
 
 
-def _refuse_rules_of_pictures(settings: Curate, pool: Pool, thresholds: Thresholds) -> None:
+def _refuse_rules_of_images(settings: Curate, pool: Pool, thresholds: Thresholds) -> None:
     """Raise ValueError for what cannot be judged by links."""
     asked = {
         "--min-side": thresholds.min_side > 0,
@@ -245,7 +245,7 @@ def _refuse_rules_of_pictures(settings: Curate, pool: Pool, thresholds: Threshol
     }
     if names := [name for name, is_asked in asked.items() if is_asked]:
         raise ValueError(
-            f"{pool.uri} holds links, and {' and '.join(names)} ask for pictures: fetch these first, or leave it out"
+            f"{pool.uri} holds links, and {' and '.join(names)} ask for images: fetch these first, or leave it out"
             " (--min-side 0 and --max-aspect inf end a preset's) and use columns, as in --where 'width >= 200'"
         )
 
@@ -262,15 +262,15 @@ def _languages(settings: Curate, pool: Pool, lists: Lists | None) -> tuple[str, 
     return codes
 
 
-def config_of(settings: Curate, *, pictures: bool) -> dict[str, Any]:
+def config_of(settings: Curate, *, images: bool) -> dict[str, Any]:
     """What a curated pool depends on: its settings, and the identity of what it is made from. Raises ValueError as
-    `curate` does, and for links where `pictures` are needed."""
+    `curate` does, and for links where `images` are needed."""
     from pipelines.stages import read
     from pipelines.stages.match import by_language
 
     pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
-    if pictures and not pool.pictures:
-        raise ValueError(f"{pool.uri} holds links; pipelines/fetch.py fetches their pictures")
+    if images and not pool.has_images:
+        raise ValueError(f"{pool.uri} holds links; pipelines/fetch.py fetches their images")
     return _config(settings, pool, by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None)
 
 

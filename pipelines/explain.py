@@ -37,7 +37,7 @@ def explain_image(settings: Explain) -> "Explanation":
     """Raises ValueError for a checkpoint that is no Llip and for an image that cannot be used."""
     from llip.evaluation import figures
     from llip.evaluation.explain import explain
-    from llip.page import page, picture, svg
+    from llip.page import image_tag, page, svg
 
     weights = settings.weights(settings.checkpoint)
     if not storage.exists(settings.image):
@@ -50,7 +50,7 @@ def explain_image(settings: Explain) -> "Explanation":
     figure.savefig(png, format="png", dpi=150)
     facts = {"checkpoint": weights.uri, "image": settings.image}
     sections = [
-        picture(image),
+        image_tag(image),
         "<h2>Cosines</h2><p>Of the image feature given a caption (row) with each caption (column). In a column, the "
         "feature given that very caption should be the closest.</p>",
         _cosines(found),

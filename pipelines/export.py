@@ -3,7 +3,7 @@
     uv run pipelines/export.py --shards output/shards --output output/webdataset
 
 A tar a shard, with the same rows in the same order: `.jpg`, `.png` or `.webp`, `.txt` with the first caption, and
-`.json` with every column but the picture. Equal rows give equal bytes. A run that was interrupted goes on where it
+`.json` with every column but the image. Equal rows give equal bytes. A run that was interrupted goes on where it
 stopped when it is started again.
 """
 

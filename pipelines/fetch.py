@@ -1,9 +1,9 @@
-"""Fetch the pictures that a list links to: a pool for `curate.py`.
+"""Fetch the images that a list links to: a pool for `curate.py`.
 
     uv run pipelines/fetch.py --links s3://bucket/links --output s3://bucket/pool
 
 The list is Parquet, CSV, TSV, JSONL or JSON with addresses and captions, or WAT files of Common Crawl; or a folder of
-links that `curate.py` left, whose pictures are then for `shard.py`. Run again, it tries what failed once more; what
+links that `curate.py` left, whose images are then for `shard.py`. Run again, it tries what failed once more; what
 came is not fetched again. `_failed` in the output names the reason for every link.
 """
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:  # imported once the options are right, so that --help and a r
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Which pictures are fetched, and how."""
+    """Which images are fetched, and how."""
 
     links: str
     """A folder, file or prefix of Parquet, CSV, TSV, JSONL or JSON with addresses and captions, or of .wat.gz files."""
     output: str = "output/pool"
-    """Folder of the pictures and their captions."""
+    """Folder of the images and their captions."""
     url_column: str | None = None
     """Column of the addresses; found by name (url, URL, image_url, src, coco_url) where not given. They may be
     relative where there is a column `page`."""
     caption_column: str | None = None
     """Column of the captions; found by name (captions, caption, text, TEXT, alt, raw_caption) where not given."""
     sha256_column: str | None = None
-    """Column of checksums that pictures have to have, hexadecimal; a null is not checked."""
+    """Column of checksums that images have to have, hexadecimal; a null is not checked."""
     connections: int = 128
     """Requests at a time, of each worker."""
     per_host: int = 4
@@ -55,7 +55,7 @@ class Fetch:
     max_bytes: int = 32 << 20
     """Larger files are not fetched."""
     max_pixels: int = 100_000_000
-    """Pictures with more are dropped."""
+    """Images with more are dropped."""
     user_agent: str = "llip-fetch/0.1"
     """What the program calls itself; name an address where you can be reached."""
     allow: tuple[str, ...] = ()
@@ -226,7 +226,7 @@ def _attempt(
 def _say(result: Manifest) -> None:
     summary = result.summary
     if "fetched" in summary:
-        print(f"{summary['fetched']:,} of {summary['links']:,} pictures, {result.bytes / 1e6:,.1f} MB")
+        print(f"{summary['fetched']:,} of {summary['links']:,} images, {result.bytes / 1e6:,.1f} MB")
     else:
         print(f"{summary['links']:,} links")
     for reason, count in summary.get("failed", {}).items():
@@ -242,7 +242,7 @@ def _in_words(not_read: Mapping[str, int]) -> str:
 
 def cli() -> None:
     """The command line."""
-    command.run(Fetch, fetch, "Fetch the pictures that a list links to.")
+    command.run(Fetch, fetch, "Fetch the images that a list links to.")
 
 
 if __name__ == "__main__":

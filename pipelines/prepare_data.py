@@ -13,7 +13,7 @@ Folders = str | tuple[str, ...]
 
 CORPUS_TAIL_SHARE = 0.25
 """Balancing of the built-in corpus, whose shares of captions are chosen: a web pool's 6 % takes seven in eight of those
-that say which places are taken, since many pictures share them."""
+that say which places are taken, since many images share them."""
 
 
 @dataclass(frozen=True, kw_only=True)

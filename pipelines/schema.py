@@ -7,7 +7,7 @@ import pyarrow as pa
 ID = "id"
 """string: names a row for good; every random decision about the row is a hash of it."""
 IMAGE = "image"
-"""binary: one encoded picture (JPEG, PNG, WebP)."""
+"""binary: one encoded image (JPEG, PNG, WebP)."""
 CAPTIONS = "captions"
 """list<string>: texts that are each true of the image."""
 KINDS = "kinds"
@@ -20,7 +20,7 @@ POOL = "pool"
 KEEP_PROBABILITY = "keep_probability"
 """list<double>, parallel to `captions`: where balancing is left to the loader, how likely it keeps each of them."""
 URL = "url"
-"""string: where the picture would have to be fetched."""
+"""string: where the image would have to be fetched."""
 REASON = "__llip_reason"
 """string: why a row cannot be used, a name of `rules.ROW_REASONS`; null where it can. Readers offer it."""
 RESERVED = "__llip_"
@@ -39,8 +39,8 @@ def refuse_reserved(names: Iterable[str], where: str, *, several: bool) -> None:
         raise ValueError(f"{where} has a column {taken[0]!r}, a name that curation writes itself; rename the column")
 
 
-def with_extras(extras: Iterable[pa.Field], *, pictures: bool = True) -> pa.Schema:
-    """The columns of curated files and shards: the required ones (of links: all but the picture), then what the pool
+def with_extras(extras: Iterable[pa.Field], *, images: bool = True) -> pa.Schema:
+    """The columns of curated files and shards: the required ones (of links: all but the image), then what the pool
     carries along."""
-    required = [pa.field(name, kind) for name, kind in REQUIRED.items() if pictures or name != IMAGE]
+    required = [pa.field(name, kind) for name, kind in REQUIRED.items() if images or name != IMAGE]
     return pa.schema([*required, *extras])

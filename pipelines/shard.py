@@ -44,10 +44,10 @@ class Shard(PoolRules):
     """What shards are made from, and how."""
 
     curated: str | None = None
-    """Folder that curation left; where it curated links, the folder that their pictures were fetched to
+    """Folder that curation left; where it curated links, the folder that their images were fetched to
     (output/curated)."""
     pool: str | tuple[str, ...] | None = None
-    """Pictures with captions that are sharded as they are, less what the rules drop: a pool as curate.py takes it."""
+    """Images with captions that are sharded as they are, less what the rules drop: a pool as curate.py takes it."""
     output: str = "output/shards"
     """Folder of the shards."""
     max_side: int = 512
@@ -116,7 +116,7 @@ def shard(settings: Shard) -> Manifest:
     else:
         made = settings.as_curated(output)
         folder, source = made.output, {"pool": ", ".join(made.pools)}
-        config["pool"] = config_of(made, pictures=True)
+        config["pool"] = config_of(made, images=True)
     if manifest.is_done(output, "shards", config):
         print(f"{output} holds the shards already")
         _clean(output)
@@ -239,7 +239,7 @@ def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: i
 
 
 def _columns(file: Curated, blur: str | None) -> pa.Schema:
-    """The columns of a curated file. Raises ValueError where there are no pictures, and where that of boxes is no list
+    """The columns of a curated file. Raises ValueError where there are no images, and where that of boxes is no list
     of lists of numbers."""
     import pyarrow.parquet as pq
 
@@ -249,7 +249,7 @@ def _columns(file: Curated, blur: str | None) -> pa.Schema:
         columns = pq.read_schema(handle).remove_metadata()
     if schema.IMAGE not in columns.names:
         folder = file.file.rpartition("/")[0]
-        raise ValueError(f"{folder} holds curated links; pipelines/fetch.py --links {folder} fetches their pictures")
+        raise ValueError(f"{folder} holds curated links; pipelines/fetch.py --links {folder} fetches their images")
     if blur and (blur not in columns.names or not _is_boxes(columns.field(blur).type)):
         found = columns.field(blur).type if blur in columns.names else f"not among {', '.join(columns.names)}"
         raise ValueError(f"--blur {blur}: {file.file} needs it as lists of four numbers; it is {found}")

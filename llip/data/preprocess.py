@@ -51,6 +51,6 @@ def _encoded(image: "str | os.PathLike[str] | bytes | Image.Image | np.ndarray")
     if isinstance(image, (str, os.PathLike)):
         return storage.read_bytes(os.fspath(image))
     buffer = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    picture.save(buffer, "PNG", compress_level=0)  # decoded as any other: transparency, palettes and 16 bits alike
+    decoded = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    decoded.save(buffer, "PNG", compress_level=0)  # decoded as any other: transparency, palettes and 16 bits alike
     return buffer.getvalue()

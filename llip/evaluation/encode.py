@@ -53,7 +53,7 @@ class ImageTask:
     name: str
     """Name of the set, for progress bars and messages."""
     rows: pa.Table
-    """With a column `image` of encoded pictures, or of references to them."""
+    """With a column `image` of encoded images, or of references to them."""
     job: BatchJob
 
 
@@ -117,8 +117,7 @@ def decoded(
         places = (f"evaluation set {name}, row {row}" for row in count(first_row + start))
         side, preprocessing = config.vision.image_size, config.preprocessing
         return [
-            pool.submit(decode, picture, side, where, preprocessing)
-            for picture, where in zip(found, places, strict=False)
+            pool.submit(decode, image, side, where, preprocessing) for image, where in zip(found, places, strict=False)
         ]
 
     starts = range(0, rows.num_rows, batch_size)[batches]
@@ -129,14 +128,14 @@ def decoded(
 
 
 def decode(
-    picture: bytes | dict[str, Any], image_size: int, where: str, preprocessing: PreprocessConfig = OPENAI
+    image: bytes | dict[str, Any], image_size: int, where: str, preprocessing: PreprocessConfig = OPENAI
 ) -> Tensor:
-    """Pixels of a picture, given its bytes or a reference to them: uint8 [3, side, side].
+    """Pixels of an image, given its bytes or a reference to them: uint8 [3, side, side].
 
     Raises ValueError, saying where, for one that cannot be read.
     """
     try:
-        return evaluation_transform(image_references.encoded(picture), image_size, preprocessing)
+        return evaluation_transform(image_references.encoded(image), image_size, preprocessing)
     except (DecodeError, OSError) as error:
         raise ValueError(f"{where}: the image cannot be used ({error})") from error
 

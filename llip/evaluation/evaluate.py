@@ -47,7 +47,7 @@ def evaluate_model(
     """Metrics of a model on sets, named `<set>/<metric>`: see `zero_shot`, `retrieval`, `context` and
     `choice`.
 
-    The model is moved to `device`. Raises ValueError, naming set and row, for a picture or a row that cannot be used.
+    The model is moved to `device`. Raises ValueError, naming set and row, for an image or a row that cannot be used.
     """
     run = InProcess(model=model.to(device), batch_size=batch_size, progress=progress)
     return named(evaluate_sets(model, sets, run))

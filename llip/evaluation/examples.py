@@ -1,4 +1,4 @@
-"""Examples of a report, drawn by seed and not chosen, as HTML with the pictures inside."""
+"""Examples of a report, drawn by seed and not chosen, as HTML with the images inside."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from llip.evaluation.encode import Arrays
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.retrieval import Retrieval
 from llip.evaluation.sets.image_references import encoded
-from llip.page import picture
+from llip.page import image_tag
 
 PER_KIND = 2
 IMAGES = 24
@@ -33,10 +33,10 @@ def _rankings(outcome: Outcome, ranked: Retrieval, rng: np.random.Generator) -> 
         yield f"<h4>{html.escape(kind)}</h4>"
         for text in sorted(rng.choice(texts, min(PER_KIND, len(texts)), replace=False).tolist()):
             true = ranked.captions.positives(text)
-            pictures = (_picture(outcome, image, image in true) for image in ranked.best_images_TX[text].tolist())
+            images = (_image(outcome, image, image in true) for image in ranked.best_images_TX[text].tolist())
             note = f"average precision {ranked.average_precision_T[text]:.2f}, true of {len(true)} images"
             query = f"{html.escape(ranked.captions.texts[text])}<small>{note}</small>"
-            yield f'<div class="ranking"><div class="query">{query}</div>{"".join(pictures)}</div>'
+            yield f'<div class="ranking"><div class="query">{query}</div>{"".join(images)}</div>'
 
 
 def _predictions(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
@@ -46,7 +46,7 @@ def _predictions(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> 
         predicted, right = int(arrays["predicted"][image]), bool(arrays["above"][image] == 0)
         true = "" if right else f"<small>{html.escape(classes[label[image]])}</small>"
         caption = f"<figcaption>{html.escape(classes[predicted])}{true}</figcaption>"
-        yield f"<figure>{_picture(outcome, image, right)}{caption}</figure>"
+        yield f"<figure>{_image(outcome, image, right)}{caption}</figure>"
 
 
 def _contexts(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _contexts(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Ite
         body = "".join(f"<tr><td>{name}</td>{first}{second}</tr>" for name, first, second in rows)
         head = "<tr><th>caption</th><th>image given A</th><th>image given B</th></tr>"
         shown = f'<div class="scroll"><table>{head}{body}</table></div>'
-        yield f'<div class="context">{_picture(outcome, image)}{shown}</div>'
+        yield f'<div class="context">{_image(outcome, image)}{shown}</div>'
 
 
 def _choices(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
@@ -74,7 +74,7 @@ def _choices(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iter
             for place, (caption, score) in enumerate(zip(captions, score_W, strict=False))
         ]
         shown = f'<div class="scroll"><table>{"".join(rows)}</table></div>'
-        yield f'<div class="context">{_picture(outcome, image)}{shown}</div>'
+        yield f'<div class="context">{_image(outcome, image)}{shown}</div>'
 
 
 def _cell(value: float, right: bool | None = None) -> str:
@@ -86,6 +86,6 @@ def _some(count: int, wanted: int, rng: np.random.Generator) -> Sequence[int]:
     return sorted(rng.choice(count, min(count, wanted), replace=False).tolist())
 
 
-def _picture(outcome: Outcome, image: int, right: bool | None = None) -> str:
+def _image(outcome: Outcome, image: int, right: bool | None = None) -> str:
     mark = "" if right is None else "right" if right else "wrong"
-    return picture(encoded(outcome.data.table["image"][image].as_py()), mark)
+    return image_tag(encoded(outcome.data.table["image"][image].as_py()), mark)

@@ -31,7 +31,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(model: ContrastiveModel, image: bytes, captions: Sequence[str], where: str = "image") -> Explanation:
-    """Raises ValueError for a model whose captions mix nothing, for no captions, and for a picture that is broken."""
+    """Raises ValueError for a model whose captions mix nothing, for no captions, and for an image that is broken."""
     if model.config.head.kind != "text_query":
         raise ValueError(f"captions change nothing in a {model.config.head.kind} model; a text_query head is needed")
     if not captions:

@@ -24,7 +24,7 @@ class Ranks(Protocol):
 class OverRanks:
     """Every rank does every `size`-th batch, the same batches as one process, and rank 0 gets the results.
 
-    All ranks have to call it. Raises ValueError on rank 0 for a picture that any rank cannot use.
+    All ranks have to call it. Raises ValueError on rank 0 for an image that any rank cannot use.
     """
 
     model: ContrastiveModel

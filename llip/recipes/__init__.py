@@ -45,7 +45,7 @@ def _training(size: str, model: ModelConfig, loss: LossName = "sigmoid") -> Trai
             model=model,
             objective=objective,
             optimizer=replace(optimizer, warmup_share=1 / 12),
-            # whole pictures: the corpus itself moves and scales what it draws
+            # whole images: the corpus itself moves and scales what it draws
             data=DataConfig(batch_size=64, captions_per_image=4, crop_scale=(1.0, 1.0), threads=1),
             steps=1200,
             precision="fp32",

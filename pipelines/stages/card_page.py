@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from llip import storage
-from llip.page import COLOURS, GREY, INK, page, picture, plain, svg, table
+from llip.page import COLOURS, GREY, INK, image_tag, page, plain, svg, table
 from pipelines import schema
 from pipelines.stages import card
 from pipelines.stages.filter import rules
@@ -173,10 +173,10 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _shown(row: Mapping[str, Any]) -> str:
-    """The picture, or its address. Curation looks at headers only, so a picture may turn out to be broken."""
+    """The image, or its address. Curation looks at headers only, so an image may turn out to be broken."""
     if schema.IMAGE not in row:
         return f"<small>{html.escape(row[schema.URL] or '')}</small>"
     try:
-        return picture(row[schema.IMAGE])
+        return image_tag(row[schema.IMAGE])
     except Exception:  # Pillow raises many kinds on broken files
-        return "<small>a picture that can't be decoded</small>"
+        return "<small>an image that can't be decoded</small>"

@@ -1,4 +1,4 @@
-"""Pictures as shards hold them: decodable, upright, opaque, JPEG, PNG or WebP, no side longer than asked for."""
+"""Images as shards hold them: decodable, upright, opaque, JPEG, PNG or WebP, no side longer than asked for."""
 
 import io
 import re
@@ -26,33 +26,33 @@ from pipelines.stages.pixels import (
 PASSED = ("JPEG", "PNG", "WEBP")
 """Formats that the loader reads."""
 DAMAGE = re.compile("Corrupt JPEG data: (?!bad ICC marker)|Premature end of JPEG file")
-"""libjpeg's warnings of it; others are of what is said about the picture."""
+"""libjpeg's warnings of it; others are of what is said about the image."""
 PROFILE = "bad ICC marker"
 """And one that is, by another name."""
 EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 """Bytes between the last pixel and the mark of the end."""
 Box = Sequence[float]
-"""Left, top, right, bottom of a part of a picture as it is seen, as shares of its width and height."""
+"""Left, top, right, bottom of a part of an image as it is seen, as shares of its width and height."""
 BLUR = 0.1
 """By how much of its diagonal a box is widened, and the deviation of the Gaussian that blurs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How pictures are stored."""
+    """How images are stored."""
 
     max_side: int
-    """Longest side, pixels; larger pictures are scaled down."""
+    """Longest side, pixels; larger images are scaled down."""
     format: Format
     """keep: as it came where possible."""
     quality: int
     """Of JPEG and WebP, 1 to 100."""
     max_pixels: int
-    """Pictures with more are not decoded: a small file can unpack to more than the memory of the machine."""
+    """Images with more are not decoded: a small file can unpack to more than the memory of the machine."""
 
 
 def encode(data: bytes, encoding: Encoding, boxes: Sequence[Box] = ()) -> bytes:
-    """The picture as it is stored, with some boxes (faces) blurred: the same bytes where nothing has to change.
+    """The image as it is stored, with some boxes (faces) blurred: the same bytes where nothing has to change.
 
     Raises UnusableImageError. What is passed on as it came has been decoded as the loader does it, and every JPEG has
     been read to its end, so that no training step meets a file that it cannot read, nor what is left of a damaged one.
@@ -60,26 +60,26 @@ def encode(data: bytes, encoding: Encoding, boxes: Sequence[Box] = ()) -> bytes:
     return read(data, partial(_stored, encoding=encoding, boxes=boxes))
 
 
-def _stored(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequence[Box]) -> bytes:
-    if picture.width * picture.height > encoding.max_pixels:
+def _stored(image: Image.Image, data: bytes, encoding: Encoding, boxes: Sequence[Box]) -> bytes:
+    if image.width * image.height > encoding.max_pixels:
         raise UnusableImageError(TOO_LARGE)
-    source = "JPEG" if picture.format == "MPO" else picture.format  # a JPEG with further ones behind it, as of phones
+    source = "JPEG" if image.format == "MPO" else image.format  # a JPEG with further ones behind it, as of phones
     wanted = encoding.format.upper() if encoding.format != "keep" else source if source in PASSED else "PNG"
-    large = max(picture.size) > encoding.max_side
-    unchanged = source == wanted and not large and not boxes and _plain(picture)
+    large = max(image.size) > encoding.max_side
+    unchanged = source == wanted and not large and not boxes and _plain(image)
     if unchanged and source != "JPEG":  # Pillow may yet fail on what lies behind the pixels, as others with it would
-        picture.load()
+        image.load()
     if source == "JPEG":  # Pillow shows what is left of a damaged one
         warning = _first_warning(data)
         if (unchanged or warning) and not _is_loadable(data):
             raise UnusableImageError(UNDECODABLE)
         if _is_damage(warning, data):
             raise UnusableImageError(DAMAGED)
-    if unchanged and orientation(picture) == 1 and (source == "JPEG" or _is_loadable(data)):
+    if unchanged and orientation(image) == 1 and (source == "JPEG" or _is_loadable(data)):
         return data
     if large and source == "JPEG":  # decoded at a half, quarter or eighth of its size where that is enough
-        picture.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS, reducing_gap=1.0)
-    result = pixels(picture)
+        image.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS, reducing_gap=1.0)
+    result = pixels(image)
     if large:
         result.thumbnail((encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS)
     for box in boxes:
@@ -93,7 +93,7 @@ def _stored(picture: Image.Image, data: bytes, encoding: Encoding, boxes: Sequen
 def _is_loadable(data: bytes) -> bool:
     try:
         decode(data)
-    except DecodeError:  # damage, or an animation, of which the first picture is taken
+    except DecodeError:  # damage, or an animation, of which the first image is taken
         return False
     return True
 
@@ -120,20 +120,20 @@ def _first_warning(data: bytes) -> str:
     return ""
 
 
-def _blur(picture: Image.Image, box: Box) -> None:
-    """Blur a part of a picture in place, as Yang et al. (A Study of Face Obfuscation in ImageNet, ICML 2022) do."""
+def _blur(image: Image.Image, box: Box) -> None:
+    """Blur a part of an image in place, as Yang et al. (A Study of Face Obfuscation in ImageNet, ICML 2022) do."""
     if len(box) != 4 or not (box[0] <= box[2] and box[1] <= box[3]):
         raise UnusableImageError("unusable boxes")
-    left, top, right, bottom = (edge * side for edge, side in zip(box, picture.size * 2, strict=True))
+    left, top, right, bottom = (edge * side for edge, side in zip(box, image.size * 2, strict=True))
     margin = BLUR * ((right - left) ** 2 + (bottom - top) ** 2) ** 0.5
     region = (
         max(0, int(left - margin)),
         max(0, int(top - margin)),
-        min(picture.width, int(right + margin) + 1),
-        min(picture.height, int(bottom + margin) + 1),
+        min(image.width, int(right + margin) + 1),
+        min(image.height, int(bottom + margin) + 1),
     )
-    picture.paste(picture.crop(region).filter(ImageFilter.GaussianBlur(margin)), region)
+    image.paste(image.crop(region).filter(ImageFilter.GaussianBlur(margin)), region)
 
 
-def _plain(picture: Image.Image) -> bool:
-    return (picture.mode in PLAIN or picture.mode == "P") and "transparency" not in picture.info
+def _plain(image: Image.Image) -> bool:
+    return (image.mode in PLAIN or image.mode == "P") and "transparency" not in image.info

@@ -1,6 +1,6 @@
 """Jobs on the images of evaluation sets, on Ray Data actors that each hold the model.
 
-What travels is one row for each batch: the encoded pictures on the way there, small arrays on the way back.
+What travels is one row for each batch: the encoded images on the way there, small arrays on the way back.
 """
 
 import io
@@ -80,7 +80,7 @@ class Worker:
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Takes and gives one row. A picture that cannot be read is handed over as a message: no remote traceback."""
+        """Takes and gives one row. An image that cannot be read is handed over as a message: no remote traceback."""
         task, first_row = int(batch["task"][0]), int(batch["first_row"][0])
         rows = pa.ipc.open_stream(batch["rows"][0]).read_all()
         try:

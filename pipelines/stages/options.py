@@ -37,14 +37,14 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dedup:
-    """Which copies of pictures are dropped."""
+    """Which copies of images are dropped."""
 
     copies: bool = False
-    """Keep one of the copies of a picture in the pool: the row whose id has the smallest hash."""
+    """Keep one of the copies of an image in the pool: the row whose id has the smallest hash."""
     evaluation: tuple[str, ...] = ()
-    """Drop copies of the pictures of the evaluation sets under these folders."""
+    """Drop copies of the images of the evaluation sets under these folders."""
     distance: int | None = None
-    """Pictures are copies too where at most so many of the 256 bits of their perceptual hashes differ: 12 finds what
+    """Images are copies too where at most so many of the 256 bits of their perceptual hashes differ: 12 finds what
     was encoded anew or scaled. Where not given, only files with the same bytes are copies."""
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ def _decide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes of ROW_REASONS (uint8 [N]) and, for all captions one after another, of CAPTION_REASONS (uint8 [T]).
 
-    drawn: bool [T], which captions balancing leaves; the shorter sides of pictures that stay are added to `sides`.
+    drawn: bool [T], which captions balancing leaves; the shorter sides of images that stay are added to `sides`.
     """
     row_reasons = decided["row_reason"].to_numpy().copy()
     lists = whole(decided["caption_reasons"])

@@ -15,7 +15,7 @@ from pipelines import schema as columns
 DISTINCT = (columns.ID, columns.CAPTIONS, columns.URL)
 """Columns that hardly repeat a value: a dictionary of theirs is made to be thrown away."""
 PLAIN = (columns.ID, columns.CAPTIONS)
-"""Columns that are not compressed: that takes longer than to write them, for a thousandth of a file with pictures."""
+"""Columns that are not compressed: that takes longer than to write them, for a thousandth of a file with images."""
 
 
 class Hashing:
@@ -48,7 +48,7 @@ class ParquetFile:
             schema,
             compression=dict.fromkeys(compressed, "zstd"),
             use_dictionary=repeating,
-            write_statistics=repeating,  # those of pictures would be pictures
+            write_statistics=repeating,  # those of images would be images
             write_page_checksum=True,
         )
 
@@ -75,7 +75,7 @@ def parquet_file(folder: str, name: str, schema: pa.Schema) -> Iterator[ParquetF
 
 
 def _leaves_but(names: Sequence[str], schema: pa.Schema) -> list[str]:
-    """Paths of the Parquet columns of a table, without those of columns that are named and without pictures, which are
+    """Paths of the Parquet columns of a table, without those of columns that are named and without images, which are
     compressed already."""
     fields = [field for field in schema if field.name not in names and not pa.types.is_binary(field.type)]
     return [leaf for field in fields for leaf in _leaves(field.name, field.type)]

@@ -16,7 +16,7 @@ from pipelines import schema
 from pipelines.stages.write import Hashing
 
 SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
-"""By the first two bytes of a picture."""
+"""By the first two bytes of an image."""
 
 
 def write_tar(shard: tuple[int, FileEntry], *, shards: str, folder: str) -> dict[str, Any]:

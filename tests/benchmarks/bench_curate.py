@@ -68,7 +68,7 @@ def write_pool(folder: Path, rows: int) -> None:
         table = pa.table(
             {
                 "id": [f"{start + i:09d}" for i in range(count)],
-                "url": [f"https://example.com/pictures/{start + i:09d}.jpg" for i in range(count)],
+                "url": [f"https://example.com/images/{start + i:09d}.jpg" for i in range(count)],
                 "caption": captions,
             }
         )

@@ -4,7 +4,7 @@ which should not grow with the pool.
     uv run tests/benchmarks/bench_dedup.py
 
 Pools of 10,000 rows a unit; one row in ten is a near-copy (8 flipped bits of 256) of a row anywhere in the pool, and
-one in a hundred is the same white picture.
+one in a hundred is the same white image.
 """
 
 import json

@@ -56,7 +56,7 @@ def ours(data: bytes) -> bytes:
 
 
 def noise(stored: bytes, data: bytes) -> float:
-    """How far a stored picture is from the photograph scaled to its size, peak signal-to-noise ratio in dB."""
+    """How far a stored image is from the photograph scaled to its size, peak signal-to-noise ratio in dB."""
     found = Image.open(io.BytesIO(stored))
     exact = Image.open(io.BytesIO(data)).convert("RGB").resize(found.size, Image.Resampling.LANCZOS)
     error = np.asarray(found, np.float64) - np.asarray(exact, np.float64)

@@ -5,7 +5,7 @@
 Photographs of 341 x 256 pixels (JPEG, quality 90) to 224, one caption an image, crops of 0.9 to 1.0 of the area, one
 worker each; they take turns. CPU seconds of all threads and processes are counted, which other processes of a busy
 machine do not add to.
-The second table is the small-picture path of the built-in corpus: 64 to 48 pixels, four captions an image. The last
+The second table is the small-image path of the built-in corpus: 64 to 48 pixels, four captions an image. The last
 lines are the seconds from opening the loader in the middle of an epoch to its first batch, and the memory of the
 process while 100,000 of these samples pass.
 """

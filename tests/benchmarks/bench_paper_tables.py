@@ -2,7 +2,7 @@
 
     uv run tests/benchmarks/bench_paper_tables.py --output output/tables
 
-1. Seconds of a training step by model, random pictures and captions.
+1. Seconds of a training step by model, random images and captions.
 2. Seconds an image to be classified, against the number of prompts.
 3. K and patch tokens: small models trained alike on the built-in corpus, and what they reach. Run again, it goes on
    with the models that miss.

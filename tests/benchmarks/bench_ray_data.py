@@ -3,7 +3,7 @@
     uv run python tests/benchmarks/bench_ray_data.py
 
 Both decode, crop and tokenise with the same functions, so what is compared is all the rest: reading, shuffling,
-batching, and moving pictures between processes. Photographs of 341 x 256 pixels to 224, one caption an image; whole
+batching, and moving images between processes. Photographs of 341 x 256 pixels to 224, one caption an image; whole
 epochs of Ray Data, its start included, take turns with as many batches of the loader. CPU seconds of all threads and
 processes are counted, Ray's own among them.
 """

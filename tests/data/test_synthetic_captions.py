@@ -22,7 +22,7 @@ ROWS = 256
 
 def synthetic(number: int) -> list[str] | None:
     """None, none, or one to three texts."""
-    return None if number % 5 == 0 else [f"synthetic {c} of picture {number}" for c in range(number % 4)]
+    return None if number % 5 == 0 else [f"synthetic {c} of image {number}" for c in range(number % 4)]
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_accuracy_is_that_of_a_literal_loop(recipe: str, monkeypatch: pytest.Mon
         }
     )
     assert found["choices/choice_accuracy"].chance == pytest.approx(np.mean([1 / 2, 1 / 3, 1 / 4]))
-    assert found["choices/choice_accuracy"].over == "5 images", "rows of one picture are one unit"
+    assert found["choices/choice_accuracy"].over == "5 images", "rows of one image are one unit"
 
 
 def literal_groups(score: np.ndarray) -> tuple[float, float, float]:
@@ -210,7 +210,7 @@ def test_winoground_gives_two_rows_a_group(tmp_path: Path) -> None:
         (
             "swap_obj.json",
             {"0": {"filename": "b.jpg", "caption": "x", "negative_caption": "y"}},
-            r"entry 0: picture b.jpg is nowhere beside or below the list",
+            r"entry 0: image b.jpg is nowhere beside or below the list",
         ),
         (
             "my.negatives.json",

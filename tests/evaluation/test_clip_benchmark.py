@@ -1,4 +1,4 @@
-"""Parity with CLIP_benchmark's own evaluation, on the same models, pictures and captions."""
+"""Parity with CLIP_benchmark's own evaluation, on the same models, images and captions."""
 
 from typing import Any
 

@@ -72,7 +72,7 @@ def test_the_batch_size_does_not_matter() -> None:
 def test_a_picture_that_does_not_decode_is_refused_by_row() -> None:
     data = make_sets()[0]
     blobs = data.table["image"].to_pylist()
-    blobs[7] = b"no picture"
+    blobs[7] = b"no image"
     broken = EvaluationSet(
         name="things",
         task="classification",

@@ -98,7 +98,7 @@ def test_no_image_stays_and_nothing_else_changes() -> None:
 
 
 def test_without_an_image_the_captions_alone_decide() -> None:
-    """The blind score is that of the captions by one grey picture; every row is a unit of its interval."""
+    """The blind score is that of the captions by one grey image; every row is a unit of its interval."""
     (_, blind) = controls.of(choices())
     model = model_of("siglip_tiny")
     found = evaluate_model(model, [blind], progress=False)["choices-blind/choice_accuracy"]

@@ -244,7 +244,7 @@ def files(folder: Path, contents: Mapping[str, str | None]) -> None:
     [
         (lambda f: tars(f, cls=b""), r"test/0.tar, sample s0000000: it has no .cls member"),
         (lambda f: tars(f, cls=b"cat"), "its .cls member has to hold the index of a class; it holds 'cat'"),
-        (lambda f: tars(f, png=b""), "sample s0000000: it has no picture"),
+        (lambda f: tars(f, png=b""), "sample s0000000: it has no image"),
         (lambda f: tars(f, cls=b"4"), "labels 4 to 4, but 1 classes"),
         (lambda f: tars(f, then={"classnames.txt": None}), "classnames.txt does not exist: a name a line"),
         (lambda f: tars(f, then={"test/0.tar": None}), "nshards.txt says 1, but 0.tar is missing"),

@@ -24,7 +24,7 @@ class InnerProduct:
 
 
 def make_set(images: int = 60, seed: int = 0) -> EvaluationSet:
-    """Pictures with two or three captions out of 40 objects and 25 grounds, many of them shared."""
+    """Images with two or three captions out of 40 objects and 25 grounds, many of them shared."""
     rng = np.random.default_rng(seed)
     captions, kinds = [], []
     for _ in range(images):

@@ -18,9 +18,9 @@ PHONE, DESKTOP = 390, 1280
 
 
 def seen(text: str, folder: Path, width: int = DESKTOP, picture: Path | None = None) -> tuple[bool, bool, int]:
-    """Whether a page fits a width in pixels, whether all its pictures are shown, and how many it has.
+    """Whether a page fits a width in pixels, whether all its images are shown, and how many it has.
 
-    `picture` gets what is seen, as PNG.
+    `image` gets what is seen, as PNG.
     """
     frame = folder / "frame.html"
     frame.write_text(FRAME.format(width=width, page=html.escape(text)))

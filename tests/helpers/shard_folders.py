@@ -20,14 +20,14 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> Image.Image:
-    """A smooth picture of its own for every seed."""
+    """A smooth image of its own for every seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def row(number: int, image: bytes | None = None) -> dict[str, object]:
     """A row with 1 to 4 captions, which name it."""
-    captions = [f"caption {c} of picture {number}" for c in range(1 + number % 4)]
+    captions = [f"caption {c} of image {number}" for c in range(1 + number % 4)]
     return {"id": f"row-{number}", "image": image or encode(picture(number)), "captions": captions}
 
 

@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
 
 
 def picture(number: int, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
-    """A small picture that differs from those of other numbers."""
+    """A small image that differs from those of other numbers."""
     target = io.BytesIO()
     Image.new("RGB", size, (number % 256, number // 256 % 256, 77)).save(target, kind)
     return target.getvalue()

@@ -1,4 +1,4 @@
-"""A browser that looks at MLflow's comparison page, for the test beside it and for pictures.
+"""A browser that looks at MLflow's comparison page, for the test beside it and for images.
 
     uv run python tests/helpers/tracking_page.py --store sqlite:///output/mlflow.db --output comparison.png
 
@@ -45,7 +45,7 @@ def serve(store: str, *options: str) -> Iterator[str]:
 
 
 def look(page: str, *, until: Sequence[str], picture: Path, size: tuple[int, int] = (1200, 2200)) -> str:
-    """Open a page, wait until it shows all the given texts, take its picture, and return its text."""
+    """Open a page, wait until it shows all the given texts, take its image, and return its text."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By

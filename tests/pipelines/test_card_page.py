@@ -109,5 +109,5 @@ def test_curation_leaves_the_same_samples_and_curve_whatever_the_partitioning(tm
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_a_browser_shows_the_page_within_its_width(tmp_path: Path) -> None:
-    shown = [{"image": picture(i), "captions": ["a long caption of a picture " * 3, "and one more"]} for i in range(24)]
+    shown = [{"image": picture(i), "captions": ["a long caption of an image " * 3, "and one more"]} for i in range(24)]
     assert seen(card_page.make("s3://bucket/a/long/name/of/a/pool", small_card(), shown), tmp_path) == (True, True, 24)

@@ -1,4 +1,4 @@
-"""Copies of pictures: found as the definition says, whatever the partitioning; precision and recall on a corpus with
+"""Copies of images: found as the definition says, whatever the partitioning; precision and recall on a corpus with
 injected copies."""
 
 import io
@@ -82,7 +82,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def copies(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """What happens to pictures on their way through the web."""
+    """What happens to images on their way through the web."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     yield "same", data
     yield "jpeg", encoded(image, "JPEG", quality=75)
@@ -144,7 +144,7 @@ class TestDedup:
         groups = {original_of(r) for r in pool if r["id"] in candidates}
         true = len(candidates) - len(groups)  # all but one of each group
         alive = {original_of(r) for r in pool if r["id"] in kept}
-        wrong = len(groups - alive)  # pictures of which nothing is left
+        wrong = len(groups - alive)  # images of which nothing is left
         recall, precision = (len(dropped) - wrong) / true, 1 - wrong / len(dropped)
         print(f"{len(pool)} rows, {true} copies: precision {precision:.4f}, recall {recall:.4f}")
         assert precision == 1 and recall > 0.97

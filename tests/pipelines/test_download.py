@@ -1,4 +1,4 @@
-"""Fetching pictures from hosts that misbehave, and from where nobody may connect to."""
+"""Fetching images from hosts that misbehave, and from where nobody may connect to."""
 
 import asyncio
 import gzip

@@ -257,9 +257,9 @@ def test_actors_give_the_same_numbers(job: Evaluate, tmp_path: Path, ray_session
     assert evaluate(spread) == alone
 
 
-def test_actors_name_the_row_of_a_broken_picture(tmp_path: Path, ray_session: None) -> None:
+def test_actors_name_the_row_of_a_broken_image(tmp_path: Path, ray_session: None) -> None:
     data = make_sets()[0]
-    blobs = [*data.table["image"].to_pylist()[:9], b"no picture"]
+    blobs = [*data.table["image"].to_pylist()[:9], b"no image"]
     broken = EvaluationSet(
         name="things",
         task="classification",

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("llip_tiny_k8", "siglip_tiny"):
         save_model(create_model(name), str(folder / name))
     (folder / "desk.png").write_bytes(picture(3))
-    (folder / "notes.png").write_text("no picture")
+    (folder / "notes.png").write_text("no image")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Links that are curated by their captions before a picture is fetched."""
+"""Links that are curated by their captions before an image is fetched."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_curating_before_fetching_keeps_what_curating_after_it_keeps(tmp_path: P
     pictured = replace(
         links,
         pool=write_parquet(tmp_path / "pool", pool_rows(ROWS)),
-        output=str(tmp_path / "pictured"),
+        output=str(tmp_path / "imaged"),
         matches=str(tmp_path / "matches-2"),
     )
     curate(links)
@@ -86,13 +86,13 @@ def test_rules_about_pictures_are_refused(tmp_path: Path, changes: dict[str, Any
     settings = Curate(pool=write_links(tmp_path / "links", None), output=str(tmp_path / "curated"))
     if "dedup" in changes:
         changes = {"dedup": replace(settings.dedup, copies=True)}
-    with pytest.raises(ValueError, match=rf"links holds links, and {message} for pictures"):
+    with pytest.raises(ValueError, match=rf"links holds links, and {message} for images"):
         curate(replace(settings, **changes))
 
 
 def test_links_beside_pictures_are_refused(tmp_path: Path) -> None:
     pools = write_links(tmp_path / "links", None), write_parquet(tmp_path / "pool", pool_rows(4))
-    with pytest.raises(ValueError, match=r"--pool: .*links has links, others have pictures"):
+    with pytest.raises(ValueError, match=r"--pool: .*links has links, others have images"):
         read.open_pools(pools, unit_rows=10)
 
 

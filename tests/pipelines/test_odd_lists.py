@@ -16,10 +16,10 @@ LISTS: dict[str, tuple[str, str | bytes, list[Any]]] = {
     "unquoted commas": ("l.csv", "image,caption\n0.jpg,a, b\n1.jpg,c\n2.jpg\n", [WRONG, ["c"], WRONG]),
     "a large field": ("l.csv", f"image,caption\n0.jpg,{'x' * 180_000}\n", [["x" * 180_000]]),
     "bytes of another encoding": ("l.csv", b"image,caption\n0.jpg,caf\xe9\n1.jpg,ok\n", ["text is no Unicode", ["ok"]]),
-    "no picture": ("l.csv", "image,caption\n,a\n1.jpg,b\n", [WRONG, ["b"]]),
+    "no image": ("l.csv", "image,caption\n,a\n1.jpg,b\n", [WRONG, ["b"]]),
     "letters that are no newlines": ("l.csv",
         "\ufeffimage,caption\n0.jpg,a\u2028b\x85c\x0cd\n", [["a\u2028b\x85c\x0cd"]]),
-    "several lines of one picture": ("l.csv", "image,caption\n0.jpg,a\n1.jpg,b\n0.jpg,c\n", [["a", "c"], ["b"]]),
+    "several lines of one image": ("l.csv", "image,caption\n0.jpg,a\n1.jpg,b\n0.jpg,c\n", [["a", "c"], ["b"]]),
     "semicolons": ("l.csv", "image;caption\n0.jpg;a, b\n", [["a, b"]]),
     "gzip": ("l.csv.gz", "image,caption\n0.jpg,a\n", [["a"]]),
     "tabs with quotes": ("l.tsv", 'image\tcaption\n0.jpg\t"the" cat\n1.jpg\t5" nail\n2.jpg\t"a ""b"" c"\n',
@@ -117,7 +117,7 @@ def test_links_of_conceptual_captions_are_curated_without_pictures(tmp_path: Pat
     (tmp_path / "cc.tsv").write_text(text)
     pool = read.open_pool(str(tmp_path), unit_rows=10)
     rows, _ = rows_of(tmp_path)
-    assert not pool.pictures and [(r["url"], r["captions"]) for r in rows] == [
+    assert not pool.has_images and [(r["url"], r["captions"]) for r in rows] == [
         ("http://x/1.jpg", ["a cat"]), ("http://x/2", ["b"])
     ]  # fmt: skip
 

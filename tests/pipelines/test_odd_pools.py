@@ -102,7 +102,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "a.tar").unlink()
     (tmp_path / "a.png").write_bytes(b"1234")
     (tmp_path / "a.txt").write_text("four bytes")
-    monkeypatch.setattr(normalise, "PICTURE_BYTES", 3)
+    monkeypatch.setattr(normalise, "IMAGE_BYTES", 3)
     assert seen(rows_of(tmp_path)[0]) == ["file is too large"]
 
 
@@ -253,7 +253,7 @@ def test_a_pool_is_sharded_as_it_is(
     without_ray(monkeypatch)
     half = picture(40, size=(300, 200))
     pictures = [*map(picture, range(12)), picture(0), b"broken", half[: len(half) // 2]]
-    texts = [f"picture {i} of many" if i != 3 else "" for i in range(15)]
+    texts = [f"image {i} of many" if i != 3 else "" for i in range(15)]
     if kind == "webdataset":
         members = [(f"{i}.{s}", c) for i, p in enumerate(pictures) for s, c in (("png", p), ("txt", texts[i].encode()))]
         (tmp_path / "pool").mkdir()

@@ -1,4 +1,4 @@
-"""Pictures of every mode and with every broken metadata: what is stored shows the picture, as the loader decodes it."""
+"""Images of every mode and with every broken metadata: what is stored shows the image, as the loader decodes it."""
 
 import io
 import struct
@@ -34,7 +34,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def shown(data: bytes, encoding: Encoding = ENCODING) -> np.ndarray:
-    """What training sees of a picture after sharding, [H, W, 3]; Pillow sees the same."""
+    """What training sees of an image after sharding, [H, W, 3]; Pillow sees the same."""
     stored = encode(data, encoding)
     seen = decode(stored).permute(1, 2, 0).numpy().astype(int)
     by_pillow = np.asarray(Image.open(io.BytesIO(stored)).convert("RGB")).astype(int)
@@ -198,7 +198,7 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def test_a_wrong_checksum_costs_no_picture_and_damaged_pixels_do() -> None:
+def test_a_wrong_checksum_costs_no_image_and_damaged_pixels_do() -> None:
     data = saved(PICTURE, "PNG")
     begin = data.index(b"IDAT")
     end = begin + 4 + int.from_bytes(data[begin - 4 : begin])
@@ -229,7 +229,7 @@ def test_whatever_is_stored_is_what_the_loader_reads(kind: str, wanted: Any) -> 
     assert 0 < stored < 150
 
 
-# Metadata that is broken, and costs no picture.
+# Metadata that is broken, and costs no image.
 
 
 def chunk(name: bytes, data: bytes, *, wrong: bool = False) -> bytes:
@@ -295,7 +295,7 @@ CARRIERS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("name", EXIF)
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("wanted", ["keep", "png"])
-def test_broken_exif_costs_no_picture_and_a_valid_orientation_counts(carrier: str, name: str, wanted: Any) -> None:
+def test_broken_exif_costs_no_image_and_a_valid_orientation_counts(carrier: str, name: str, wanted: Any) -> None:
     content, turned = EXIF[name]
     data = CARRIERS[carrier](content)
     seen = shown(data, Encoding(max_side=64, format=wanted, quality=95, max_pixels=10**6))
@@ -323,7 +323,7 @@ METADATA = {
     "jpeg: profile that is none": in_jpeg(0xE2, b"ICC_PROFILE\0\1\1garbage"),
     "jpeg: short profile": in_jpeg(0xE2, b"ICC_PROFILE\0"),
     "jpeg: profile in parts that do not exist": in_jpeg(0xE2, b"ICC_PROFILE\0\5\2garbage"),
-    "jpeg: list of further pictures": in_jpeg(0xE2, b"MPF\0garbage"),
+    "jpeg: list of further images": in_jpeg(0xE2, b"MPF\0garbage"),
     "jpeg: short mark of Adobe": in_jpeg(0xEE, b"Adobe"),
     "jpeg: short mark of JFIF": in_jpeg(0xE0, b"JFIF\0"),
     "jpeg: broken resources of Photoshop": in_jpeg(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\x10ab"),
@@ -341,7 +341,7 @@ def kept(data: bytes) -> bool:
 
 @pytest.mark.parametrize("name", METADATA)
 @pytest.mark.parametrize("wanted", ["keep", "png"])
-def test_broken_metadata_costs_no_picture(name: str, wanted: Any) -> None:
+def test_broken_metadata_costs_no_image(name: str, wanted: Any) -> None:
     data = METADATA[name]
     assert near(shown(data, Encoding(max_side=64, format=wanted, quality=95, max_pixels=10**6)), COLOURS, 4)
     assert kept(data)

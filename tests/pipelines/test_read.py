@@ -64,7 +64,7 @@ def test_units_of_large_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_derived_ids_do_not_depend_on_units_or_row_groups(tmp_path: Path) -> None:
-    images, captions = [picture(i) for i in range(50)], [[f"picture {i}"] for i in range(50)]
+    images, captions = [picture(i) for i in range(50)], [[f"image {i}"] for i in range(50)]
     uri = write_table(tmp_path / "pool", image=images, captions=captions)
     ids = [r["id"] for r in rows_of(uri)]
     assert len(set(ids)) == 50
@@ -94,7 +94,7 @@ def test_webdataset(tmp_path: Path) -> None:
         "0002.json": json.dumps({"captions": ["a dog", "a hound"], "width": 3}).encode(),
         "0003.webp": b"three",
         "0003.json": b"{broken",
-        "0004.txt": b"no picture",
+        "0004.txt": b"no image",
     }
     write_tar(tmp_path / "pool/a.tar", members)
     write_tar(tmp_path / "pool/b.tar", members)
@@ -103,7 +103,7 @@ def test_webdataset(tmp_path: Path) -> None:
         (b"one", ["a cat"]),
         (b"two", ["a dog", "a hound"]),
         (b"three", []),
-        (None, ["no picture"]),
+        (None, ["no image"]),
     ]
     assert len({r["id"] for r in rows}) == 8 and rows[0]["id"].endswith("-0001")
 

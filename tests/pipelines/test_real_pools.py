@@ -36,7 +36,7 @@ def photographs() -> dict[str, Path]:
 
 
 def through(tmp_path: Path, pool: Path | str, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The data card of a pool and the rows of its shards; the sums close, and every picture can be decoded."""
+    """The data card of a pool and the rows of its shards; the sums close, and every image can be decoded."""
     curated, shards = str(tmp_path / "out/curated"), str(tmp_path / "out/shards")
     curate(Curate(pool=str(pool), output=curated, t=10**6, metadata_min_count=1, **options))
     result = shard(Shard(curated=curated, output=shards, max_side=256))
@@ -100,7 +100,7 @@ def test_a_tar_that_the_webdataset_package_wrote(tmp_path: Path) -> None:
             about = {"caption": f"a picture of {name}", "width": 1}
             text = {"txt": about["caption"]} if i % 2 else {"json": about}
             tar.write({"__key__": f"sample{i:04d}", path.suffix[1:]: path.read_bytes(), **text})
-        tar.write({"__key__": "no-picture", "txt": "words alone"})
+        tar.write({"__key__": "no-image", "txt": "words alone"})
         tar.write({"__key__": "no-words", "png": photographs()["coins"].read_bytes()})
     card, rows = through(tmp_path, tmp_path / "pool")
     assert card["rows"]["dropped"] == {"unreadable image": 1, "no captions": 1}

@@ -1,4 +1,4 @@
-"""Shards: their layout, their order, and what happens to pictures."""
+"""Shards: their layout, their order, and what happens to images."""
 
 import hashlib
 import io

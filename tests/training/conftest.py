@@ -19,7 +19,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), 
 SIDES = ("left", "right", "top", "bottom")
 
 
-def _picture(colour: str, side: str, rng: np.random.Generator) -> bytes:
+def _image(colour: str, side: str, rng: np.random.Generator) -> bytes:
     """A coloured half on a noisy ground."""
     pixels = rng.integers(90, 130, (32, 32, 3), dtype=np.uint8)
     half = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16, :], "bottom": np.s_[16:, :]}[side]
@@ -31,7 +31,7 @@ def _picture(colour: str, side: str, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two shards of 64 pictures, in row groups of 16."""
+    """Two shards of 64 images, in row groups of 16."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     files = []
@@ -40,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
         for index in range(64):
             colour, side = rng.choice(list(COLOURS)), rng.choice(SIDES)
             captions = [f"something {colour}", f"on the {side}", f"{colour} on the {side}"]
-            rows.append({"id": f"{number}-{index}", "image": _picture(colour, side, rng), "captions": captions})
+            rows.append({"id": f"{number}-{index}", "image": _image(colour, side, rng), "captions": captions})
         path = folder / f"data-{number:05d}.parquet"
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=16)
         content = path.read_bytes()
@@ -52,7 +52,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def small() -> TrainingConfig:
-    """Llip on 24-pixel pictures, 6 steps of 16, two captions an image."""
+    """Llip on 24-pixel images, 6 steps of 16, two captions an image."""
     return TrainingConfig(
         model=ModelConfig(
             embed_dim=16,

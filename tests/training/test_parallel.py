@@ -43,7 +43,7 @@ def _evaluate(
     sets = make_sets(images=10)
     if broken is not None:
         rows = sets[0].table.to_pylist()
-        rows[broken]["image"] = b"no picture"
+        rows[broken]["image"] = b"no image"
         sets[0] = replace(sets[0], table=pa.Table.from_pylist(rows))
     try:
         return {name: metric.value for name, metric in named(evaluate_sets(model, sets, runner(model))).items()}

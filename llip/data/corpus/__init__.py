@@ -1,4 +1,4 @@
-"""The built-in corpus: real drawings and names from ordinary packages, as pictures with captions of one thing each."""
+"""The built-in corpus: real drawings and names from ordinary packages, as images with captions of one thing each."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""Captions of a picture: templates by kind, and the canonical statements that evaluation compares.
+"""Captions of an image: templates by kind, and the canonical statements that evaluation compares.
 
-Every caption is true. It speaks of one aspect of the picture (kinds `object`, `position`, `place`, `category`,
+Every caption is true. It speaks of one aspect of the image (kinds `object`, `position`, `place`, `category`,
 `ground`, `count`, `style`, `keywords`) or of more (`several`).
 """
 
@@ -87,7 +87,7 @@ def _object(scene: Scene, random: Random) -> str:
 def _position(scene: Scene, random: Random) -> str:
     """Where one thing is: by its name, by its category alone, or as seen from another.
 
-    Few pictures of a batch share a thing, so a name finds the picture without its place; a category does not.
+    Few images of a batch share a thing, so a name finds the image without its place; a category does not.
     """
     draw = random.random()
     placement = random.choice(scene.placements)
@@ -112,7 +112,7 @@ def _taken(scene: Scene) -> str:
 
 
 def _places(scene: Scene, random: Random) -> str:
-    """A caption of the places that are taken, whatever is there. It names all: one place says little of a picture."""
+    """A caption of the places that are taken, whatever is there. It names all: one place says little of an image."""
     return random.choice(PLACES).format(places=_taken(scene))
 
 
@@ -183,7 +183,7 @@ SINGLE_KINDS = {"object": 0.35, "keywords": 0.2, "category": 0.2, "style": 0.1, 
 
 
 def describe(scene: Scene, config: CorpusConfig, random: Random) -> list[tuple[str, str]]:
-    """Distinct captions of a picture with their kinds, at most `config.captions`."""
+    """Distinct captions of an image with their kinds, at most `config.captions`."""
     kinds = SINGLE_KINDS if scene.is_single else vars(config.kinds)
     drawn = random.choices(list(kinds), weights=list(kinds.values()), k=config.captions)
     captions: dict[str, str] = {}
@@ -197,7 +197,7 @@ def hard_negatives(scene: Scene, random: Random, counts: range) -> list[tuple[st
 
     `swapped_places`: a thing where another one is · `swapped_objects`: two things the other way round ·
     `wrong_count`: other numbers of things, of `counts`. Every word of a false caption of the first two kinds occurs in
-    what is true of the picture.
+    what is true of the image.
     """
     found = []
     if len(scene.placements) > 1:
@@ -224,7 +224,7 @@ def object_statement(concept: Concept) -> str:
 
 
 def statements(scene: Scene) -> list[tuple[str, str]]:
-    """Everything that is true of a picture in one phrasing a fact, with the kinds: equal strings are equal facts."""
+    """Everything that is true of an image in one phrasing a fact, with the kinds: equal strings are equal facts."""
     facts: dict[str, str] = {}
     for placement in scene.placements:
         concept = placement.concept

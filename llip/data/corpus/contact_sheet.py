@@ -1,4 +1,4 @@
-"""A page that shows what the corpus looks like: pictures with their captions, each under the color of its kind."""
+"""A page that shows what the corpus looks like: images with their captions, each under the color of its kind."""
 
 import io
 
@@ -12,7 +12,7 @@ from llip.data.corpus.scenes import Scene, render
 from llip.data.corpus.sources import license_table
 
 COLUMNS, SCENE_ROWS, SINGLE_ROWS = 5, 2, 1
-PICTURE, GAP, MARGIN = 264, 28, 40
+IMAGE, GAP, MARGIN = 264, 28, 40
 LINE, LINES = 25, 7
 LINE_SPACING = 9
 TITLE, FOOTER_LINE = 84, 19
@@ -37,16 +37,16 @@ def write_contact_sheet(path: str, config: CorpusConfig) -> None:
     cards = _cards(config, single=False, number=COLUMNS * SCENE_ROWS)
     cards += _cards(config, single=True, number=COLUMNS * SINGLE_ROWS)
     rows = -(-len(cards) // COLUMNS)
-    card_height = PICTURE + 14 + LINES * LINE + GAP
+    card_height = IMAGE + 14 + LINES * LINE + GAP
     footer = [f"{r['source']}: {r['attribution']}, {r['license']}" for r in license_table()]
-    width = 2 * MARGIN + COLUMNS * (PICTURE + GAP) - GAP
+    width = 2 * MARGIN + COLUMNS * (IMAGE + GAP) - GAP
     height = MARGIN + TITLE + rows * card_height + len(footer) * FOOTER_LINE + MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     _draw_title(draw)
     for index, card in enumerate(cards):
         row, column = divmod(index, COLUMNS)
-        _draw_card(sheet, draw, card, MARGIN + column * (PICTURE + GAP), MARGIN + TITLE + row * card_height)
+        _draw_card(sheet, draw, card, MARGIN + column * (IMAGE + GAP), MARGIN + TITLE + row * card_height)
     for line, text in enumerate(footer):
         top = height - MARGIN - (len(footer) - line) * FOOTER_LINE
         draw.text((MARGIN, top), text, FAINT, ImageFont.load_default(14))
@@ -56,7 +56,7 @@ def write_contact_sheet(path: str, config: CorpusConfig) -> None:
 
 
 def _cards(config: CorpusConfig, *, single: bool, number: int) -> list[Card]:
-    """The first pictures of the pool that are single drawings, or that are not; fewer where the pool has fewer."""
+    """The first images of the pool that are single drawings, or that are not; fewer where the pool has fewer."""
     drawings, cards = catalogue(config), []
     for index in range(config.rows):
         card = captioned(drawings, config, index)
@@ -68,7 +68,7 @@ def _cards(config: CorpusConfig, *, single: bool, number: int) -> list[Card]:
 
 
 def _draw_title(draw: ImageDraw.ImageDraw) -> None:
-    title = "The built-in corpus: one picture, many true captions"
+    title = "The built-in corpus: one image, many true captions"
     draw.text((MARGIN, MARGIN - 10), title, INK, ImageFont.load_default(30))
     left = float(MARGIN)
     for kind, color in KIND_COLORS.items():
@@ -79,17 +79,17 @@ def _draw_title(draw: ImageDraw.ImageDraw) -> None:
 
 def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, left: int, top: int) -> None:
     scene, captions = card
-    picture = Image.fromarray(render(scene, PICTURE))
-    mask = Image.new("L", (2 * PICTURE, 2 * PICTURE))
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 2 * PICTURE - 1, 2 * PICTURE - 1), 24, 255)
-    sheet.paste(picture, (left, top), mask.resize((PICTURE, PICTURE), Image.Resampling.LANCZOS))
-    draw.rounded_rectangle((left, top, left + PICTURE - 1, top + PICTURE - 1), 12, outline="#d5d8dd")
+    image = Image.fromarray(render(scene, IMAGE))
+    mask = Image.new("L", (2 * IMAGE, 2 * IMAGE))
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 2 * IMAGE - 1, 2 * IMAGE - 1), 24, 255)
+    sheet.paste(image, (left, top), mask.resize((IMAGE, IMAGE), Image.Resampling.LANCZOS))
+    draw.rounded_rectangle((left, top, left + IMAGE - 1, top + IMAGE - 1), 12, outline="#d5d8dd")
     font, line = ImageFont.load_default(17), 0
     for text, kind in _spread(captions):
         wrapped = _wrap(draw, text, font)
         if line + len(wrapped) > LINES:
             break
-        y = top + PICTURE + 14 + line * LINE
+        y = top + IMAGE + 14 + line * LINE
         draw.ellipse((left, y + 6, left + 9, y + 15), KIND_COLORS[kind])
         draw.multiline_text((left + 17, y), "\n".join(wrapped), KIND_COLORS[kind], font, spacing=LINE_SPACING)
         line += len(wrapped)
@@ -110,7 +110,7 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | I
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font) <= PICTURE - 17 or not lines[-1]:
+        if draw.textlength(longer, font) <= IMAGE - 17 or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)

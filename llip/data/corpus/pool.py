@@ -1,4 +1,4 @@
-"""The training pool: Parquet files of pictures with their captions."""
+"""The training pool: Parquet files of images with their captions."""
 
 import hashlib
 import io
@@ -43,7 +43,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def captioned(scenes: Catalogue, config: CorpusConfig, index: int) -> tuple[Scene, list[tuple[str, str]]]:
-    """Picture `index` of the pool and its captions with their kinds; nothing is rendered."""
+    """Image `index` of the pool and its captions with their kinds; nothing is rendered."""
     scene = training_scene(scenes, config, index)
     return scene, describe(scene, config, random_of(config.seed, "captions", index))
 

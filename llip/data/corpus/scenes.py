@@ -1,4 +1,4 @@
-"""Composition of a picture, and its pixels.
+"""Composition of an image, and its pixels.
 
 A scene is described in shares of the canvas, so that the same scene can be drawn at any size.
 """
@@ -55,7 +55,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture: a ground and what stands on it, in one style."""
+    """One image: a ground and what stands on it, in one style."""
 
     placements: tuple[Placement, ...]
     color: str
@@ -111,7 +111,7 @@ def single(catalogue: Catalogue, drawing: Drawing, random: Random) -> Scene:
 
 
 def training_scene(catalogue: Catalogue, config: CorpusConfig, index: int) -> Scene:
-    """Picture `index` of the training pool."""
+    """Image `index` of the training pool."""
     random = random_of(config.seed, "pool", index)
     if random.random() < config.scene_share:
         return compose(catalogue, config, random, random.choice(TRAINING_EMOJI_STYLES))

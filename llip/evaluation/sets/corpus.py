@@ -1,6 +1,6 @@
-"""Evaluation sets of the built-in corpus: what a trained model knows, on pictures that training never drew.
+"""Evaluation sets of the built-in corpus: what a trained model knows, on images that training never drew.
 
-| set | task | pictures |
+| set | task | images |
 | --- | --- | --- |
 | scenes_in_style | retrieval | new scenes in the styles of training |
 | scenes_held_out_style | retrieval | scenes in the held-out style |

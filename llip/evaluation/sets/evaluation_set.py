@@ -173,7 +173,7 @@ def _check_images(where: str, kind: pa.DataType) -> None:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return
     if not pa.types.is_struct(kind) or not {"uri", "bytes"} & {field.name for field in kind}:
-        raise ValueError(f"{where}: image is of type {kind}; it has to hold encoded pictures, as binary")
+        raise ValueError(f"{where}: image is of type {kind}; it has to hold encoded images, as binary")
 
 
 def _texts(where: str, column: str, table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Folders of pictures: one for each class, or captions in text files of the same names, a caption a line.
+"""Folders of images: one for each class, or captions in text files of the same names, a caption a line.
 
 Classes are in the order of their folders' names, and are called as these, or as the lines of `classnames.txt` say.
 Folders named by synsets (n01440764 …) are ImageNet's or a robustness set of it (A, R, Sketch): they get its names and
@@ -43,7 +43,7 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
         captions = [text_files.read_lines(f"{uri}/{_caption_file(path)}") for path in images]
         return EvaluationSet.of_captions(name, image, captions)
     if deep := [path for path in images if path.count("/") != 1]:
-        raise ValueError(f"{uri}/{deep[0]}: pictures have to lie in the folders of their classes, all at one depth")
+        raise ValueError(f"{uri}/{deep[0]}: images have to lie in the folders of their classes, all at one depth")
     of_image = [path.split("/")[0] for path in images]
     classes, templates = _classes(uri, sorted(set(of_image)))
     index = {folder: label for label, folder in enumerate(classes)}

@@ -1,6 +1,6 @@
-"""Where the pictures of an evaluation set lie: its column `image` holds their encoded bytes, or references to them.
+"""Where the images of an evaluation set lie: its column `image` holds their encoded bytes, or references to them.
 
-References keep a set of any size out of memory, and let each worker fetch its own pictures.
+References keep a set of any size out of memory, and let each worker fetch its own images.
 """
 
 import io
@@ -21,13 +21,13 @@ CELL = pa.struct([("uri", pa.string()), ("row_group", pa.int32()), ("row", pa.in
 
 BOX = ("left", "top", "width", "height")
 CROP = pa.struct([("uri", pa.string()), *((side, pa.int64()) for side in BOX)])
-"""What is seen of the picture of a file, in pixels; nulls: all of it."""
+"""What is seen of the image of a file, in pixels; nulls: all of it."""
 
 _group_lock = Lock()
 
 
 def encoded(value: bytes | dict[str, Any]) -> bytes:
-    """The bytes of a picture, given them or a reference. Raises OSError where a reference leads nowhere."""
+    """The bytes of an image, given them or a reference. Raises OSError where a reference leads nowhere."""
     match value:
         case {"uri": uri, "offset": offset, "size": size}:
             fs, path = storage.filesystem(uri)
@@ -35,8 +35,8 @@ def encoded(value: bytes | dict[str, Any]) -> bytes:
         case {"uri": uri, "left": None}:
             return storage.read_bytes(uri)
         case {"uri": uri, "left": left, "top": top, "width": width, "height": height}:
-            with Image.open(io.BytesIO(storage.read_bytes(uri))) as picture, io.BytesIO() as buffer:
-                picture.convert("RGB").crop((left, top, left + width, top + height)).save(buffer, "PNG")
+            with Image.open(io.BytesIO(storage.read_bytes(uri))) as whole, io.BytesIO() as buffer:
+                whole.convert("RGB").crop((left, top, left + width, top + height)).save(buffer, "PNG")
                 return buffer.getvalue()
         case {"uri": uri, "row_group": group, "row": row}:
             with _group_lock:  # else the threads that decode a batch would each read its row group

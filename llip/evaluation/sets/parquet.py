@@ -24,7 +24,7 @@ def roots(uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
-    tables = [_without_pictures(f"{uri}/{path}") for path in files if path.endswith(SUFFIX) and "/" not in path]
+    tables = [_without_images(f"{uri}/{path}") for path in files if path.endswith(SUFFIX) and "/" not in path]
     table = joined(uri, tables)
     if "label" in table.column_names:
         label, classes = _labels(uri, table["label"], table.schema)
@@ -48,8 +48,8 @@ def read(uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
         ) from error
 
 
-def _without_pictures(file: str) -> pa.Table:
-    """Labels or captions of a file, with references to its pictures."""
+def _without_images(file: str) -> pa.Table:
+    """Labels or captions of a file, with references to its images."""
     with storage.opened(file) as handle:
         try:
             parquet = pq.ParquetFile(handle)

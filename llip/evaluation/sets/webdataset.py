@@ -3,9 +3,9 @@
     <set>/classnames.txt  zeroshot_classification_templates.txt  dataset_type.txt
     <set>/<split>/nshards.txt  0.tar  1.tar …
 
-Members of one name are a sample: a picture with `.cls` (the class's index; in DataComp's sets also `.npy`, whose first
-number is the group that the picture belongs to: its region, income or camera), or with `.txt` (a caption a line) where
-`dataset_type.txt` says `retrieval`. Tars are indexed once; a picture is read from its place in the tar.
+Members of one name are a sample: an image with `.cls` (the class's index; in DataComp's sets also `.npy`, whose first
+number is the group that the image belongs to: its region, income or camera), or with `.txt` (a caption a line) where
+`dataset_type.txt` says `retrieval`. Tars are indexed once; an image is read from its place in the tar.
 """
 
 import io
@@ -75,7 +75,7 @@ def _number(uri: str) -> int:
 
 
 def _samples(file: str) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]]:
-    """(where, reference to the picture, contents of the small members) of each sample of a tar."""
+    """(where, reference to the image, contents of the small members) of each sample of a tar."""
     current, image, members = "", None, dict[str, bytes]()
     try:
         with storage.opened(file) as handle, tars.opened(handle, "r:") as tar:
@@ -85,7 +85,7 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, Any], dict[str, bytes]]
                 if (key != current or again) and current:
                     where = f"{file}, sample {current}"
                     if image is None:
-                        raise ValueError(f"{where}: it has no picture (.{', .'.join(IMAGES)})")
+                        raise ValueError(f"{where}: it has no image (.{', .'.join(IMAGES)})")
                     yield where, image, members
                     image, members = None, {}
                 current = key

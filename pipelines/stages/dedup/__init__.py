@@ -1,1 +1,1 @@
-"""Copies of pictures, found in bins of shared keys."""
+"""Copies of images, found in bins of shared keys."""

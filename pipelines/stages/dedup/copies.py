@@ -1,4 +1,4 @@
-"""Copies of a picture inside a pool, and copies of the pictures of evaluation sets: found without bringing the pool
+"""Copies of an image inside a pool, and copies of the images of evaluation sets: found without bringing the pool
 together in one place.
 
 1. *fingerprint*: every unit decodes its candidates and writes their fingerprints, by bins of keys that copies share.
@@ -34,7 +34,7 @@ from pipelines.stages.work import Unit, spill, tallies
 from pipelines.stages.work.spill import Piece
 
 EVALUATION = -1
-"""In the place of a unit: the row is a picture of an evaluation set."""
+"""In the place of a unit: the row is an image of an evaluation set."""
 
 PRINT = pa.binary(fingerprint.BITS // 8)
 RECORD = pa.schema(
@@ -111,7 +111,7 @@ def fingerprint_unit(
 
 
 def fingerprint_evaluation(item: tuple[int, str], *, folder: str, levels: Sequence[Level], bins: int) -> dict[str, Any]:
-    """The same of an evaluation set, given its number and folder. Raises ValueError for a picture that can't be
+    """The same of an evaluation set, given its number and folder. Raises ValueError for an image that can't be
     read."""
     index, uri = item
     pairs = read_set(uri)
@@ -120,7 +120,7 @@ def fingerprint_evaluation(item: tuple[int, str], *, folder: str, levels: Sequen
         data = image_references.encoded(value.as_py())
         found = _prints(data, levels) if rules.opened(data)[0] == rules.KEPT else None
         if found is None:
-            raise ValueError(f"{uri}: the picture of row {row} can't be decoded; nothing can be compared with it")
+            raise ValueError(f"{uri}: the image of row {row} can't be decoded; nothing can be compared with it")
         prints.append(found)
     target = storage.join(folder, spill_name("evaluation", index))
     return scatter(target, EVALUATION, np.array(prints), np.zeros(len(prints), np.uint64), levels, bins)
@@ -168,7 +168,7 @@ def _candidates_name(index: int) -> str:
 
 
 def _prints(data: bytes, levels: Sequence[Level]) -> np.ndarray | None:
-    """Fingerprints of a picture, uint64 [levels, 4]; None for one that nothing can decode."""
+    """Fingerprints of an image, uint64 [levels, 4]; None for one that nothing can decode."""
     try:
         return np.array([FINGERPRINTS[level.reason](data) for level in levels])
     except UnusableImageError:  # sharding drops and names it
@@ -181,7 +181,7 @@ FINGERPRINTS = {"duplicate": fingerprint.exact, "near_duplicate": fingerprint.pe
 def scatter(
     uri: str, unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level], bins: int
 ) -> dict[str, Any]:
-    """Write records by bin, one for all rows of a unit that share a fingerprint: however often a picture repeats, its
+    """Write records by bin, one for all rows of a unit that share a fingerprint: however often an image repeats, its
     bin gets it once from each unit."""
     parts = list(_records(unit, prints, ranks, levels))
     table = pa.concat_tables([RECORD.empty_table(), *parts])

@@ -1,4 +1,4 @@
-"""Dropping copies of pictures: the pool's own, and those of evaluation sets."""
+"""Dropping copies of images: the pool's own, and those of evaluation sets."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""Fingerprints of pictures, and the keys by which alike ones meet without comparing all with all.
+"""Fingerprints of images, and the keys by which alike ones meet without comparing all with all.
 
 Every fingerprint has 256 bits. *Exact*: a hash of the file's bytes. *Perceptual*: the signs of the 16 × 16 lowest
 frequencies of a 64 × 64 grey copy against their median (pHash, by the library `imagehash`); copies that were encoded
@@ -34,7 +34,7 @@ def exact(data: bytes) -> np.ndarray:
 
 
 def perceptual(data: bytes) -> np.ndarray:
-    """Perceptual hash of a picture as it is seen, upright and on white, uint64 [4]. Raises UnusableImageError."""
+    """Perceptual hash of an image as it is seen, upright and on white, uint64 [4]. Raises UnusableImageError."""
 
     def small(image: Image.Image, _: bytes) -> Image.Image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))

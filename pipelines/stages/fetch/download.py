@@ -1,4 +1,4 @@
-"""Pictures by their address: an asynchronous client that treats hosts gently and trusts none of them."""
+"""Images by their address: an asynchronous client that treats hosts gently and trusts none of them."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ MAX_REDIRECTS = 5
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 """Status codes that are worth another attempt."""
 OPT_OUT = {"noai", "noimageai"}
-"""Directives of `X-Robots-Tag` that keep a picture from training, whichever robot they are addressed to."""
+"""Directives of `X-Robots-Tag` that keep an image from training, whichever robot they are addressed to."""
 LONGEST_WAIT = 30.0
 """Seconds between two attempts at most, whatever a server asks for."""
 DNS_SECONDS = 300
@@ -30,7 +30,7 @@ CHUNK = 1 << 16
 
 
 class FetchError(Exception):
-    """A picture that was not fetched: a reason out of few, and what exactly happened.
+    """An image that was not fetched: a reason out of few, and what exactly happened.
 
     It holds nothing that was answered: a list of links is no way to read what only this machine can reach.
     """
@@ -61,7 +61,7 @@ class Limits:
 
 
 class Client:
-    """Fetches pictures inside an `async with` block; any number of `get` may wait at the same time.
+    """Fetches images inside an `async with` block; any number of `get` may wait at the same time.
 
     A request waits for its host first and for a connection then, so that a slow host holds up none but its own.
     """
@@ -86,7 +86,7 @@ class Client:
         await self._session.close()
 
     async def get(self, url: str, sha256: str | None = None) -> bytes:
-        """The encoded picture at an address. Raises FetchError."""
+        """The encoded image at an address. Raises FetchError."""
         target = _parsed(url)
         for _ in range(MAX_REDIRECTS + 1):
             answer = await self._patiently(target)
@@ -151,7 +151,7 @@ class Client:
             raise FetchError("too many bytes", f"more than {self.limits.max_bytes:,}")
 
     def _checked(self, data: bytes, sha256: str | None) -> bytes:
-        """The picture, by its header: pixels are decoded when shards are made."""
+        """The image, by its header: pixels are decoded when shards are made."""
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256.lower():
             raise FetchError("wrong checksum")
         try:

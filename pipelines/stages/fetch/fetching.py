@@ -1,4 +1,4 @@
-"""The pass that fetches pictures: what comes is written at once, what fails is kept with its reason for another run."""
+"""The pass that fetches images: what comes is written at once, what fails is kept with its reason for another run."""
 
 import asyncio
 from collections import Counter
@@ -25,11 +25,11 @@ FAILED = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""Links without a picture; `row` counts the rows of the unit."""
+"""Links without an image; `row` counts the rows of the unit."""
 FINAL = ("invalid address", "no captions", "opted out of AI use")
 """Reasons that another run does not try again."""
 GROUP_BYTES = 64 << 20
-"""Pictures that are in memory before they are written, about."""
+"""Images that are in memory before they are written, about."""
 
 
 def file_name(unit: Unit, attempt: int) -> str:
@@ -41,7 +41,7 @@ def failed_name(unit: Unit, attempt: int) -> str:
 
 
 def fetch_unit(unit: Unit, *, folder: str, attempt: int, limits: Limits, sha256: str | None) -> dict[str, Any]:
-    """Fetch the pictures of a unit that the attempts before have not. Returns the file's entry, and how many links
+    """Fetch the images of a unit that the attempts before have not. Returns the file's entry, and how many links
     are left by which reason."""
     with parquet.opened(unit.file) as file:
         links = file.read_row_groups(list(range(unit.start, unit.stop)))
@@ -70,7 +70,7 @@ def read_failed(folder: str, unit: Unit, attempt: int) -> pa.Table:
 
 
 class _Sink:
-    """Takes what became of each row, and writes pictures in the order in which they come."""
+    """Takes what became of each row, and writes images in the order in which they come."""
 
     def __init__(self, links: pa.Table, file: write.ParquetFile) -> None:
         self.links, self.file = links, file
@@ -82,7 +82,7 @@ class _Sink:
         link = {name: self.links[name][row].as_py() for name in (schema.ID, schema.URL)}
         self.failed.append({"row": row, "reason": error.reason, "detail": error.detail} | link)
 
-    def picture(self, row: int, data: bytes) -> None:
+    def image(self, row: int, data: bytes) -> None:
         self.came[row] = data
         self.size += len(data)
         if self.size >= GROUP_BYTES or len(self.came) == normalise.BATCH_ROWS:
@@ -102,7 +102,7 @@ async def _fetch(links: pa.Table, rows: Sequence[int], limits: Limits, sha256: s
             if not links[schema.CAPTIONS][row].as_py():
                 raise FetchError("no captions")
             checksum = links[sha256][row].as_py() if sha256 else None
-            sink.picture(row, await client.get(links[schema.URL][row].as_py() or "", checksum))
+            sink.image(row, await client.get(links[schema.URL][row].as_py() or "", checksum))
         except FetchError as error:
             sink.failure(row, error)
 

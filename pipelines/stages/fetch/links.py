@@ -1,4 +1,4 @@
-"""Links to pictures with captions, whatever their format, as Parquet files of one shape.
+"""Links to images with captions, whatever their format, as Parquet files of one shape.
 
 | format | rows |
 | --- | --- |
@@ -53,7 +53,7 @@ class Columns:
     captions: str | None
     """None: the first of CAPTIONS that there is."""
     sha256: str | None
-    """Hexadecimal checksum of the picture; None: there is none."""
+    """Hexadecimal checksum of the image; None: there is none."""
 
     def resolved(self, names: Sequence[str], file: str) -> "Columns":
         """The columns of a file. Raises ValueError naming it where one is missing."""
@@ -191,7 +191,7 @@ def _join(page: str, url: str) -> str:
 
 
 def _shape(extras: Iterable[pa.Field]) -> pa.Schema:
-    return schema.with_extras([pa.field(schema.URL, pa.string()), *extras], pictures=False)
+    return schema.with_extras([pa.field(schema.URL, pa.string()), *extras], images=False)
 
 
 def _rows(unit: Unit, links: Iterator[dict[str, Any]], shape: pa.Schema, unread: Counter[str]) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Types of what rows bring beside picture and captions: fields of JSON objects, columns of lists, folders' names."""
+"""Types of what rows bring beside image and captions: fields of JSON objects, columns of lists, folders' names."""
 
 import json
 import re

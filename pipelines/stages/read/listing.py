@@ -1,6 +1,6 @@
 """Pools of image files: named by a list (`records`), or lying in a folder beside text files.
 
-Several lines of one picture are one row with several captions. Files that nothing names are counted.
+Several lines of one image are one row with several captions. Files that nothing names are counted.
 """
 
 import json
@@ -24,7 +24,7 @@ NOUN = "rows"
 UNIT_ROWS = 10_000
 """Most rows of a unit: how many bytes its files have is not known."""
 SIDECARS = (".txt", ".json", ".TXT", ".JSON")
-"""Files beside a picture, of its name, that may hold its captions."""
+"""Files beside an image, of its name, that may hold its captions."""
 
 
 def plan(
@@ -42,10 +42,10 @@ def plan(
         columns = schema.with_extras([])
     else:
         found = [(file, name, list(_listed(file, name, known, caption_column, unread))) for file, name in lists]
-        pictures = {bool(row.image) for _, _, of in found for row in of if not row.problem}
-        if len(pictures) > 1:
+        images = {bool(row.image) for _, _, of in found for row in of if not row.problem}
+        if len(images) > 1:
             raise ValueError(f"{lists[0][0]} and others name files and addresses; a pool has one of them")
-        rows, columns = found, _columns(found, pictures=pictures != {False})
+        rows, columns = found, _columns(found, images=images != {False})
         used = {row.image for _, _, of in rows for row in of}
         for file, name in files:
             if file not in used and not is_list(name):
@@ -64,7 +64,7 @@ def is_list(name: str) -> bool:
 
 
 def has_sidecars(names: Iterable[str]) -> bool:
-    """Whether some picture has a text file of its name beside it."""
+    """Whether some image has a text file of its name beside it."""
     found = set(names)
     return any(
         name.lower().endswith(IMAGES) and any(name.rpartition(".")[0] + suffix in found for suffix in SIDECARS)
@@ -73,7 +73,7 @@ def has_sidecars(names: Iterable[str]) -> bool:
 
 
 def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
-    """Rows in the order of the list (a folder: of the names). A picture that cannot be read is null."""
+    """Rows in the order of the list (a folder: of the names). An image that cannot be read is null."""
     numbers = iter(enumerate(unit.listed, unit.first_row))
     with ThreadPoolExecutor(THREADS) as pool:  # many small requests: they wait together
         while batch := list(islice(numbers, normalise.BATCH_ROWS)):
@@ -88,7 +88,7 @@ def _row(unit: Unit, number: int, listed: Listed, columns: Sequence[str]) -> dic
         captions, reason = _sidecar(listed.caption_file, unread)
     image = None
     if schema.IMAGE in columns and listed.image:
-        image, too_large = normalise.picture_file(listed.image)
+        image, too_large = normalise.image_file(listed.image)
         reason = reason or too_large
     name = listed.image.removeprefix(unit.file) if not unit.name else f"{number:09d}"
     return {
@@ -139,7 +139,7 @@ def _beside(known: dict[str, str], unread: Counter[str]) -> list[Listed]:
 def _listed(
     file: str, name: str, known: dict[str, str], caption_column: str | None, unread: Counter[str]
 ) -> Iterator[Listed]:
-    """Rows of a list, those of one picture together, where it stands first."""
+    """Rows of a list, those of one image together, where it stands first."""
     given = [caption_column] if caption_column else []
     found = list(records.count_ids(records.records(file, known=given, unread=unread), unread))
     good = [record for record in found if not record.problem]
@@ -182,7 +182,7 @@ def _basenames(known: dict[str, str]) -> dict[str, str]:
 
 
 def _place(image: str, file: str, name: str, known: dict[str, str], by_place: dict[str, str]) -> str:
-    """URI of a picture that a list names: beside the list, or, as COCO's, the one of its name in the pool."""
+    """URI of an image that a list names: beside the list, or, as COCO's, the one of its name in the pool."""
     if image.startswith("/") or "://" in image:
         return image
     folder = name.rpartition("/")[0]
@@ -193,12 +193,12 @@ def _place(image: str, file: str, name: str, known: dict[str, str], by_place: di
     return found or storage.join(file.rpartition("/")[0], image)
 
 
-def _columns(found: Sequence[tuple[str, str, list[Listed]]], *, pictures: bool) -> pa.Schema:
+def _columns(found: Sequence[tuple[str, str, list[Listed]]], *, images: bool) -> pa.Schema:
     """The columns of a pool: further fields as `fields` types them."""
     every = [row.extras for _, _, of in found for row in of]
     names = dict.fromkeys(name for values in every for name in values if name not in schema.REQUIRED)
     kinds = {name: fields.of_all([values.get(name) for values in every]) for name in names}
-    if not pictures:
+    if not images:
         kinds = {schema.URL: pa.string()} | {name: kind for name, kind in kinds.items() if name != schema.URL}
     extras = [pa.field(name, kind) for name, kind in kinds.items() if kind is not None]
-    return schema.with_extras(extras, pictures=pictures)
+    return schema.with_extras(extras, images=images)

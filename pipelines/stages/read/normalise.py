@@ -17,10 +17,10 @@ from pipelines.stages.work import concurrently
 
 BATCH_ROWS = 256
 """Rows of a table that passes from reading to matching and writing: encoded images of so many fit in memory."""
-PICTURE_BYTES = 1 << 27
-"""Most bytes of an encoded picture that is read: a sparse member of a tar, or a file, may claim to be of any size."""
+IMAGE_BYTES = 1 << 27
+"""Most bytes of an encoded image that is read: a sparse member of a tar, or a file, may claim to be of any size."""
 TEXT_BYTES = 1 << 24
-"""Most bytes of a picture's text or JSON."""
+"""Most bytes of an image's text or JSON."""
 UNREAD = f"{schema.RESERVED}unread"
 """Of a row that was read one by one: what was left out of it, by kind (Counter)."""
 TOO_LARGE, OTHER_TYPE = "file is too large", "field of another type"
@@ -67,11 +67,11 @@ def table(
     return pa.table(found)
 
 
-def picture_file(uri: str) -> tuple[bytes | None, str]:
-    """The bytes of a picture's file, None where it cannot be read, and the reason where that is its size. What may pass
+def image_file(uri: str) -> tuple[bytes | None, str]:
+    """The bytes of an image's file, None where it cannot be read, and the reason where that is its size. What may pass
     is raised: a row is not lost to a storage that does not answer now."""
     try:
-        return storage.read_bytes(uri, most=PICTURE_BYTES), ""
+        return storage.read_bytes(uri, most=IMAGE_BYTES), ""
     except storage.TooLargeError:
         return None, TOO_LARGE
     except (OSError, ValueError, ImportError) as error:
@@ -234,7 +234,7 @@ def plain(values: pa.Array) -> pa.Array:
 
 
 def image_bytes(values: pa.Array, folder: str) -> tuple[pa.Array, dict[int, str]]:
-    """Encoded pictures as binary, and reasons by row; of a struct of `bytes` and `path`, as the `datasets` library
+    """Encoded images as binary, and reasons by row; of a struct of `bytes` and `path`, as the `datasets` library
     writes it, its bytes or else the file, beside the others in `folder`."""
     if not pa.types.is_struct(values.type):
         return plain(values).cast(pa.binary()), {}
@@ -249,7 +249,7 @@ def image_bytes(values: pa.Array, folder: str) -> tuple[pa.Array, dict[int, str]
         path if path.startswith("/") or "://" in path else storage.join(folder, path)
         for path in paths.take(pa.array(rows)).to_pylist()
     ]
-    files = concurrently(picture_file, places)
+    files = concurrently(image_file, places)
     found = data.to_pylist()
     for row, (content, _) in zip(rows, files, strict=True):
         found[row] = content

@@ -14,7 +14,7 @@ from pipelines.stages.work import Unit, concurrently
 
 NOUN = "rows"
 IMAGES = (schema.IMAGE, "jpg", "jpeg", "png", "webp")
-"""Columns that may hold the pictures; the first there is does."""
+"""Columns that may hold the images; the first there is does."""
 UNIT_BYTES = 128 << 20
 """Of a unit, about: what is done again after an interruption, and what a later task holds in memory."""
 BATCH_BYTES = 32 << 20
@@ -101,7 +101,7 @@ def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator
 
 
 def _batch_rows(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> int:
-    """Rows that take about BATCH_BYTES; few where the pictures may lie in files of their own."""
+    """Rows that take about BATCH_BYTES; few where the images may lie in files of their own."""
     row_groups = [file.metadata.row_group(group) for group in groups]
     chunks = [group.column(i) for group in row_groups for i in range(group.num_columns)]
     size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns)
@@ -156,7 +156,7 @@ def _footer(file: str) -> pq.FileMetaData:
 
 
 def image_column(names: Sequence[str]) -> str:
-    """The column of pictures: `image`, or one named by their format, as img2dataset's."""
+    """The column of images: `image`, or one named by their format, as img2dataset's."""
     return next((name for name in IMAGES if name in names), schema.IMAGE)
 
 
@@ -166,15 +166,15 @@ def _columns(file: str, columns: pa.Schema, caption_column: str | None) -> pa.Sc
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{file} has two columns named {repeated[0]!r}; rename one")
     columns = pa.schema([pa.field(f.name, normalise.plain_type(f.type)) for f in columns])
-    pictures = (image := image_column(names)) in names
-    if not pictures and schema.URL not in names:
+    images = (image := image_column(names)) in names
+    if not images and schema.URL not in names:
         raise ValueError(
-            f"{file} has no column {schema.IMAGE!r} (binary: encoded pictures) and no {schema.URL!r} (their addresses);"
+            f"{file} has no column {schema.IMAGE!r} (binary: encoded images) and no {schema.URL!r} (their addresses);"
             f" it has {', '.join(names)}"
         )
     source = normalise.caption_column(names, file, caption_column)
-    if pictures:
-        _check(file, columns.field(image), _is_image(columns.field(image).type), "binary: encoded pictures")
+    if images:
+        _check(file, columns.field(image), _is_image(columns.field(image).type), "binary: encoded images")
     else:
         _check(file, columns.field(schema.URL), _is_text(columns.field(schema.URL).type), "strings")
     _check(file, columns.field(source), _is_caption(columns.field(source).type), "a string or a list of strings")
@@ -188,19 +188,19 @@ def _columns(file: str, columns: pa.Schema, caption_column: str | None) -> pa.Sc
             _check(file, columns.field(name), test(columns.field(name).type), expected)
     taken = (schema.ID, image, source, *(schema.REQUIRED if source != schema.CAPTIONS else ()))
     known = {schema.KINDS: schema.REQUIRED[schema.CAPTIONS], schema.SYNTHETIC: schema.REQUIRED[schema.CAPTIONS]}
-    known |= {} if pictures else {schema.URL: pa.string()}
+    known |= {} if images else {schema.URL: pa.string()}
     extras = [pa.field(f.name, known.get(f.name, f.type)) for f in columns if f.name not in taken]
-    return schema.with_extras(extras, pictures=pictures)
+    return schema.with_extras(extras, images=images)
 
 
 def unified(found: dict[str, pa.Schema]) -> pa.Schema:
     """The columns of all files, by whose names they are given. Raises ValueError naming two whose types are none
-    together, or of which one has pictures and the other links."""
+    together, or of which one has images and the other links."""
     first = next(iter(found))
     fields: dict[str, tuple[pa.Field, str]] = {}
     for file, columns in found.items():
         if (schema.IMAGE in columns.names) != (schema.IMAGE in found[first].names):
-            raise ValueError(f"{file} and {first}: one has pictures and the other links; a pool has one of them")
+            raise ValueError(f"{file} and {first}: one has images and the other links; a pool has one of them")
         for field in columns:
             other, where = fields.get(field.name, (field, file))
             try:

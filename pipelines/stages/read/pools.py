@@ -83,8 +83,8 @@ class Pool:
         return pa.schema([field for field in self.columns if field.name not in schema.REQUIRED])
 
     @property
-    def pictures(self) -> bool:
-        """Whether rows bring their pictures; links do not."""
+    def has_images(self) -> bool:
+        """Whether rows bring their images; links do not."""
         return schema.IMAGE in self.columns.names
 
 
@@ -158,7 +158,7 @@ def _chosen(uri: str, found: Sequence[Found]) -> tuple[str, list[Found]]:
 
 
 def _is_list(file: Found) -> bool:
-    """Whether a text file among pictures lists them: its first line has several fields, one of them named or a file."""
+    """Whether a text file among images lists them: its first line has several fields, one of them named or a file."""
     if not files.ending(file.name, (".txt",)):
         return True
     with storage.opened(file.uri) as handle:
@@ -190,7 +190,7 @@ def open_pools(uris: Sequence[str], *, unit_rows: int, caption_column: str | Non
     are carried along.
 
     uris: `name=URI`, or a URI whose last part is the name. Raises ValueError, besides what `open_pool` raises, for a
-    name that repeats, for a column `pool` and for links beside pictures.
+    name that repeats, for a column `pool` and for links beside images.
     """
     if len(uris) == 1:
         return open_pool(storage.absolute(uris[0]), unit_rows=unit_rows, caption_column=caption_column)
@@ -201,9 +201,9 @@ def open_pools(uris: Sequence[str], *, unit_rows: int, caption_column: str | Non
     pools = [open_pool(storage.absolute(uri), unit_rows=unit_rows, caption_column=caption_column) for uri in given]
     for pool in pools:
         schema.refuse_reserved(pool.columns.names, pool.uri, several=True)
-    if len({pool.pictures for pool in pools}) > 1:
-        links = next(pool.uri for pool in pools if not pool.pictures)
-        raise ValueError(f"--pool: {links} has links, others have pictures; pipelines/fetch.py fetches those of links")
+    if len({pool.has_images for pool in pools}) > 1:
+        links = next(pool.uri for pool in pools if not pool.has_images)
+        raise ValueError(f"--pool: {links} has links, others have images; pipelines/fetch.py fetches those of links")
     parts = [
         replace(unit, pool=name, format=pool.format)
         for name, pool in zip(names, pools, strict=True)
@@ -216,7 +216,7 @@ def open_pools(uris: Sequence[str], *, unit_rows: int, caption_column: str | Non
         uri=", ".join(pool.uri for pool in pools),
         format=SEVERAL,
         units=tuple(replace(unit, index=i) for i, unit in enumerate(parts)),
-        columns=schema.with_extras([pool_column, *shared], pictures=pools[0].pictures),
+        columns=schema.with_extras([pool_column, *shared], images=pools[0].has_images),
         noun=" and ".join(sorted({pool.noun for pool in pools})),
         digest=hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
         unread=dict(sum((Counter(pool.unread) for pool in pools), Counter[str]())),

@@ -1,4 +1,4 @@
-"""Lists of pictures or links as records: CSV, TSV, JSON Lines and JSON, also compressed by gzip.
+"""Lists of images or links as records: CSV, TSV, JSON Lines and JSON, also compressed by gzip.
 
 A line that cannot be read is a record too, with the reason in place of its values: it is counted, and named where
 nothing else is left. A list without a header may have two columns, of which one is told by its values: the addresses of

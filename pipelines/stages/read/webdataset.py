@@ -1,6 +1,6 @@
 """Pools of WebDataset tars: neighbouring members that share a name up to its first dot are one row.
 
-Fields of a .json member are columns. A name with several dots is a row of its own where it has a picture and a text;
+Fields of a .json member are columns. A name with several dots is a row of its own where it has an image and a text;
 a name that stands twice makes two rows. Tars that were written one behind another are read to the end of the last.
 """
 
@@ -33,7 +33,7 @@ class Sample:
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
-    """By suffix; without what is too large, and without pictures that nobody asked for."""
+    """By suffix; without what is too large, and without images that nobody asked for."""
     suffixes: list[str] = field(default_factory=list)
     too_large: bool = False
 
@@ -64,7 +64,7 @@ def _json_columns(found: Sequence[dict[str, Any]], file: str, caption_column: st
 
 
 def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
-    """Rows in the order of the tar; an id is a hash of the tar's name and the row's, and a missing picture is null.
+    """Rows in the order of the tar; an id is a hash of the tar's name and the row's, and a missing image is null.
     Members that are of no row are added to `unread`, by their suffix."""
     samples = _samples(unit.file, schema.IMAGE in columns, unread)
     times = Counter[str]()
@@ -116,7 +116,7 @@ def _captions(sample: Sample, record: dict[str, Any], column: str | None) -> tup
 
 
 def _samples(file: str, images: bool, unread: Counter[str]) -> Iterator[Sample]:
-    """The rows of a tar; without `images` their pictures are left out."""
+    """The rows of a tar; without `images` their images are left out."""
     run: list[Sample] = []
     stem = ""
     for key, suffix, content in _members(file, images, unread):
@@ -139,7 +139,7 @@ def _samples(file: str, images: bool, unread: Counter[str]) -> Iterator[Sample]:
 
 
 def _rows(run: list[Sample], unread: Counter[str]) -> Iterator[Sample]:
-    """The rows of neighbours that share a name up to its first dot: each name that has a picture and a text, or else
+    """The rows of neighbours that share a name up to its first dot: each name that has an image and a text, or else
     all together, as a.orig.jpg and a.txt."""
     rows = [s for s in run if _has(s, IMAGES) and _has(s, TEXTS)] if len(run) > 1 else run
     if not rows:
@@ -152,8 +152,8 @@ def _rows(run: list[Sample], unread: Counter[str]) -> Iterator[Sample]:
     else:
         unread.update(f"members .{suffix}" for s in run if s not in rows for suffix in s.suffixes)
     for row in rows:
-        pictures = sorted((suffix for suffix in row.suffixes if suffix in IMAGES), key=IMAGES.index)
-        unread.update(f"members .{suffix}" for suffix in pictures[1:])
+        images = sorted((suffix for suffix in row.suffixes if suffix in IMAGES), key=IMAGES.index)
+        unread.update(f"members .{suffix}" for suffix in images[1:])
         yield row
 
 
@@ -162,7 +162,7 @@ def _has(sample: Sample, suffixes: Sequence[str]) -> bool:
 
 
 def _members(file: str, images: bool, unread: Counter[str]) -> Iterator[tuple[str, str, bytes | None]]:
-    """(name without its last dot and what follows, that in small letters, content) of pictures and texts; None instead
+    """(name without its last dot and what follows, that in small letters, content) of images and texts; None instead
     of a content that is too large."""
     try:
         with storage.opened(file) as handle:
@@ -179,7 +179,7 @@ def _members(file: str, images: bool, unread: Counter[str]) -> Iterator[tuple[st
                     if not member.isreg() or suffix not in IMAGES + TEXTS or key.rpartition("/")[2][:1] in ("", "."):
                         unread[f"members {fields.ending(member.name)}"] += 1
                         continue
-                    most = normalise.PICTURE_BYTES if suffix in IMAGES else normalise.TEXT_BYTES
+                    most = normalise.IMAGE_BYTES if suffix in IMAGES else normalise.TEXT_BYTES
                     if member.size > most:
                         yield key, suffix, None
                     elif images or suffix in TEXTS:

@@ -1,5 +1,5 @@
 """Tables that one pass leaves for the next: Arrow streams, which take a fraction of the time of Parquet's nested
-columns, each followed by its checksum. Not compressed: numbers of a row take 50 bytes where its picture takes 50,000.
+columns, each followed by its checksum. Not compressed: numbers of a row take 50 bytes where its image takes 50,000.
 
 Checksum: the sum of mix(w[i] ^ (i + 0x9E3779B97F4A7C15)) modulo 2^64 over the 8-byte little-endian words w of a
 stream, whose length is a multiple of 8, with `mix` of `hashing`. Another word in one place always changes it. Its terms

@@ -36,7 +36,7 @@ class Node:
 
 
 @dataclass(kw_only=True)
-class Report:
+class PreflightReport:
     """What was measured."""
 
     nodes: list[Node] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Examination:
     mib: int | None
     seconds: float
     timeout: float
-    report: Report = field(default_factory=Report)
+    report: PreflightReport = field(default_factory=PreflightReport)
     probes: list[Any] = field(default_factory=list)
 
-    def run(self) -> Report:
+    def run(self) -> PreflightReport:
         """Measure as much as can be; what cannot is among the report's failures."""
         import ray
 

@@ -16,7 +16,7 @@ from pipelines import command
 from pipelines.command import Trained
 
 if TYPE_CHECKING:
-    from llip.summary import Summary
+    from llip.summary import ModelSize
 
 GIB = 2**30
 
@@ -92,7 +92,7 @@ class Capacity:
     batch_size: int
     batch_per_gpu: int
     steps: int
-    size: "Summary"
+    size: "ModelSize"
     """Parameters, and forward FLOPs of an image and of a caption."""
     tower_flops: float
     """Model FLOPs of a step in the towers and the head's projections, forward and backward."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from cluster.examination import Examination, Node, Report
+from cluster.examination import Examination, Node, PreflightReport
 from llip import storage
 from llip.fields import setting
 from pipelines import command
@@ -61,7 +61,7 @@ class Preflight:
             raise ValueError(f"--tolerance is {self.tolerance}; it has to be a fraction in (0, 1)")
 
 
-def findings(report: Report, settings: Preflight) -> list[str]:
+def findings(report: PreflightReport, settings: Preflight) -> list[str]:
     """What speaks against training here, each naming its node; empty where nothing does."""
     found = list(report.failures)
     for name, values in _properties(report.nodes).items():
@@ -97,7 +97,7 @@ def _properties(nodes: Sequence[Node]) -> dict[str, dict[str, str]]:
     return found
 
 
-def show(report: Report, found: Sequence[str]) -> None:
+def show(report: PreflightReport, found: Sequence[str]) -> None:
     """Print tables of the nodes and of the slowest pairs, and what was found."""
     from rich.console import Console
     from rich.table import Table

@@ -17,7 +17,7 @@ from llip.model.vision import VisionTransformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class ModelSize:
     """What one model holds and costs."""
 
     vision_parameters: int
@@ -36,14 +36,14 @@ class Summary:
         return self.vision_parameters + self.text_parameters + self.head_parameters
 
 
-def summarise(config: ModelConfig, caption_tokens: int) -> Summary:
+def summarise(config: ModelConfig, caption_tokens: int) -> ModelSize:
     """The summary of a model for captions of `caption_tokens` tokens, start and end included. Allocates no weights.
 
     Counted with two blocks a tower: every block but the last costs what the first does.
     """
     vision, image_flops = _image(_shallow(config), config.vision.layers)
     text, caption_flops = _caption(_shallow(config), config.text.layers, caption_tokens)
-    return Summary(
+    return ModelSize(
         vision_parameters=vision,
         text_parameters=text,
         head_parameters=_parameters(_on_meta(_shallow(config)).head),

@@ -36,10 +36,10 @@ class Compare:
 
 def compare(settings: Compare) -> "Comparison":
     """Read the runs, write the pages and print the tables. Raises ValueError for a run that cannot be read."""
-    from pipelines.comparison import Comparison, Run
+    from pipelines.comparison import Comparison, RunRecord
 
     folders = [_folder(run, settings.tracking) for run in settings.runs]
-    comparison = Comparison([Run.read(folder) for folder in folders], settings.tested)
+    comparison = Comparison([RunRecord.read(folder) for folder in folders], settings.tested)
     output = storage.absolute(settings.output)
     storage.write_bytes(storage.join(output, "comparison.html"), comparison.html().encode())
     storage.write_bytes(storage.join(output, "comparison.md"), comparison.markdown().encode())

@@ -25,7 +25,7 @@ ONE_BY_ONE = "Each interval stands for its row alone: of twenty rows without a d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunRecord:
     """What a run folder tells of itself."""
 
     name: str
@@ -39,7 +39,7 @@ class Run:
     folder: str
 
     @classmethod
-    def read(cls, folder: str) -> "Run":
+    def read(cls, folder: str) -> "RunRecord":
         """Raises ValueError for a folder without an evaluation."""
         uri = storage.join(folder, report.NAME)
         if not storage.exists(uri):
@@ -84,7 +84,7 @@ class PairedTest:
 class Comparison:
     """Two or more runs. Raises ValueError where their names clash, and for a metric that no run has."""
 
-    runs: Sequence[Run]
+    runs: Sequence[RunRecord]
     tested: Sequence[str] = ()
     """Metrics to test besides the headline of each set."""
 
@@ -139,16 +139,16 @@ class Comparison:
             "compare; evaluate the runs on one set."
         )
 
-    def groups(self) -> list[list[Run]]:
+    def groups(self) -> list[list[RunRecord]]:
         """Runs that differ in nothing but the seed, in the order of the first of each; runs that say nothing of their
         settings are each a group."""
-        groups: dict[str, list[Run]] = {}
+        groups: dict[str, list[RunRecord]] = {}
         for run in self.runs:
             alike = {key: value for key, value in run.settings.items() if key != "seed"}
             groups.setdefault(repr(alike) if alike else run.name, []).append(run)
         return list(groups.values())
 
-    def repeated(self) -> list[tuple[str, list[Run]]]:
+    def repeated(self) -> list[tuple[str, list[RunRecord]]]:
         """Groups with the name of their runs without the seed; empty where no seed was repeated."""
         groups = self.groups()
         if all(len(group) == 1 for group in groups):
@@ -166,7 +166,7 @@ class Comparison:
             for other in others
         }
 
-    def _test(self, metric: str, first: Sequence[Run], second: Sequence[Run]) -> PairedTest:
+    def _test(self, metric: str, first: Sequence[RunRecord], second: Sequence[RunRecord]) -> PairedTest:
         if not self._compares(metric):
             return PairedTest(metric, None, "Not compared: the evaluation sets of this name differ between the runs.")
         if missing := [run.name for run in (*first, *second) if metric not in run.metrics]:
@@ -281,7 +281,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _without_seed(group: Sequence[Run]) -> str:
+def _without_seed(group: Sequence[RunRecord]) -> str:
     name = group[0].name
     return re.sub(r"[-_]?(seed)?[-_]?\d+$", "", name) if len(group) > 1 else name
 

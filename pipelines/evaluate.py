@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
     from llip.evaluation import Metric
     from llip.evaluation.encode import Runner
     from llip.evaluation.evaluate import Outcome
-    from llip.evaluation.sets import Source
+    from llip.evaluation.sets import FoundSet
     from llip.evaluation.sets.evaluation_set import EvaluationSet
     from llip.training.weights import Weights
     from pipelines.evaluation_cache import EvaluationCache
@@ -194,7 +194,7 @@ def output_folder(settings: Evaluate, weights: Weights) -> str:
     return storage.absolute(settings.output or settings.checkpoint).rstrip("/")
 
 
-def sources_of(settings: Evaluate) -> list[Source]:
+def sources_of(settings: Evaluate) -> list[FoundSet]:
     """The chosen sets."""
     from llip.evaluation.sets import find_sets
 

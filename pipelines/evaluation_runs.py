@@ -15,7 +15,7 @@ from pipelines.launching import data_of
 
 if TYPE_CHECKING:
     from llip.evaluation import Metric
-    from llip.evaluation.sets import Source
+    from llip.evaluation.sets import FoundSet
     from llip.evaluation.sets.evaluation_set import EvaluationSet
     from llip.training.weights import Weights
 
@@ -25,7 +25,7 @@ PAGES = ("report.html", "report.md")
 def track(
     weights: Weights,
     metrics: Mapping[str, Metric],
-    sources: Sequence[Source],
+    sources: Sequence[FoundSet],
     sets: Sequence[EvaluationSet],
     output: str,
 ) -> None:

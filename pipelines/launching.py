@@ -19,7 +19,7 @@ from llip.evaluation import Metric
 from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.metrics import logged
 from llip.evaluation.ranks import OverRanks
-from llip.evaluation.sets import Source, find_sets
+from llip.evaluation.sets import FoundSet, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.fields import to_dict
 from llip.headline import headline
@@ -125,7 +125,7 @@ def train_and_evaluate(
     return metrics
 
 
-def data_of(sources: Sequence[Source], sets: Sequence[EvaluationSet]) -> list[notebook.Data]:
+def data_of(sources: Sequence[FoundSet], sets: Sequence[EvaluationSet]) -> list[notebook.Data]:
     """Evaluation sets as MLflow knows them: one digest for one set, whatever run reads it."""
     return [
         notebook.Data(name=s.name, digest=s.digest(), uri=s.uri, rows=data.table.num_rows, context="evaluation")

@@ -17,7 +17,7 @@ that say which places are taken, since many images share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class TrainingData:
     """What a run trains on and is evaluated with."""
 
     shards: Folders
@@ -35,7 +35,7 @@ def prepare(
     evaluation: str | None,
     corpus_images: int | None,
     curation: Curation = "metaclip",
-) -> Prepared:
+) -> TrainingData:
     """The user's shards, or shards of the user's pool, or shards of the built-in corpus, which has evaluation sets.
 
     curation: `none` shards the user's pool as it is. Raises ValueError for `none` without a pool.
@@ -45,7 +45,7 @@ def prepare(
     if shards is not None:
         for folder in (shards,) if isinstance(shards, str) else shards:
             manifest.read(folder, "shards")
-        return Prepared(shards=shards, evaluation=evaluation, documents={})
+        return TrainingData(shards=shards, evaluation=evaluation, documents={})
     metadata = tail_share = None
     if pool is None:
         tail_share = CORPUS_TAIL_SHARE
@@ -60,13 +60,13 @@ def prepare(
     if curation == "none":
         shard(Shard(pool=pool, output=shards))
         data_runs.track(shards, "shards", card_page.documents(shards), output=output)
-        return Prepared(shards=shards, evaluation=evaluation, documents=card_page.documents(shards))
+        return TrainingData(shards=shards, evaluation=evaluation, documents=card_page.documents(shards))
     curated, shards = storage.join(output, "curated"), storage.join(output, "shards")
     curate(Curate(pool=pool, output=curated, metadata=metadata, tail_share=tail_share))
     data_runs.track(curated, "curated", card_page.documents(curated), output=output)
     shard(Shard(curated=curated, output=shards))
     data_runs.track(shards, "shards", {}, output=output)
-    return Prepared(shards=shards, evaluation=evaluation, documents=card_page.documents(curated))
+    return TrainingData(shards=shards, evaluation=evaluation, documents=card_page.documents(curated))
 
 
 def _corpus(output: str, images: int | None) -> tuple[str, str, str]:

@@ -90,7 +90,7 @@ class Pretrain(Trained):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunResult:
     """What a run left."""
 
     folder: str
@@ -101,7 +101,7 @@ class Outcome:
     """By name, each beside its chance level; empty without evaluation sets."""
 
 
-def pretrain(settings: Pretrain) -> Outcome:
+def pretrain(settings: Pretrain) -> RunResult:
     """Make the data, train and evaluate; whatever is finished is left as it is.
 
     Raises ValueError, before any work, for options that contradict each other, and for a folder of other settings.
@@ -163,7 +163,7 @@ def pretrain(settings: Pretrain) -> Outcome:
                     min_workers=settings.min_workers,
                     max_failures=settings.max_failures,
                 )
-    outcome = Outcome(
+    outcome = RunResult(
         folder=folder, checkpoint=checkpoint.latest(folder) or "", metrics=_evaluate(folder, data.evaluation)
     )
     print(f"\ncheckpoint   {outcome.checkpoint}")

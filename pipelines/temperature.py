@@ -13,7 +13,7 @@ from pipelines import command
 from pipelines.evaluate import Evaluate, output_folder, runner, sources_of
 
 if TYPE_CHECKING:  # torch is imported once the options are right, so that --help and a refusal come at once
-    from llip.evaluation.temperature import Sweep
+    from llip.evaluation.temperature import TemperatureCurve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Temperature(Evaluate):
                 raise ValueError(f"--{name.replace('_', '-')} is for evaluate.py: it changes nothing here")
 
 
-def sweep_temperature(settings: Temperature) -> "Sweep":
+def sweep_temperature(settings: Temperature) -> "TemperatureCurve":
     """Raises ValueError, before any work, for a checkpoint or a set that cannot be used."""
     import torch
 

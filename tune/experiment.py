@@ -15,7 +15,7 @@ from pipelines.command import Trained
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right
     from llip.evaluation.sets.evaluation_set import EvaluationSet
     from llip.training.tracking import Tracking
-    from tune.trials import Plan
+    from tune.trials import TrialPlan
 
 Parent = tuple[Any, str]
 """MLflow's client and the id of the run that trials are children of."""
@@ -81,7 +81,9 @@ def check_workers(workers: int, config: TrainingConfig, name: str) -> None:
         raise ValueError(f"--workers {workers} cannot share the {lanes} lanes of {name}")
 
 
-def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, Any], heads: Collection[str]) -> "Plan":
+def prepare(
+    settings: Experiment, folder: str, kind: str, fixed: Mapping[str, Any], heads: Collection[str]
+) -> "TrialPlan":
     """Make the data, claim the folder and open the parent run: a plan that has no trials yet.
 
     `fixed` is what may not change from one session to the next, `heads` are the kinds of those that are compared.
@@ -104,7 +106,7 @@ def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, An
     )
     from llip.training.notebook import context_tags
     from llip.training.tracking import Tracking
-    from tune.trials import Plan
+    from tune.trials import TrialPlan
 
     assert data.evaluation is not None
     check_metric(settings.metric, data.evaluation, heads)
@@ -112,7 +114,7 @@ def prepare(settings: Experiment, folder: str, kind: str, fixed: Mapping[str, An
     uri, artifacts = default_store(output)
     tracking = Tracking(uri=uri, run_name=settings.name, artifact_location=artifacts, tags=context_tags())
     parent = open_parent(tracking, folder)
-    return Plan(
+    return TrialPlan(
         folder=folder,
         shards=data.shards,
         evaluation=data.evaluation,
@@ -200,7 +202,7 @@ def open_parent(tracking: "Tracking", folder: str) -> Parent | None:
 
 
 def log_report(
-    plan: "Plan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float], note: str
+    plan: "TrialPlan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float], note: str
 ) -> None:
     """Log settings, metrics, files and a description to the parent run, if there is one, and end it."""
     from llip.training.lineage import NOTE

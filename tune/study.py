@@ -25,7 +25,7 @@ from tune.points import Point
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
     from tune.results import Trial, TrialResult
-    from tune.trials import Plan
+    from tune.trials import TrialPlan
 
 BASELINES = ("clip", "siglip")
 TUNED = (*BASELINES, "llip")
@@ -115,7 +115,7 @@ class Study(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class OwnSettings:
     """Settings that an objective has of its own."""
 
     learning_rate: float
@@ -173,10 +173,10 @@ def _write(folder: str, files: Mapping[str, bytes]) -> None:
 class Rounds:
     """The three rounds, each a set of trials in a folder of its own."""
 
-    plan: "Plan"
+    plan: "TrialPlan"
     settings: Study
 
-    def choose(self) -> dict[str, Choice]:
+    def choose(self) -> dict[str, OwnSettings]:
         """For each objective the settings that reach the highest metric in shorter trials; none for an only one."""
         s = self.settings
         steps = max(1, round(s.total_steps * s.choice_share))
@@ -197,12 +197,12 @@ class Rounds:
             raise ValueError(f"no trial of {', '.join(missing)} reached its end; see the errors above")
         return best
 
-    def _candidates(self, objective: str) -> list[Choice]:
+    def _candidates(self, objective: str) -> list[OwnSettings]:
         s = self.settings
         biases = (None,) if objective == "clip" else s.logit_biases
         temperatures = s.temperatures if objective == "llip" else (None,)
         return [
-            Choice(learning_rate=rate, logit_scale=scale, logit_bias=bias, temperature=temperature)
+            OwnSettings(learning_rate=rate, logit_scale=scale, logit_bias=bias, temperature=temperature)
             for rate, scale, bias, temperature in product(s.learning_rates, s.logit_scales, biases, temperatures)
         ]
 
@@ -210,7 +210,7 @@ class Rounds:
         """An objective with the recipe's K and heads, as far as it has them."""
         return self.settings.point(objective)
 
-    def equal_steps(self, choices: Mapping[str, Choice]) -> "list[TrialResult]":
+    def equal_steps(self, choices: Mapping[str, OwnSettings]) -> "list[TrialResult]":
         """Every variant for the same steps."""
         planned = [
             self._trial(point, _choice(choices, point), self.settings.total_steps, seed)
@@ -219,7 +219,7 @@ class Rounds:
         ]
         return list(self._run("equal_steps", planned).values())
 
-    def equal_time(self, choices: Mapping[str, Choice]) -> "list[TrialResult]":
+    def equal_time(self, choices: Mapping[str, OwnSettings]) -> "list[TrialResult]":
         """CLIP and SigLIP for the steps that they make in the time of Llip's, by the rates of the trials before."""
         s = self.settings
         llip = self._rate(self._point("llip"))
@@ -235,7 +235,7 @@ class Rounds:
         by_name = {trial.name: trial for trial in planned}
         return trials.run(replace(self.plan, trials=by_name, folder=storage.join(self.plan.folder, part)))
 
-    def _trial(self, point: Point, choice: Choice, steps: int, seed: int) -> "Trial":
+    def _trial(self, point: Point, choice: OwnSettings, steps: int, seed: int) -> "Trial":
         from tune.results import Trial
 
         values = {
@@ -266,7 +266,7 @@ class Rounds:
         return statistics.median(lines)
 
 
-def _choice(choices: Mapping[str, Choice], point: Point) -> Choice:
+def _choice(choices: Mapping[str, OwnSettings], point: Point) -> OwnSettings:
     return choices.get(point.field("objective"), choices["llip"])
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so t
     from tune.report import Summary
     from tune.results import Trial, TrialResult
     from tune.search import Suggestions
-    from tune.trials import Plan
+    from tune.trials import TrialPlan
 
 STEPS = {"steps": 400}
 """Long enough that the built-in corpus tells models apart."""
@@ -138,7 +138,7 @@ def _fixed(settings: Sweep, space: Space) -> dict[str, Any]:
     return recipe | {"overrides": learned, "metric": settings.metric} | places
 
 
-def run(settings: Sweep, space: Space, selection: Selection, plan: "Plan") -> "list[Summary]":
+def run(settings: Sweep, space: Space, selection: Selection, plan: "TrialPlan") -> "list[Summary]":
     """Run the trials of a plan that has none yet, and report them."""
     from tune import results, trials
 
@@ -159,7 +159,7 @@ def run(settings: Sweep, space: Space, selection: Selection, plan: "Plan") -> "l
     return report(settings, space, plan, trials.run(plan, suggestions), configs, selection.notes)
 
 
-def _suggestions(settings: Sweep, space: Space, plan: "Plan", of_point: Any) -> "Suggestions | None":
+def _suggestions(settings: Sweep, space: Space, plan: "TrialPlan", of_point: Any) -> "Suggestions | None":
     """Optuna, which knows what is recorded; None where it has all of its points."""
     from tune import results
     from tune.search import Suggestions
@@ -174,7 +174,7 @@ def _suggestions(settings: Sweep, space: Space, plan: "Plan", of_point: Any) -> 
 
 
 def trials_of(
-    settings: Sweep, plan: "Plan", point: Point, config: TrainingConfig, asked: Mapping[str, Any]
+    settings: Sweep, plan: "TrialPlan", point: Point, config: TrainingConfig, asked: Mapping[str, Any]
 ) -> "list[Trial]":
     """The trials of a point, one a seed, with as many evaluations and checkpoints as the sweep has."""
     from llip.training.run_folder import for_shards
@@ -192,7 +192,7 @@ def trials_of(
 def report(
     settings: Sweep,
     space: Space,
-    plan: "Plan",
+    plan: "TrialPlan",
     results: "Mapping[str, TrialResult]",
     configs: Mapping[str, TrainingConfig],
     notes: Sequence[str],
@@ -235,7 +235,7 @@ def report(
     return summaries
 
 
-def _end_stopped(plan: "Plan", results: "Mapping[str, TrialResult]") -> None:
+def _end_stopped(plan: "TrialPlan", results: "Mapping[str, TrialResult]") -> None:
     """End the MLflow runs of trials that the scheduler stopped before they could send their last numbers."""
     from llip.training.notebook import with_headlines
     from llip.training.tracking import open_run

@@ -29,7 +29,7 @@ MOST_ON_SQLITE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrialPlan:
     """What is trained, on what, and how."""
 
     trials: Mapping[str, Trial] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Plan:
         return replace(self.tracking, run_name=trial.name, parent_run_id=self.parent_run_id, tags=tags)
 
 
-def run(plan: Plan, suggestions: "Suggestions | None" = None) -> dict[str, TrialResult]:
+def run(plan: TrialPlan, suggestions: "Suggestions | None" = None) -> dict[str, TrialResult]:
     """Run every trial that is not finished, then those that are suggested; results by trial, in that order.
 
     A trial that fails is named with its error; the others go on.
@@ -83,7 +83,9 @@ def run(plan: Plan, suggestions: "Suggestions | None" = None) -> dict[str, Trial
     return found
 
 
-def _fit(plan: Plan, left: list[Trial], known: Mapping[str, TrialResult], suggestions: "Suggestions | None") -> None:
+def _fit(
+    plan: TrialPlan, left: list[Trial], known: Mapping[str, TrialResult], suggestions: "Suggestions | None"
+) -> None:
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
@@ -125,7 +127,7 @@ def _gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _concurrency(plan: Plan) -> int:
+def _concurrency(plan: TrialPlan) -> int:
     """Trials whose workers fit at the same time, and that a database file can take. More of them would hold resources
     and wait for each other forever."""
     import ray
@@ -145,7 +147,7 @@ def _resources(workers: int) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if _gpus() else {"CPU": 1}
 
 
-def _train(config: dict[str, Any], plan: Plan) -> None:
+def _train(config: dict[str, Any], plan: TrialPlan) -> None:
     """One trial, in a process of its own."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback

@@ -37,7 +37,7 @@ class MeanToken:
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A fitted probe and how it did."""
 
     metrics: dict[str, Metric]
@@ -48,7 +48,7 @@ class Probe:
     """Validation accuracy of every C that was tried."""
 
 
-def evaluate(train: EvaluationSet, test: EvaluationSet, run: Runner, *, validation_share: float = 0.2) -> Probe:
+def evaluate(train: EvaluationSet, test: EvaluationSet, run: Runner, *, validation_share: float = 0.2) -> LinearProbe:
     """Probe a set's classes.
 
     Raises ValueError, before any work, for sets of other classes than each other's, for one class, and for a class with
@@ -77,7 +77,7 @@ def fit(
     test_y: NDArray[np.integer],
     *,
     validation_share: float = 0.2,
-) -> Probe:
+) -> LinearProbe:
     """Search the strength on a stratified part of the training samples, then fit to all of them.
 
     The part has at least as many samples as there are classes: more than its share where classes have fewer than five.
@@ -103,7 +103,7 @@ def fit(
         "linear_probe_top1": Metric(float(right.mean()), chance),
         "linear_probe_mean_per_class": Metric(float(np.mean([right[test_y == c].mean() for c in present])), chance),
     }
-    return Probe(metrics, best, dict(sorted(validation.items())))
+    return LinearProbe(metrics, best, dict(sorted(validation.items())))
 
 
 def _regression(strength: float, x: NDArray[np.floating], y: NDArray[np.integer]) -> LogisticRegression:

@@ -29,7 +29,7 @@ SHOWN = ("top1", "text_to_image_r1", "image_to_text_r1", "text_to_image_map")
 
 
 @dataclass(frozen=True)
-class Sweep:
+class TemperatureCurve:
     """Values of metrics, named `<set>/<metric>`, at each temperature."""
 
     trained: float
@@ -54,7 +54,9 @@ class Sweep:
         return "\n".join(lines)
 
 
-def sweep(model: ContrastiveModel, sets: Sequence[EvaluationSet], temperatures: Sequence[float], run: Runner) -> Sweep:
+def sweep(
+    model: ContrastiveModel, sets: Sequence[EvaluationSet], temperatures: Sequence[float], run: Runner
+) -> TemperatureCurve:
     """Classification and retrieval sets at the given temperatures and at the trained one.
 
     Raises ValueError, before any work, where no set is one of these, for a model whose queries are not the captions',
@@ -80,7 +82,7 @@ def sweep(model: ContrastiveModel, sets: Sequence[EvaluationSet], temperatures: 
         at_each = of_set.finish(arrays)
         for metric in filter(at_each[0].__contains__, SHOWN):
             values[f"{of_set.task.name}/{metric}"] = [metrics[metric].value for metrics in at_each]
-    return Sweep(trained, temperatures, values)
+    return TemperatureCurve(trained, temperatures, values)
 
 
 def _scaled(texts: TextFeatures, ratio: float) -> Query:

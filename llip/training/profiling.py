@@ -58,7 +58,7 @@ def _collectives(events: list[Any], device: torch.device) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class StepProfile:
     """Where the time of the steps goes."""
 
     text: str
@@ -70,7 +70,7 @@ class Found:
     """Name, milliseconds a step, share, calls a step; the longest first."""
 
 
-def phases_and_operators(events: list[Any], *, images: int, device: torch.device) -> Found:
+def phases_and_operators(events: list[Any], *, images: int, device: torch.device) -> StepProfile:
     """What the profiler found, from its events by name."""
     total, gpu = _total(events), device.type == "cuda"
     millis = total / STEPS / 1000
@@ -92,7 +92,7 @@ def phases_and_operators(events: list[Any], *, images: int, device: torch.device
         text += (
             f" Kernels take {busy:.0%} of the time. Phases are of the host: `reduce` is where it waits for the device."
         )
-    return Found(
+    return StepProfile(
         text=text,
         phases=tuple((name, time / STEPS / 1000, time / total) for name, time in phases.items()),
         kind="kernel" if gpu else "operator",
@@ -104,14 +104,14 @@ def phases_and_operators(events: list[Any], *, images: int, device: torch.device
     )
 
 
-def html(found: Found) -> str:
+def html(found: StepProfile) -> str:
     """The page."""
     rows = [(name, f"{ms:,.2f}", f"{share:.1%}", f"{calls:g}") for name, ms, share, calls in found.operators]
     values = {"text": found.text, "phases": found.phases, "kind": found.kind, "operators": rows, "trace": TRACE}
     return render("profile.html", title="Where a step's time goes", facts={}, **values)
 
 
-def summary(found: Found) -> str:
+def summary(found: StepProfile) -> str:
     """The page as Markdown, with a bar for every phase."""
     lines = ["# Where a step's time goes", "", found.text, ""]
     lines += ["| phase | ms | share | |", "| --- | ---: | ---: | --- |"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from llip.evaluation.sets import Source
+    from llip.evaluation.sets import FoundSet
 
 Semantics = Literal["v1", "v2"]
 Format = Literal["keep", "jpeg", "webp", "png"]
@@ -57,7 +57,7 @@ class Dedup:
     def active(self) -> bool:
         return self.copies or bool(self.evaluation)
 
-    def sets(self) -> list[Source]:
+    def sets(self) -> list[FoundSet]:
         """The evaluation sets. Raises ValueError for a folder that holds none."""
         from llip.evaluation.sets import find_sets
 

@@ -38,7 +38,7 @@ class Curated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class PlannedShard:
     """A file to be gathered: rows `first … first + rows - 1` of the global order."""
 
     index: int
@@ -91,7 +91,7 @@ def shard_name(index: int) -> str:
     return f"shard-{index:06d}.parquet"
 
 
-def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[Shard]:
+def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[PlannedShard]:
     """Which bytes make up each shard. results: those of `scatter_unit`; sizes: rows of each shard, in order."""
     rows = np.array([r["rows"] for r in results]).sum(axis=0)
     bin_ends = np.cumsum(rows)
@@ -103,11 +103,11 @@ def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -
         last = int(np.searchsorted(bin_ends, end, side="left"))
         pieces = spill.pieces(files, ends, first, last)
         skip = int(end - size - (bin_ends[first] - rows[first]))
-        shards.append(Shard(index=index, rows=size, skip=skip, pieces=pieces))
+        shards.append(PlannedShard(index=index, rows=size, skip=skip, pieces=pieces))
     return shards
 
 
-def gather_shard(shard: Shard, *, folder: str, columns: pa.Schema, row_group_size: int) -> dict[str, Any]:
+def gather_shard(shard: PlannedShard, *, folder: str, columns: pa.Schema, row_group_size: int) -> dict[str, Any]:
     """Write a shard. Returns its file entry."""
     table = pa.concat_tables(spill.read(shard.pieces))
     table = table.sort_by([(KEY, "ascending"), (schema.ID, "ascending")])

@@ -19,7 +19,7 @@ from helpers.ports import free_ports
 from helpers.s3 import s3_environment
 from ray.cluster_utils import Cluster
 
-from cluster.examination import Node, Report, rounds
+from cluster.examination import Node, PreflightReport, rounds
 from cluster.preflight import Preflight, findings, show
 from llip import storage
 
@@ -52,11 +52,11 @@ def _nodes(count: int = 4, **changes: Any) -> list[Node]:
     ],
 )
 def test_a_node_that_differs_is_named(changes: dict[str, Any], found: list[str]) -> None:
-    assert findings(Report(nodes=_nodes(**changes)), Preflight()) == found
+    assert findings(PreflightReport(nodes=_nodes(**changes)), Preflight()) == found
 
 
 def test_of_two_nodes_the_slower_one_is_named_and_what_failed_comes_first() -> None:
-    report = Report(nodes=_nodes(2, rates={"read": 1e9}), failures=["a does not reach b at 10.0.0.1"])
+    report = PreflightReport(nodes=_nodes(2, rates={"read": 1e9}), failures=["a does not reach b at 10.0.0.1"])
     assert findings(report, Preflight()) == [*report.failures, "b falls behind: reading 1,000 MB/s, others 2,000"]
 
 
@@ -68,7 +68,7 @@ def test_every_pair_of_nodes_is_measured_once_and_no_node_twice_at_a_time(count:
 
 
 def test_the_table_has_every_node_the_slowest_pairs_and_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Report(nodes=_nodes(), pairs={("a", "b"): 2e10, ("c", "d"): 1e9}, all_reduce=3e11), ["d is slow"])
+    show(PreflightReport(nodes=_nodes(), pairs={("a", "b"): 2e10, ("c", "d"): 1e9}, all_reduce=3e11), ["d is slow"])
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[1].split()) == "a 8 8 x A100, 80 GiB +5000.0 200 200 20 1,000 2,000"
     pair = next(i for i, line in enumerate(lines) if line.startswith("slowest"))

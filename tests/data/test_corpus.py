@@ -224,7 +224,7 @@ def test_the_contact_sheet_shows_the_pictures_of_the_pool(tmp_path: Path, drawin
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "other.png") as other:
         assert sheet.size == other.size and sheet.width > 1000
         left, top = contact_sheet.MARGIN, contact_sheet.MARGIN + contact_sheet.TITLE
-        box = (left + 20, top + 20, left + contact_sheet.PICTURE - 20, top + contact_sheet.PICTURE - 20)
+        box = (left + 20, top + 20, left + contact_sheet.IMAGE - 20, top + contact_sheet.IMAGE - 20)
         assert sheet.crop(box).tobytes() != other.crop(box).tobytes()
 
 

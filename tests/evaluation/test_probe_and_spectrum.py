@@ -15,7 +15,7 @@ from llip.evaluation.encode import InProcess, decode
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.evaluation.spectrum import effective_rank, spectrum
 
-Probed = tuple[linear_probe.Probe, np.ndarray, np.ndarray]
+Probed = tuple[linear_probe.LinearProbe, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")

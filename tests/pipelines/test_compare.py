@@ -16,7 +16,7 @@ from llip.evaluation.evaluate import Outcome
 from llip.evaluation.item_scores import ItemScores
 from llip.fields import to_dict
 from pipelines.compare import Compare, compare
-from pipelines.comparison import Comparison, Run
+from pipelines.comparison import Comparison, RunRecord
 from pipelines.evaluation_cache import EvaluationCache
 
 
@@ -60,17 +60,17 @@ def test_settings_that_differ_and_metrics_stand_side_by_side(
 
 def test_seeds_of_one_configuration_become_a_mean_with_its_spread(runs: tuple[str, str], tmp_path: Path) -> None:
     again = write_run(tmp_path / "llip-seed1", replace(recipe("llip_tiny_k8"), seed=1), {"s/top1": 0.7, "s/top5": 0.8})
-    found = Comparison([Run.read(run) for run in (*runs, again)])
+    found = Comparison([RunRecord.read(run) for run in (*runs, again)])
     assert [name for name, _ in found.repeated()] == ["llip (2)", "siglip (1)"]
     assert found.spreads()["s/top1"] == ["0.600 ± 0.141", "0.600"]
     assert found.spreads()["c/context_accuracy"] == ["0.900", "–"]
     assert "| s/top1 | 0.100 | 0.600 ± 0.141 | 0.600 |" in found.markdown()
     assert "0.600 ± 0.141" in found.html()
-    assert Comparison([Run.read(run) for run in runs]).repeated() == []
+    assert Comparison([RunRecord.read(run) for run in runs]).repeated() == []
 
 
 def test_the_page_has_bars_of_shared_sets_and_the_curves(runs: tuple[str, str], tmp_path: Path) -> None:
-    page = Comparison([Run.read(run) for run in runs]).html()
+    page = Comparison([RunRecord.read(run) for run in runs]).html()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert page.count("<svg") == 2  # the curves, and the set that both have
     assert "<h3>s</h3>" in page and "<h3>c</h3>" not in page
@@ -119,7 +119,7 @@ def test_numbers_of_other_sets_are_marked_and_not_ranked(
         write_run(tmp_path / name, recipe(name), of_run, sets=sets)
         for name, of_run, sets in zip(names, values, (first, second), strict=True)
     ]
-    found = Comparison([Run.read(run) for run in runs])
+    found = Comparison([RunRecord.read(run) for run in runs])
     assert set(found.of_other_sets()) == set(differ)
     for text in (found.markdown(), found.html()):
         assert ("Not the same evaluation set in all runs" in text) == bool(differ)
@@ -168,7 +168,7 @@ def test_groups_of_seeds_are_tested_item_by_item(
 
 
 def test_one_seed_each_says_nothing_of_others(seeds: tuple[str, ...]) -> None:
-    (test,) = Comparison([Run.read(run) for run in (seeds[0], seeds[3])]).tests[
+    (test,) = Comparison([RunRecord.read(run) for run in (seeds[0], seeds[3])]).tests[
         "siglip_tiny-seed0 − llip_tiny_k8-seed0"
     ]
     assert "says nothing of other seeds" in test.sentence
@@ -183,7 +183,7 @@ def test_other_sets_other_items_and_missing_scores_are_not_tested(seeds: tuple[s
     storage.write_json(f"{apart}/config.json", {"training": to_dict(recipe("clip_tiny"))})
 
     def sentence() -> str:
-        ((test,),) = Comparison([Run.read(seeds[3]), Run.read(apart)]).tests.values()
+        ((test,),) = Comparison([RunRecord.read(seeds[3]), RunRecord.read(apart)]).tests.values()
         assert test.difference is None
         return test.sentence
 

@@ -15,7 +15,7 @@ import pytest
 from llip.training.notebook import published
 from llip.training.stopping import NonFiniteError
 from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
-from pipelines.pretrain import Outcome, Pretrain, pretrain
+from pipelines.pretrain import Pretrain, RunResult, pretrain
 
 IMAGES, STEPS = 192, 4
 SHORT = {"steps": STEPS}
@@ -24,7 +24,7 @@ SHORT = {"steps": STEPS}
 @dataclass(frozen=True)
 class Chain:
     output: str
-    outcome: Outcome
+    outcome: RunResult
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from llip.recipes import recipe
 from tune import study_report
 from tune.points import Point
 from tune.results import Evaluation, Trial, TrialResult
-from tune.study import Choice, Rounds, Study, study
-from tune.trials import Plan
+from tune.study import OwnSettings, Rounds, Study, study
+from tune.trials import TrialPlan
 
 METRIC = "scenes_in_style/text_to_image_map_over_kinds"
 
@@ -68,7 +68,7 @@ def _result(trial: Trial) -> TrialResult:
 
 @pytest.fixture
 def rounds() -> Recorded:
-    plan = Plan(
+    plan = TrialPlan(
         folder="memory://study", shards="", evaluation="", tracking=None, parent_run_id=None,  # type: ignore[arg-type]
         metric=METRIC, workers=0, concurrency=None,
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_settings_are_chosen_by_the_metric_for_each_objective(rounds: Recorded) 
 
 
 def test_ablations_take_llips_settings_and_all_see_the_same_images(rounds: Recorded) -> None:
-    own = Choice(learning_rate=3e-3, logit_scale=10.0, logit_bias=-5.0, temperature=2.0)
+    own = OwnSettings(learning_rate=3e-3, logit_scale=10.0, logit_bias=-5.0, temperature=2.0)
     trial = rounds._trial(rounds.settings.point("mean"), own, steps=100, seed=1)
     assert (trial.config.optimizer.learning_rate, trial.config.model.init_logit_bias) == (3e-3, -5.0)
     results = rounds.equal_steps(rounds.choose())

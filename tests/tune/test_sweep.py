@@ -26,7 +26,7 @@ from tune import experiment, results, sweep, trials
 from tune.points import Point
 from tune.results import Evaluation, Trial, TrialResult
 from tune.sweep import Sweep
-from tune.trials import Plan
+from tune.trials import TrialPlan
 
 METRIC = "scenes_in_style/text_to_image_map"
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ class Faked:
     def __init__(self, folder: Path, value: Callable[[Trial], float | None]) -> None:
         self.folder, self.value, self.trained = str(folder), value, list[str]()
 
-    def run(self, plan: Plan, suggestions: Any = None) -> Mapping[str, TrialResult]:
+    def run(self, plan: TrialPlan, suggestions: Any = None) -> Mapping[str, TrialResult]:
         known = {name: results.read(plan.trial_folder(name), trial) for name, trial in plan.trials.items()}
         left = [trial for name, trial in plan.trials.items() if not known[name].ended]
         while left or (suggestions and (left := suggestions.next())):
@@ -101,15 +101,15 @@ class Faked:
         everything = {**plan.trials, **(suggestions.planned if suggestions else {})}
         return {name: results.read(plan.trial_folder(name), trial) for name, trial in everything.items()}
 
-    def prepare(self, settings: Sweep, folder: str, kind: str, fixed: Any, heads: Any) -> Plan:
+    def prepare(self, settings: Sweep, folder: str, kind: str, fixed: Any, heads: Any) -> TrialPlan:
         experiment.check(folder, kind, fixed)
         (Path(folder)).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{kind}.json").write_text(json.dumps(fixed))
         return plan_in(folder)
 
 
-def plan_in(folder: str, tracking: Tracking | None = None, parent: str | None = None) -> Plan:
-    return Plan(
+def plan_in(folder: str, tracking: Tracking | None = None, parent: str | None = None) -> TrialPlan:
+    return TrialPlan(
         folder=folder, shards="", evaluation="", tracking=tracking, parent_run_id=parent,  # type: ignore[arg-type]
         metric=METRIC, workers=0, concurrency=None,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Evaluation sets as others lay them out on disk or in a bucket.
 
-| layout | recognised by |
+| format | recognised by |
 | --- | --- |
 | ours | `evaluation.json` beside Parquet files |
 | WebDataset of CLIP_benchmark | `<split>/nshards.txt` beside `0.tar`, `1.tar` … |
@@ -9,9 +9,9 @@
 | Parquet | `.parquet` files with `image` and `label` or captions |
 | image folder | images in a folder for each class, or beside `.txt` files of the same name |
 
-A layout is a module with `roots` and `read`. It is asked before those below it, and what it takes they don't see.
+A format is a module with `roots` and `read`. It is asked before those below it, and what it takes they don't see.
 """
 
-from llip.evaluation.sets.find import Source, find_sets, read_set
+from llip.evaluation.sets.find import FoundSet, find_sets, read_set
 
-__all__ = ["Source", "find_sets", "read_set"]
+__all__ = ["FoundSet", "find_sets", "read_set"]

@@ -13,11 +13,11 @@ from llip.evaluation.sets import captions, choices, image_folder, names, ours, p
 from llip.evaluation.sets.evaluation_set import DESCRIPTION, EvaluationSet
 
 
-class Layout(Protocol):
-    """What a module that reads one layout offers."""
+class DatasetFormat(Protocol):
+    """What a module that reads one format offers."""
 
     def roots(self, uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(folder, name) of the sets of this layout among files under `uri`, all given by their paths inside it."""
+        """(folder, name) of the sets of this format among files under `uri`, all given by their paths inside it."""
         ...
 
     def read(self, uri: str, name: str, files: Sequence[str]) -> EvaluationSet:
@@ -27,11 +27,11 @@ class Layout(Protocol):
 
 DESCRIPTIONS = (DESCRIPTION, names.CLASSES, names.TEMPLATES, webdataset.TYPE)
 """Files in a set's folder or in the one above that say what the set is."""
-LAYOUTS: tuple[Layout, ...] = (ours, webdataset, choices, captions, parquet, image_folder)
+FORMATS: tuple[DatasetFormat, ...] = (ours, webdataset, choices, captions, parquet, image_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class FoundSet:
     """An evaluation set that was found and not yet read."""
 
     name: str
@@ -40,11 +40,11 @@ class Source:
     """Bytes by path inside the folder."""
     etags: Mapping[str, str]
     """What an object store names their content by, likewise; empty on a disk."""
-    layout: Layout
+    format: DatasetFormat
 
     def read(self) -> EvaluationSet:
-        """Raises ValueError, naming file and field, for what the layout does not allow."""
-        return self.layout.read(self.uri, self.name, list(self.files))
+        """Raises ValueError, naming file and field, for what the format does not allow."""
+        return self.format.read(self.uri, self.name, list(self.files))
 
     def digest(self) -> str:
         """Identity of the set: names, sizes and marks (`integrity.mark`) of its files, and what describes it in the
@@ -59,20 +59,22 @@ class Source:
         return digest.hexdigest()
 
 
-def find_sets(uri: str) -> list[Source]:
+def find_sets(uri: str) -> list[FoundSet]:
     """The sets under a folder, at any depth, ordered by path. Raises ValueError for two of one name."""
     uri = storage.absolute(uri).rstrip("/")
     files, etags = _files(uri)
     found = []
-    for layout in LAYOUTS:
-        for folder, name in list(layout.roots(uri, list(files))):
+    for format in FORMATS:
+        for folder, name in list(format.roots(uri, list(files))):
             inside = f"{folder}/" if folder else ""
             of_set = {path.removeprefix(inside): size for path, size in files.items() if path.startswith(inside)}
             marks = {path: etags[inside + path] for path in of_set if inside + path in etags}
-            found.append(Source(name=name, uri=f"{uri}/{folder}".rstrip("/"), files=of_set, etags=marks, layout=layout))
+            found.append(
+                FoundSet(name=name, uri=f"{uri}/{folder}".rstrip("/"), files=of_set, etags=marks, format=format)
+            )
         taken = tuple(f"{source.uri}/" for source in found)
         files = {path: size for path, size in files.items() if not f"{uri}/{path}".startswith(taken)}
-    by_name: dict[str, Source] = {}
+    by_name: dict[str, FoundSet] = {}
     for source in sorted(found, key=lambda source: source.uri):
         other = by_name.setdefault(source.name, source)
         if other is not source:

@@ -1,4 +1,4 @@
-"""Names of sets and classes, and prompts, where a layout keeps them in text files."""
+"""Names of sets and classes, and prompts, where a format keeps them in text files."""
 
 import json
 from functools import cache

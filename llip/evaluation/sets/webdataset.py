@@ -1,4 +1,4 @@
-"""CLIP_benchmark's WebDataset layout: for classification and for retrieval.
+"""CLIP_benchmark's WebDataset format: for classification and for retrieval.
 
     <set>/classnames.txt  zeroshot_classification_templates.txt  dataset_type.txt
     <set>/<split>/nshards.txt  0.tar  1.tar …

@@ -110,6 +110,8 @@ def pretrain(settings: Pretrain) -> RunResult:
     workers = _workers(settings, config)
     output, folder = storage.absolute(settings.output), _run_folder(settings)
     run_folder.check(folder, config)
+    length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
+    print(f"{folder}: {command.brief_recipe(settings.recipe)}, {length} of {config.data.batch_size:,} images at a time")
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
     from llip.training import checkpoint, goodput, notebook, stopping

@@ -7,7 +7,7 @@ Parameters and FLOPs of the towers are counted on the model itself; memory is an
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -152,22 +152,36 @@ def pair_seconds(config: TrainingConfig, gpu: Accelerator) -> float:
     """Seconds of one (image, caption) pair, forward and backward: what goes through memory, and the products.
 
     Counted for the tiles that a GPU takes, at the share of its bandwidth and of its peak that `llip.devices` assumes of
-    an A100. tests/benchmarks/bench_gpu_budget.py counts the same on the step as it runs.
+    an A100: kernels of Triton and the making of Gram matrices, or compiled functions between products.
+    tests/benchmarks/bench_gpu_budget.py counts the same on the step as it runs.
     """
     from llip.devices import A100
-    from llip.pairs.scoring import fused_costs, gram_is_cheaper
+    from llip.pairs.scoring import fused_costs, gram_is_cheaper, gram_making
+    from llip.pairs.triton_costs import seconds_of_pair
 
-    assert A100.bandwidth is not None and A100.product_flops is not None
-    bandwidth = gpu.bandwidth * A100.bandwidth / ACCELERATORS["a100-80gb"].bandwidth
-    flops = gpu.bf16_flops * A100.product_flops / ACCELERATORS["a100-80gb"].bf16_flops
+    assert A100.bandwidth is not None and A100.product_flops is not None and A100.single_flops is not None
+    reference = ACCELERATORS["a100-80gb"]
+    of_memory, of_products = gpu.bandwidth / reference.bandwidth, gpu.bf16_flops / reference.bf16_flops
+    device = replace(
+        A100,
+        bandwidth=A100.bandwidth * of_memory,
+        cache_bandwidth=A100.cache_bandwidth * of_memory,
+        product_flops=A100.product_flops * of_products,
+        kernel_flops=A100.kernel_flops * of_products,
+        single_flops=A100.single_flops * of_products,
+    )
+    assert device.bandwidth is not None and device.product_flops is not None and device.single_flops is not None
     model, columns = config.model, config.data.batch_size * config.data.captions_per_image
     d, k, m = model.embed_dim, model.mixture_tokens, model.head.heads
+    of_loss = 4 * LOSS_NUMBERS / device.bandwidth
     if model.head.kind not in ("text_query", "image_query"):
-        return 4 * LOSS_NUMBERS / bandwidth + 3 * 2 * d / flops
+        return of_loss + 3 * 2 * d / device.product_flops
     split = config.objective.split_gram
-    gram = gram_is_cheaper(tokens=k, heads=m, dim=d, columns=columns, gradients=True, split=split, device=A100)
-    numbers, multiplications = fused_costs(m * k, d, gradients=True, split=split)[0 if gram else 1]
-    return 4 * (numbers + LOSS_NUMBERS) / bandwidth + 2 * (multiplications + 6 * k * d) / flops
+    if gram_is_cheaper(tokens=k, heads=m, dim=d, columns=columns, gradients=True, split=split, device=device):
+        making = 2 * gram_making(m * k, d, m, gradients=True) / device.single_flops / columns
+        return of_loss + making + seconds_of_pair(device, heads=m, tokens=k, width=d // m, split=split)
+    _, (numbers, multiplications) = fused_costs(m * k, d, gradients=True, split=split)
+    return of_loss + 4 * numbers / device.bandwidth + 2 * (multiplications + 6 * k * d) / device.product_flops
 
 
 LOSS_NUMBERS = 30

@@ -6,9 +6,11 @@ seen, tested and counted on a machine without one.
 
 import contextlib
 import functools
+import importlib.util
 import logging
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,12 +30,18 @@ class Device:
     """Tiles in few passes over memory, each an elementwise function between two products, in place of few FLOPs."""
     compiled: bool
     """Towers and elementwise functions of tiles are compiled."""
+    triton: bool = False
+    """Tiles of Gram matrices are scored by kernels of their own, in Triton."""
     product_flops: float | None = None
     """FLOP/s that bf16 products of tiles reach; None: forms are compared by their products alone."""
     single_flops: float | None = None
     """FLOP/s of fp32 products."""
     bandwidth: float | None = None
     """Bytes a second that elementwise functions reach."""
+    kernel_flops: float = math.inf
+    """FLOP/s that products of bf16 reach in a kernel of ours."""
+    cache_bandwidth: float = math.inf
+    """Bytes a second between the cache of all multiprocessors and theirs."""
 
 
 CPU = Device(tile=1 << 19, columns=1024, fused=False, compiled=False)
@@ -42,9 +50,12 @@ A100 = Device(
     columns=None,
     fused=True,
     compiled=True,
+    triton=True,
     product_flops=0.4 * 312e12,
     single_flops=0.7 * 19.5e12,
     bandwidth=1.6e12,
+    kernel_flops=0.7 * 312e12,
+    cache_bandwidth=4e12,  # of 5,120 bytes a cycle at 1.41 GHz
 )
 """Every GPU is taken for one: forms and tiles that suit it suit the larger ones too."""
 
@@ -53,7 +64,28 @@ _answer: Device | None = None
 
 def of(device: torch.device | str) -> Device:
     """What a device needs; where `as_on` says so, what another would."""
-    return _answer or (A100 if torch.device(device).type == "cuda" else CPU)
+    device = torch.device(device)
+    return _answer or (_gpu(device) if device.type == "cuda" else CPU)
+
+
+@functools.cache
+def _gpu(device: torch.device) -> Device:
+    """A GPU, which is warned of where it cannot run kernels in Triton; one without a driver is taken for an A100."""
+    if not torch.cuda.is_available():
+        return A100
+    if importlib.util.find_spec("triton") is None:
+        lacks = "Triton is not installed"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        lacks = "it has no products of bf16 (compute capability below 8.0)"
+    else:
+        return A100
+    logger.warning("pair scores run without kernels of their own on %s: %s", device, lacks)
+    return replace(A100, triton=False)
+
+
+def simulated() -> bool:
+    """Whether `as_on` answers."""
+    return _answer is not None
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ class FusedGramTiles(_FusedTiles, WithGram):
         self._grams_IXX = self._in_parts(gram_IXX)
         if self.gradients:
             self._gram_gradient_IXX = torch.zeros_like(self._grams_IXX[0], dtype=whole.dtype)
-            self._edge_gradient_XI = self._new(self.elements, len(whole)).zero_()
+            self._edge_gradient_XI = self._new(self._size, len(whole)).zero_()
             self._corner_gradient_I = self._new(len(whole)).zero_()
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class FusedGramTiles(_FusedTiles, WithGram):
         _, _, rows, columns = self._weight_MKIJ.shape
         value_MNJ = self._new(self._heads, self._tokens * rows, columns)
         product(value_MNJ, self._value_MNE, self._target_MJE.transpose(1, 2))
-        gram_IXJ = self._new(rows, self.elements, columns)
+        gram_IXJ = self._new(rows, self._size, columns)
         self._weight_IXJ = self._weight_MKIJ.flatten(0, 1).transpose(0, 1)
         for index, part_IXX in enumerate(self._grams_IXX):
             product(gram_IXJ, part_IXX, self._weight_IXJ, add=index > 0)

@@ -115,7 +115,7 @@ class WithGram(MixtureTiles):
         super().__init__(rows, temperature=temperature, precision=precision, gradients=gradients)
         self._gram_BXX = rows.gram_BXX
         self._split = split and precision != rows.gram_BXX.dtype
-        self.elements = self._heads * self._tokens
+        self.elements = self._size = self._heads * self._tokens
 
     def _in_parts(self, gram_IXX: Tensor) -> list[Tensor]:
         """A Gram matrix in the precision of products, and what that leaves of it where it is split."""

@@ -10,6 +10,7 @@ W width of a column's message.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from llip.model.features import ImageFeatures, Message, Mixture, Pooled, Query, 
 from llip.pairs.fused_tiles import FusedGramTiles, FusedOutputGramTiles
 from llip.pairs.mixture_tiles import GramRows, GramTiles, OutputGramRows, OutputGramTiles
 from llip.pairs.tiles import CosineRows, CosineTiles, Tiles
+from llip.pairs.triton_costs import seconds_of_pair
+from llip.pairs.triton_tiles import TritonGramTiles, runs
 
 
 def pair_scores(
@@ -96,6 +99,9 @@ def prepare(
                 out_gram_DD = _wide(out_proj_DD) @ _wide(out_proj_DD).T
                 _, heads, tokens, _ = key_BMKE.shape
                 device = devices.of(key_BMKE.device)
+                sizes = (heads, tokens, key_BMKE.shape[3])
+                if device.triton and not runs(key_BMKE.device, precision, *sizes, split=split_gram):
+                    device = replace(device, triton=False)
                 if gram_is_cheaper(
                     tokens=tokens,
                     heads=heads,
@@ -106,7 +112,7 @@ def prepare(
                     device=device,
                 ):
                     prepared_rows = GramRows(key_BMKE, value_BMKE, _Gram.apply(value_BMKE, out_gram_DD))
-                    gram_tiles = FusedGramTiles if device.fused else GramTiles
+                    gram_tiles = TritonGramTiles if device.triton else FusedGramTiles if device.fused else GramTiles
                     tiles = partial(gram_tiles, temperature=temperature, precision=precision, split=split_gram)
                 else:
                     prepared_rows = OutputGramRows(key_BMKE, value_BMKE, out_gram_DD)
@@ -170,7 +176,7 @@ def gram_is_cheaper(
     with X. On a device whose tiles are fused, in seconds: its bytes count as well.
     """
     size = heads * tokens
-    making = tokens * dim * (dim + size) * (3 if gradients else 1)
+    making = gram_making(size, dim, heads, gradients=gradients)
     if device.bandwidth is None or device.product_flops is None or device.single_flops is None:
         making *= SMALL_PRODUCTS
         if gradients:
@@ -180,7 +186,15 @@ def gram_is_cheaper(
         4 * numbers / device.bandwidth + 2 * flops / device.product_flops
         for numbers, flops in fused_costs(size, dim, gradients=gradients, split=split)
     )
+    if device.triton:
+        gram = seconds_of_pair(device, heads=heads, tokens=tokens, width=dim // heads, split=split, gradients=gradients)
+        output += 2 * (6 if gradients else 2) * tokens * dim / device.product_flops  # what both forms above share
     return columns * (output - gram) > 2 * making / device.single_flops
+
+
+def gram_making(size: int, dim: int, heads: int, *, gradients: bool) -> int:
+    """Multiply-adds in the making of a row's Gram matrix, in fp32."""
+    return size // heads * dim * (dim + size) * (3 if gradients else 1)
 
 
 def fused_costs(size: int, dim: int, *, gradients: bool, split: bool) -> tuple[tuple[float, float], ...]:

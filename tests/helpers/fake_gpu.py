@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llip import devices
 from llip.devices import Fused
+from llip.pairs import triton_costs
 
 A100 = types.SimpleNamespace(
     name="NVIDIA A100-SXM4-80GB",
@@ -133,8 +135,14 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.kernels: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        """By kind: product, elementwise, attention, collective, copy."""
+        """By kind: product, elementwise, attention, collective, copy, triton; cache: what Triton's programs move."""
         self.flops = 0.0
+        """Of products, those of Triton's kernels included."""
+        self.single_flops = 0.0
+        """Of products of fp32, which are among `flops`."""
+        self.triton_flops = 0.0
+        self.triton_seconds = 0.0
+        """By products, memory or cache of an A100, whichever takes longest in a kernel."""
         self.synchronisations: Counter[str] = Counter()
         self._fused = fused
         self._quiet = False
@@ -163,6 +171,26 @@ class Count(TorchDispatchMode):
         self.kernels[kind] += 1
         self.bytes[kind] += sum(stored(t) for t in pytree.tree_leaves(tensors) if isinstance(t, Tensor))
 
+    def _triton(self, name: str, tensors: Any) -> None:
+        """Kernels of mixtures: see `triton_costs.work`."""
+        if name == "score_mixtures":
+            weight_IXJ, slope_IXJ, key_MNE, grams_IXX = tensors[0], tensors[1], tensors[5], tensors[8]
+            split, chosen = len(grams_IXX) > 1, ["mix", "score"]
+        else:
+            weight_IXJ, slope_IXJ, key_MNE, split = tensors[5], tensors[6], tensors[9], False
+            chosen = ["rows_backward", "columns_backward", "gram_backward"]
+        (rows, size, columns), (heads, _, width) = weight_IXJ.shape, key_MNE.shape
+        done = triton_costs.work(
+            rows, columns, heads, size // heads, width, split=split, gradients=slope_IXJ is not None
+        )
+        for kernel in chosen:
+            self.kernels["triton"] += 1
+            self.bytes["triton"] += int(done[kernel].memory)
+            self.bytes["cache"] += int(done[kernel].cache)
+            self.triton_flops += done[kernel].flops
+            self.flops += done[kernel].flops
+            self.triton_seconds += triton_costs.seconds(done[kernel], devices.A100)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
@@ -170,9 +198,14 @@ class Count(TorchDispatchMode):
             self.synchronisations[name] += 1
         if self._quiet or func.is_view or func.namespace == "prim" or name in UNCOUNTED:
             return result
-        if name in PRODUCTS:
+        if name in ("score_mixtures", "mixture_gradients"):
+            self._triton(name, args)
+        elif name in PRODUCTS:
             self._add("product", args, result if torch.is_tensor(result) and not name.endswith("_") else ())
-            self.flops += flops_of(name, args, result)
+            flops = flops_of(name, args, result)
+            self.flops += flops
+            if all(t.dtype == torch.float32 for t in args if torch.is_tensor(t)):
+                self.single_flops += flops
         elif "attention" in name:
             self._add("attention", args, result)
             self.flops += flops_of(name, args, result)

@@ -81,7 +81,9 @@ def test_the_same_command_again_does_nothing(chain: Chain, capsys: pytest.Captur
     before = weights.stat().st_mtime_ns
     again = pretrain(Pretrain(output=chain.output, corpus_images=IMAGES, overrides=SHORT, workers=0))
     text = capsys.readouterr().out
-    assert text.startswith(f"{chain.outcome.folder}: ") and f"{STEPS} steps of 64 images at a time" in text.splitlines()[0]
+    assert (
+        text.startswith(f"{chain.outcome.folder}: ") and f"{STEPS} steps of 64 images at a time" in text.splitlines()[0]
+    )
     assert f"{chain.outcome.folder} is trained already" in text
     assert "scenes_in_style/text_to_image_map" in text and chain.outcome.checkpoint in text
     assert f"uv run pipelines/ui.py --output {chain.output}" in text

@@ -95,7 +95,7 @@ class Capacity:
     size: "ModelSize"
     """Parameters, and forward FLOPs of an image and of a caption."""
     tower_flops: float
-    """Model FLOPs of a step in the towers and the head's projections, forward and backward."""
+    """Model FLOPs of a step in the towers, the head's projections and the prediction of words, forward and backward."""
     pair_flops: float
     """Model FLOPs of a step in the pair scores, forward and backward."""
     memory: Memory
@@ -126,7 +126,7 @@ def plan(settings: Plan) -> Capacity:
     tokens = settings.caption_tokens or config.model.text.context_length
     size = summarise(config.model, tokens)
     captions = data.captions_per_image
-    tower_flops = 3.0 * data.batch_size * (size.image_flops + captions * size.caption_flops)
+    tower_flops = 3.0 * data.batch_size * (size.image_flops + size.word_flops + captions * size.caption_flops)
     pair_flops = 3.0 * captions * data.batch_size**2 * pair_forward_flops(config.model)
     recomputed = 4 / 3 if config.activation_checkpointing or config.objective.micro_batches(largest_share) > 1 else 1
     of_pairs = captions * data.batch_size**2 / settings.gpus * pair_seconds(config, gpu)
@@ -211,9 +211,14 @@ def memory(config: TrainingConfig, parameters: int, batch_per_gpu: int, caption_
         parameters=(6 if bf16 else 4) * parameters,
         gradients=4 * parameters,
         optimizer=8 * parameters,
-        activations=activations,
+        activations=activations + _word_bytes(model, images),
         pairs=_pair_bytes(config, batch_per_gpu),
     )
+
+
+def _word_bytes(model: ModelConfig, images: int) -> int:
+    """Logits of words and their gradient, in fp32."""
+    return 2 * 4 * images * model.text.vocabulary if model.word_weight else 0
 
 
 def block_bytes(tower: VisionConfig | TextConfig, *, bf16: bool, checkpointing: bool) -> int:
@@ -260,7 +265,8 @@ def table(settings: Plan, capacity: Capacity) -> str:
         (
             "parameters",
             f"{c.size.parameters / 1e6:,.1f} M: vision {c.size.vision_parameters / 1e6:,.1f}, "
-            f"text {c.size.text_parameters / 1e6:,.1f}, head {c.size.head_parameters / 1e6:,.1f}",
+            f"text {c.size.text_parameters / 1e6:,.1f}, head {c.size.head_parameters / 1e6:,.1f}"
+            + (f", words {c.size.word_parameters / 1e6:,.1f}" if c.size.word_parameters else ""),
         ),
         ("model FLOPs a step", f"{flops:.3g}, pair scores {c.pair_flops / flops:.1%}"),
         ("time a step", f"{c.seconds_per_step:.2f} s at {settings.mfu:.0%} MFU, {c.images_per_second:,.0f} images/s"),

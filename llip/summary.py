@@ -29,11 +29,15 @@ class ModelSize:
     """Forward, of one image, projections included."""
     caption_flops: int
     """Forward, of one caption, projections included."""
+    word_parameters: int
+    """Of the prediction of words, which only training has (`llip.model.words`)."""
+    word_flops: int
+    """Forward, of one image in training: that prediction, and the last block for the patches that it reads."""
 
     @property
     def parameters(self) -> int:
         """Without scale and bias."""
-        return self.vision_parameters + self.text_parameters + self.head_parameters
+        return self.vision_parameters + self.text_parameters + self.head_parameters + self.word_parameters
 
 
 def summarise(config: ModelConfig, caption_tokens: int) -> ModelSize:
@@ -42,6 +46,7 @@ def summarise(config: ModelConfig, caption_tokens: int) -> ModelSize:
     Counted with two blocks a tower: every block but the last costs what the first does.
     """
     vision, image_flops = _image(_shallow(config), config.vision.layers)
+    word_parameters, word_flops = _words(_shallow(config))
     text, caption_flops = _caption(_shallow(config), config.text.layers, caption_tokens)
     return ModelSize(
         vision_parameters=vision,
@@ -49,6 +54,8 @@ def summarise(config: ModelConfig, caption_tokens: int) -> ModelSize:
         head_parameters=_parameters(_on_meta(_shallow(config)).head),
         image_flops=image_flops,
         caption_flops=caption_flops,
+        word_parameters=word_parameters,
+        word_flops=word_flops,
     )
 
 
@@ -91,6 +98,22 @@ def _image(config: ModelConfig, layers: int) -> tuple[int, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.encode_image(torch.empty(1, 3, side, side, device="meta"))
     return _extended(model.vision, layers, counter)
+
+
+@cache
+def _words(config: ModelConfig) -> tuple[int, int]:
+    """Parameters of the prediction of words, and FLOPs that it adds to an image."""
+    model = _on_meta(config)
+    if model.words is None:
+        return 0, 0
+    vision, flops = config.vision, []
+    for kept in (None, vision.tokens + vision.patches):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            states_BNW = model.vision(torch.empty(1, 3, vision.image_size, vision.image_size, device="meta"), kept)
+            if kept is not None:
+                model.words.linear(states_BNW.mean(dim=1))
+        flops.append(counter.get_total_flops())
+    return _parameters(model.words.linear), flops[1] - flops[0]
 
 
 def _caption(config: ModelConfig, layers: int, tokens: int) -> tuple[int, int]:

@@ -193,7 +193,8 @@ class Utilisation:
         """
         captions = images * self.captions_per_image
         summary = _summary(self.model, round(tokens / captions))
-        return 3 * (images * summary.image_flops + captions * summary.caption_flops) / seconds / self.peak
+        of_images = images * (summary.image_flops + summary.word_flops)
+        return 3 * (of_images + captions * summary.caption_flops) / seconds / self.peak
 
 
 def utilisation(config: TrainingConfig, world: World) -> Utilisation | None:

@@ -138,6 +138,13 @@ def test_recomputing_takes_a_third_more() -> None:
     assert tower_seconds[1] / tower_seconds[0] == pytest.approx(4 / 3)
 
 
+def test_the_prediction_of_words_takes_time_and_memory() -> None:
+    words, plain = (plan(Plan(recipe=name, gpus=128)) for name in ("superclip_b16", "clip_b16"))
+    assert words.tower_flops - plain.tower_flops == 3 * 32_768 * words.size.word_flops > 0
+    assert words.memory.activations - plain.memory.activations == 2 * 4 * 256 * 49_408
+    assert words.checkpoint_bytes - plain.checkpoint_bytes == 12 * 769 * 49_408
+
+
 def test_short_captions_need_less() -> None:
     long, short = (plan(Plan(recipe="llip_l14_k32", gpus=128, caption_tokens=t)) for t in (64, 20))
     assert short.memory.activations < long.memory.activations

@@ -75,3 +75,13 @@ def test_counts_extrapolated_over_blocks_are_those_of_the_whole_model(name: str)
     assert (summary.image_flops, summary.caption_flops) == (image.get_total_flops(), caption.get_total_flops())
     scale_and_bias = 2
     assert summary.parameters == sum(p.numel() for p in model.parameters()) - scale_and_bias
+
+
+def test_prediction_of_words_counts_in_training() -> None:
+    """The last block of B/16 for 196 patches beside the class token, their projection, and 49,408 words of an image."""
+    words, plain = (summarise(recipe(name).model, 20) for name in ("superclip_b16", "clip_b16"))
+    width, patches, vocabulary = 768, 196, 49_408
+    last = patches * (10 * 2 * width**2 + 4 * (patches + 1) * width)
+    assert words.image_flops == plain.image_flops
+    assert words.word_flops == last + 2 * width * vocabulary and plain.word_flops == 0
+    assert words.parameters - plain.parameters == words.word_parameters == (width + 1) * vocabulary

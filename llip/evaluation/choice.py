@@ -9,7 +9,7 @@ ties.
 Axes: N images · W captions of an image, fewer are padded · G groups, each of two images and two captions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +65,17 @@ class Choice:
             [len(captions) for captions in table["captions"].to_pylist()],
             kinds=table["kind"].to_pylist(),
             groups=table["group"].to_pylist(),
-            images=units(table["image"].to_pylist()),
+            units=units(table["image"].to_pylist()),
         ), arrays
 
 
-def units(images: Sequence[Any]) -> NDArray[np.int64]:
-    """Numbers of images, one for those that are the same bytes or lie in the same place; where that is one for all, the
-    rows themselves."""
+def units(images: Sequence[Any]) -> dict[str, NDArray[np.int64]]:
+    """Of each row the number of its image: one for those that are the same bytes, or lie in the same place. Where one
+    image is that of all rows, choices are what was drawn."""
     index: dict[Any, int] = {}
     keys = (tuple(image.items()) if isinstance(image, dict) else image for image in images)
     found = np.array([index.setdefault(key, len(index)) for key in keys], np.int64)
-    return found if len(index) > 1 else np.arange(len(found))
+    return {"images": found} if len(index) > 1 else {"choices": np.arange(len(found))}
 
 
 def metrics(
@@ -85,15 +85,16 @@ def metrics(
     *,
     kinds: Sequence[str],
     groups: Sequence[int | None],
-    images: NDArray[np.int64],
+    units: Mapping[str, NDArray[np.int64]],
 ) -> dict[str, ItemScores]:
-    """All metrics of scores. `captions_N` are the captions of each image, `images` the numbers of distinct ones."""
+    """All metrics of scores. `captions_N` are the captions of each image; `units` of each row: see `ItemScores`."""
     of_true_N1 = np.take_along_axis(score_NW, true_N[:, None], axis=1)
     right_N = hit_at_k((score_NW > of_true_N1).sum(axis=1), 1, (score_NW == of_true_N1).sum(axis=1) - 1, 1)
     chance_N = 1 / np.asarray(captions_N)
 
     def accuracy(rows: NDArray[np.int64], chance: float, stratum: NDArray[np.int64] | None = None) -> ItemScores:
-        return ItemScores(score_I=right_N[rows], chance=chance, units={"images": images[rows]}, stratum_I=stratum)
+        of_rows = {sort: unit_N[rows] for sort, unit_N in units.items()}
+        return ItemScores(score_I=right_N[rows], chance=chance, units=of_rows, stratum_I=stratum)
 
     found = {"choice_accuracy": accuracy(np.arange(len(true_N)), float(chance_N.mean()))}
     kind_N = np.array(kinds, dtype=np.str_)

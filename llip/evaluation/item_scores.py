@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-UNITS = ("images", "captions", "groups")
+UNITS = ("images", "captions", "choices", "groups")
 """Sorts of units, in the order in which they are told."""
 
 

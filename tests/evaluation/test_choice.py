@@ -68,6 +68,9 @@ def test_accuracy_is_that_of_a_literal_loop(recipe: str, monkeypatch: pytest.Mon
     assert found["choices/choice_accuracy"].over == "5 images", "rows of one image are one unit"
 
 
+UNITS = {"images": np.arange(80)}
+
+
 def literal_groups(score: np.ndarray) -> tuple[float, float, float]:
     """Text, image and group score of one group, over all orders in which its four scores may be told apart."""
     found = []
@@ -84,7 +87,7 @@ def test_two_by_two_is_that_of_a_literal_loop_and_ties_are_a_random_order(levels
     score = np.random.default_rng(levels).integers(0, levels, (40, 2, 2)).astype(np.float32)
     true = np.tile([0, 1], 40)
     groups = np.repeat(np.arange(40), 2).tolist()
-    found = choice.metrics(score.reshape(80, 2), true, [2] * 80, kinds=[""] * 80, groups=groups, images=np.arange(80))
+    found = choice.metrics(score.reshape(80, 2), true, [2] * 80, kinds=[""] * 80, groups=groups, units=UNITS)
     expected = np.array([literal_groups(of) for of in score])
     for place, name in enumerate(("text_score", "image_score", "group_score")):
         np.testing.assert_allclose(found[name].score_I, expected[:, place], err_msg=name)
@@ -100,7 +103,7 @@ def test_the_order_of_captions_in_a_group_does_not_matter() -> None:
     groups = np.repeat(np.arange(40), 2).tolist()
 
     def group_score(score: np.ndarray, true: list[int]) -> list[float]:
-        options = {"kinds": [""] * 80, "groups": groups, "images": np.arange(80)}
+        options = {"kinds": [""] * 80, "groups": groups, "units": UNITS}
         found = choice.metrics(score.reshape(80, 2), np.array(true), [2] * 80, **options)  # type: ignore[arg-type]
         return found["group_score"].score_I.tolist()
 

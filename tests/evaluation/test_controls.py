@@ -103,7 +103,7 @@ def test_without_an_image_the_captions_alone_decide() -> None:
     model = model_of("siglip_tiny")
     found = evaluate_model(model, [blind], progress=False)["choices-blind/choice_accuracy"]
     reversed_rows = EvaluationSet(name="back", task="choice", table=blind.table.take(pa.array(range(ROWS)[::-1])))
-    assert found.over == f"{ROWS} images"
+    assert found.over == f"{ROWS} choices"
     assert evaluate_model(model, [reversed_rows], progress=False)["back/choice_accuracy"].value == found.value
 
 

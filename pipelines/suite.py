@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llip import storage
 from pipelines import command
-from pipelines.evaluate import Evaluate, evaluate, output_folder
+from pipelines.evaluate import Evaluate, evaluate, output_folder, sources_of
 
 if TYPE_CHECKING:  # torch is imported once the options are right, so that --help comes at once
     from llip.evaluation.suites import Results
@@ -48,16 +48,20 @@ class SuiteOfTasks(Evaluate):
 def suite(settings: SuiteOfTasks) -> "dict[str, Results]":
     """Evaluate, print the tables, and return the results by suite.
 
-    Raises ValueError as `evaluate` does, for two sets of one task, and for an expectation of a task that has no score.
+    Raises ValueError, before any work, as `evaluate` does, for two sets of one task, and for an expectation of a task
+    of which there is no set.
     """
-    from llip.evaluation.suites import SUITES, Results
+    from llip.evaluation.suites import SUITES, UNMEASURED, Results, by_task
 
+    given, references = by_task(source.name for source in sources_of(settings)), settings.references()
+    tasks = dict.fromkeys(task for name in settings.suites for task in SUITES[name].tasks if task in given)
+    scored = [task for task in tasks if task not in UNMEASURED]
+    if unknown := [task for task in references if task not in scored]:
+        raise ValueError(
+            f"--expected {unknown[0]}: no set of such a task is evaluated; there are {', '.join(scored) or 'none'}"
+        )
     metrics = evaluate(settings)
     found: dict[str, Results] = {name: Results.of(SUITES[name], metrics) for name in settings.suites}
-    references = settings.references()
-    if unknown := [task for task in references if not any(task in results.scores for results in found.values())]:
-        scored = ", ".join(dict.fromkeys(task for results in found.values() for task in results.scores))
-        raise ValueError(f"--expected {unknown[0]}: no such task has a score; there are {scored or 'none'}")
     text = "\n".join(results.markdown(references) for results in found.values())
     uri = storage.join(output_folder(settings, settings.weights(settings.checkpoint)), "suite.md")
     storage.write_bytes(uri, f"{text}\n".encode())

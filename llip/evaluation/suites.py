@@ -9,7 +9,7 @@ A task is found by the name of its set, as CLIP_benchmark and DataComp name thei
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -85,6 +85,15 @@ def task_of(name: str) -> str:
     return ALIASES.get(found, found)
 
 
+def by_task(sets: Iterable[str]) -> dict[str, str]:
+    """Names of sets by their task. Raises ValueError where two sets are of one task."""
+    found: dict[str, str] = {}
+    for name in sets:
+        if (other := found.setdefault(task_of(name), name)) != name:
+            raise ValueError(f"{other} and {name} are both sets of the task {task_of(name)}; leave one out")
+    return found
+
+
 @dataclass(frozen=True)
 class Results:
     """What an evaluation gave of a suite."""
@@ -98,10 +107,7 @@ class Results:
     @classmethod
     def of(cls, suite: Suite, metrics: Mapping[str, Metric]) -> "Results":
         """From metrics `<set>/<metric>`. Raises ValueError where two sets are of one task."""
-        sets: dict[str, str] = {}
-        for name in dict.fromkeys(metric.split("/")[0] for metric in metrics):
-            if (other := sets.setdefault(task_of(name), name)) != name:
-                raise ValueError(f"{other} and {name} are both sets of the task {task_of(name)}; leave one out")
+        sets = by_task(metric.split("/")[0] for metric in metrics)
         scores, missing = {}, {}
         for task, wanted in suite.tasks.items():
             found = [metrics[n] for m in wanted if (n := f"{sets.get(task)}/{m}") in metrics]

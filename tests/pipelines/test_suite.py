@@ -100,8 +100,9 @@ def test_a_folder_of_tars_becomes_the_tables_of_papers(tmp_path: Path, capsys: p
     out = capsys.readouterr().out
     assert "missing: food101 (no such set)" in out and "| imagenetv2 |" in out and "| all |" in out
     assert (tmp_path / "model" / "suite.md").read_text().strip() in out
-    with pytest.raises(ValueError, match=r"--expected svhn: no such task has a score; there are pets, "):
-        suite(SuiteOfTasks(**settings, expected=("svhn=0.5",)))
+    with pytest.raises(ValueError, match=r"--expected svhn: no set of such a task is evaluated; there are pets, "):
+        suite(SuiteOfTasks(**settings | {"output": str(tmp_path / "out")}, expected=("svhn=0.5",)))
+    assert not (tmp_path / "out").exists(), "nothing is evaluated first"
     with pytest.raises(ValueError, match="--expected imagenetv2=58: a task and an accuracy"):
         SuiteOfTasks(**settings, expected=("imagenetv2=58",))
 

@@ -19,7 +19,7 @@ from llip.training.tracking import read_metrics
 from pipelines.evaluation_cache import read_items
 
 ROUNDING = 1e-9
-OVER_KINDS = "text_to_image_map_over_kinds"
+OVER_CAPTIONS = "text_to_image_map"
 """Tested beside the headline of each set."""
 ONE_BY_ONE = "Each interval stands for its row alone: of twenty rows without a difference, one may well show one."
 
@@ -159,7 +159,7 @@ class Comparison:
     def tests(self) -> dict[str, list[PairedTest]]:
         """The first group against each other one, metric by metric, by the names of both."""
         first, *others = self.groups()
-        names = headline(self.metrics()) + [name for name in self.metrics() if name.endswith(f"/{OVER_KINDS}")]
+        names = headline(self.metrics()) + [name for name in self.metrics() if name.endswith(f"/{OVER_CAPTIONS}")]
         wanted = list(dict.fromkeys([*names, *self.tested]))
         return {
             f"{_without_seed(other)} − {_without_seed(first)}": [self._test(name, first, other) for name in wanted]
@@ -218,10 +218,11 @@ class Comparison:
         return render(
             "comparison.html",
             title="Comparison",
+            headlines=(),
             facts={},
             names=names,
             warning=self._warning(),
-            headlines=[rows[name] for name in headline(metrics)],
+            firsts=[rows[name] for name in headline(metrics)],
             tests={name: [test.cells() for test in tests] for name, tests in self.tests.items()},
             differences=self._differences(),
             one_by_one=ONE_BY_ONE,

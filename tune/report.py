@@ -1,6 +1,5 @@
 """What a sweep found, as a table: mean and spread over seeds, and what can be told apart."""
 
-import base64
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -103,10 +102,10 @@ def _table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> l
 
 
 def markdown(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis], command: str) -> str:
-    """What MLflow shows first of a sweep: the verdict, the command that trains the best point, the table."""
+    """What MLflow shows first of a sweep: the verdict, the table, the command that trains the best point."""
     head, *rows = _table(summaries, metric, axes)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"**{verdict(summaries)}**", "", "```", command, "```", "", *lines, ""])
+    return "\n".join([f"**{verdict(summaries)}**", "", *lines, "", "```", command, "```", ""])
 
 
 def page(
@@ -120,7 +119,7 @@ def page(
     plots: Mapping[str, bytes],
 ) -> str:
     """The sweep as one HTML page; `plots` are PNG by file name."""
-    from llip.page import render
+    from llip.page import plot, render
     from llip.training.run_folder import git_revision
 
     head, *rows = _table(summaries, metric, axes)
@@ -128,10 +127,11 @@ def page(
     return render(
         "search.html",
         title=title,
-        facts={metric: f"{first.mean:.4f} (chance {first.chance:.4f})", "commit": git_revision()[:20]},
+        headlines=[(f"{metric}, best point", f"{first.mean:.3f}", f"chance {first.chance:.3f}")],
+        facts={"points": str(len(summaries)), "commit": git_revision()[:20]},
         verdict=verdict(summaries),
         command=command,
-        plots={name: base64.b64encode(content).decode() for name, content in plots.items()},
+        plots=[plot(name, content) for name, content in plots.items()],
         head=head,
         rows=rows,
         numbers_from=len(axes),

@@ -1,6 +1,5 @@
 """What a study found: a table of means and spreads by caption kind, and a figure."""
 
-import base64
 import json
 import statistics
 from collections import defaultdict
@@ -105,22 +104,28 @@ def _markdown(metric: str, choices: Mapping[str, Any], steps: Group, time: Group
 
 
 def _page(metric: str, choices: Mapping[str, Any], steps: Group, time: Group, figure: bytes) -> str:
-    from llip.page import render
+    from llip.page import plot, render
     from llip.training.run_folder import git_revision
 
     head, *rows = _table(metric, steps, time)
     return render(
         "search.html",
         title="Study",
+        headlines=[_headline(row, chance=rows[0][3]) for row in rows[1:4]],
         facts={"metric": metric, "commit": git_revision()[:20]},
         verdict=f"{CHOSEN}; means and spreads over seeds",
         command="",
-        plots={FIGURE: base64.b64encode(figure).decode()},
+        plots=[plot(FIGURE, figure)],
         head=head,
         rows=rows,
         numbers_from=1,
         notes=[f"{NAMES[objective]}: {choice}" for objective, choice in choices.items()],
     )
+
+
+def _headline(row: Sequence[str], chance: str) -> tuple[str, str, str]:
+    mean, _, spread = row[3].partition(" ± ")
+    return row[0], mean, f"± {spread}, chance {chance}" if spread else f"chance {chance}"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -63,7 +63,7 @@ class Report:
         """The page: headline, curves, settings, metrics, figures, and examples drawn by seed."""
         metrics = named(self.outcomes)
         first = {name.replace("/", " "): metrics[name] for name in headline(metrics)}
-        headlines = [(name, f"{metric.value:.3f}", f"{metric.chance:.3f}") for name, metric in first.items()]
+        headlines = [(name, f"{metric.value:.3f}", f"chance {metric.chance:.3f}") for name, metric in first.items()]
         return render(
             "report.html",
             title=self.title,

@@ -61,6 +61,10 @@ def _collectives(events: list[Any], device: torch.device) -> float:
 class StepProfile:
     """Where the time of the steps goes."""
 
+    millis: float
+    """Of a step."""
+    images: int
+    """Of a step on this rank."""
     text: str
     phases: tuple[tuple[str, float, float], ...]
     """Name, milliseconds a step, share."""
@@ -93,6 +97,8 @@ def phases_and_operators(events: list[Any], *, images: int, device: torch.device
             f" Kernels take {busy:.0%} of the time. Phases are of the host: `reduce` is where it waits for the device."
         )
     return StepProfile(
+        millis=millis,
+        images=images,
         text=text,
         phases=tuple((name, time / STEPS / 1000, time / total) for name, time in phases.items()),
         kind="kernel" if gpu else "operator",
@@ -106,9 +112,13 @@ def phases_and_operators(events: list[Any], *, images: int, device: torch.device
 
 def html(found: StepProfile) -> str:
     """The page."""
-    rows = [(name, f"{ms:,.2f}", f"{share:.1%}", f"{calls:g}") for name, ms, share, calls in found.operators]
+    rows = [(name, f"{ms:,.2f}", f"{share:.1%}", f"{calls:.4g}") for name, ms, share, calls in found.operators]
     values = {"text": found.text, "phases": found.phases, "kind": found.kind, "operators": rows, "trace": TRACE}
-    return render("profile.html", title="Where a step's time goes", facts={}, **values)
+    headlines = [
+        ("a step", f"{found.millis:,.1f} ms", f"{found.images} images on this rank"),
+        ("images/s", f"{1000 * found.images / found.millis:,.0f}", "under the profiler"),
+    ]
+    return render("profile.html", title="Where a step's time goes", headlines=headlines, facts={}, **values)
 
 
 def summary(found: StepProfile) -> str:
@@ -119,7 +129,7 @@ def summary(found: StepProfile) -> str:
     lines += ["", f"| {found.kind} | ms | share | calls |", "| --- | ---: | ---: | ---: |"]
     for name, ms, share, calls in found.operators:
         label = name.replace("|", "\\|")
-        lines.append(f"| {label} | {ms:,.2f} | {share:.1%} | {calls:g} |")
+        lines.append(f"| {label} | {ms:,.2f} | {share:.1%} | {calls:.4g} |")
     return "\n".join([*lines, "", f"`{TRACE}` opens in chrome://tracing and in Perfetto.", ""])
 
 

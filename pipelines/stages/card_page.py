@@ -59,17 +59,15 @@ def _columns(table: pa.Table) -> Iterator[tuple[str, Any]]:
 def make(pool: str, card: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> str:
     """The page of a card (see `card.make`) with sample rows (`image` or `url`, `captions`)."""
     matching = card.get("matching")
-    facts = {
-        "pool": pool,
-        "images": f"{card['rows']['kept']:,} of {card['rows']['in']:,}",
-        "captions": f"{card['captions']['kept']:,} of {card['captions']['in']:,}",
-    }
+    facts = {"pool": pool}
+    headlines = [
+        (f"{name} kept", f"{card[key]['kept']:,}", f"of {card[key]['in']:,}")
+        for name, key in (("images", "rows"), ("captions", "captions"))
+    ]
     if matching:
-        facts |= {
-            "t": f"{matching['t']:,}",
-            "entries that match": f"{matching['entries_matched']:,} of {matching['entries']:,}",
-            "matches in the tail": f"{matching['tail_share']:.1%}",
-        }
+        matched = f"{matching['entries_matched']:,}"
+        headlines.append(("entries that match", matched, f"of {matching['entries']:,}"))
+        headlines.append(("matches in the tail", f"{matching['tail_share']:.1%}", f"t = {matching['t']:,}"))
     if card["not_read"]:
         facts["found and not read"] = ", ".join(f"{n:,} {kind}" for kind, n in card["not_read"].items())
     sections = [
@@ -81,7 +79,7 @@ def make(pool: str, card: Mapping[str, Any], shown: Sequence[Mapping[str, Any]])
         svg(_histograms({label: card[name] for name, label in SIZES.items() if card[name]})),
         f"<h2>Samples</h2><p>Drawn by seed, not chosen.</p>{_samples(shown)}",
     ]
-    return page("Data card", sections, facts)
+    return page("Data card", sections, facts, headlines)
 
 
 def _balancing(matching: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
-"""The data card: its curve and histograms from hand-made numbers, and its page as a browser shows it (slow)."""
+"""The data card: its curve and histograms from hand-made numbers, and its page."""
 
 import re
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.browser import seen
 from helpers.small_pools import picture, pool_rows, write_parquet
 
 from llip import storage
@@ -104,10 +102,3 @@ def test_curation_leaves_the_same_samples_and_curve_whatever_the_partitioning(tm
     words = Counter(w for text in captions for w in set(text.replace(",", " , ").split()) if w.isalnum())
     assert curve[0] == {"rank": 1, "before": words.most_common(1)[0][1], "after": curve[0]["after"]}
     assert all(point["after"] <= point["before"] for point in curve)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
-def test_a_browser_shows_the_page_within_its_width(tmp_path: Path) -> None:
-    shown = [{"image": picture(i), "captions": ["a long caption of an image " * 3, "and one more"]} for i in range(24)]
-    assert seen(card_page.make("s3://bucket/a/long/name/of/a/pool", small_card(), shown), tmp_path) == (True, True, 24)

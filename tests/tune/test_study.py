@@ -4,15 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import recorded_study
+from helpers.recorded_study import Recorded, recorded
 
 from llip.recipes import recipe
 from tune import study_report
-from tune.points import Point
-from tune.results import Evaluation, Trial, TrialResult
-from tune.study import OwnSettings, Rounds, Study, study
-from tune.trials import TrialPlan
-
-METRIC = "scenes_in_style/text_to_image_map_over_kinds"
+from tune.study import OwnSettings, Study, study
 
 
 def test_every_variant_is_trained_once() -> None:
@@ -39,40 +36,9 @@ def test_contradictions_are_refused(settings: dict[str, object], message: str) -
         study(Study(**settings))  # type: ignore[arg-type]
 
 
-class Recorded(Rounds):
-    """Rounds whose trials reach a made-up value instead of being trained."""
-
-    def _run(self, part: str, planned: list[Trial]) -> dict[str, TrialResult]:
-        return {trial.name: _result(trial) for trial in planned}
-
-    def _rate(self, point: Point) -> float:
-        return {"clip": 300.0, "siglip": 250.0}.get(str(point), 200.0)
-
-
-def _result(trial: Trial) -> TrialResult:
-    config = trial.config
-    value = 0.5 - abs(config.optimizer.learning_rate - 2e-3) + 0.01 * config.seed
-    metrics = {METRIC: value, "scenes_in_style/text_to_image_map/object": value / 2}
-    return TrialResult(
-        point=trial.point,
-        seed=config.seed,
-        budget=config.samples,
-        evaluations=(
-            Evaluation(
-                step=config.total_steps, samples=config.samples, metrics=metrics, chance=dict.fromkeys(metrics, 0.1)
-            ),
-        ),
-        state="finished",
-    )
-
-
 @pytest.fixture
 def rounds() -> Recorded:
-    plan = TrialPlan(
-        folder="memory://study", shards="", evaluation="", tracking=None, parent_run_id=None,  # type: ignore[arg-type]
-        metric=METRIC, workers=0, concurrency=None,
-    )  # fmt: skip
-    return Recorded(plan, Study(seeds=2, overrides={"steps": 100}, ks=(4, 8), head_counts=(4,)))
+    return recorded()
 
 
 def test_settings_are_chosen_by_the_metric_for_each_objective(rounds: Recorded) -> None:
@@ -98,12 +64,11 @@ def test_baselines_get_the_steps_that_llips_time_holds(rounds: Recorded) -> None
 
 
 def test_the_report_holds_every_variant_with_its_spread(rounds: Recorded) -> None:
-    choices = rounds.choose()
-    equal_steps = rounds.equal_steps(choices)
-    files = study_report.files(METRIC, choices, equal_steps, rounds.equal_time(choices))
+    choices, equal_steps = rounds.choose(), rounds.equal_steps(rounds.choose())
+    files = recorded_study.files(rounds)
     lines = files[study_report.TABLE].decode().splitlines()
-    assert "| siglip | 2 | 6,400 | 0.504 ± 0.007 | 0.252 ± 0.004 |" in lines
-    assert "| siglip, Llip's time | 2 | 8,000 | 0.504 ± 0.007 | 0.252 ± 0.004 |" in lines
+    assert "| siglip | 2 | 6,400 | 0.504 ± 0.007 | 0.252 ± 0.004 | 0.252 ± 0.004 |" in lines
+    assert "| siglip, Llip's time | 2 | 8,000 | 0.504 ± 0.007 | 0.252 ± 0.004 | 0.252 ± 0.004 |" in lines
     assert f"- SigLIP: {choices['siglip']}" in lines
     assert files[study_report.FIGURE].startswith(b"\x89PNG")
     kept = json.loads(files[study_report.RESULTS])

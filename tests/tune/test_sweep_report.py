@@ -8,7 +8,7 @@ from PIL import Image
 
 from llip.config import TrainingConfig
 from tune.axes import Axis, drawn, grid, parse_all
-from tune.figures import IMPORTANCE, PARALLEL, figures
+from tune.figures import IMPORTANCE, PARALLEL, against_each, figures
 from tune.points import Point, Space, select
 from tune.report import Summary, best, markdown, page, summarise, table, verdict
 from tune.results import Evaluation, TrialResult
@@ -63,7 +63,13 @@ def test_table_has_the_best_first_and_stopped_points_last() -> None:
 def test_the_page_and_the_note_have_the_verdict_the_command_and_every_point() -> None:
     summaries = summarise(RESULTS, METRIC)
     html = page(
-        "Sweep a<b", summaries, METRIC, AXES, command="train it", notes=["one failed"], plots={"sweep.png": b"png"}
+        "Sweep a<b",
+        summaries,
+        METRIC,
+        AXES,
+        command="train it",
+        notes=["one failed"],
+        plots={"sweep.png": against_each(summaries, METRIC, AXES)},
     )
     note = markdown(summaries, METRIC, AXES, "train it")
     for text in (html, note):

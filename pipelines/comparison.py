@@ -1,10 +1,13 @@
 """Runs side by side: where their configurations differ, what they reached, and how they got there."""
 
+import json
 import re
 import statistics
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from llip import storage
@@ -15,10 +18,12 @@ from llip.evaluation.paired import Difference, difference
 from llip.headline import headline
 from llip.page import render, svg
 from llip.training import run_folder
+from llip.training.notebook import published
 from llip.training.tracking import read_metrics
-from pipelines.evaluation_cache import read_items
+from pipelines.evaluation_cache import SCORES, read_items, scores_of
 
 ROUNDING = 1e-9
+CURVES = ("loss", "learning_rate")
 OVER_CAPTIONS = "text_to_image_map"
 """Tested beside the headline of each set."""
 ONE_BY_ONE = "Each interval stands for its row alone: of twenty rows without a difference, one may well show one."
@@ -36,7 +41,8 @@ class RunRecord:
     """Digests of the evaluation sets, by name; empty where the evaluation noted none."""
     curve: list[dict[str, Any]]
     """Logged lines, each with its `step`."""
-    folder: str
+    scores: Callable[[str], Mapping[str, ItemScores]]
+    """Scores of single items of a set, by metric."""
 
     @classmethod
     def read(cls, folder: str) -> "RunRecord":
@@ -53,13 +59,41 @@ class RunRecord:
             metrics=report.metrics_of(evaluated),
             sets=evaluated.get("inputs", {}).get("sets", {}),
             curve=read_metrics(folder),
-            folder=folder,
+            scores=partial(read_items, folder),
+        )
+
+    @classmethod
+    def tracked(cls, client: Any, run_id: str) -> "RunRecord":
+        """What MLflow holds of a run, wherever its folder is. Raises ValueError for a run without an evaluation."""
+        run, kept = client.get_run(run_id), {a.path for a in client.list_artifacts(run_id)}
+        name = run.info.run_name
+        if not {report.NAME, SCORES} <= kept:
+            raise ValueError(f"runs:/{run_id} ({name}) has no {report.NAME} and {SCORES}: it has not been evaluated")
+
+        with tempfile.TemporaryDirectory() as place:
+            files = {
+                file: Path(client.download_artifacts(run_id, file, place)).read_bytes()
+                for file in kept & {report.NAME, SCORES, run_folder.NAME}
+            }
+        evaluated, scores = json.loads(files[report.NAME]), scores_of(files[SCORES])
+        metrics = report.metrics_of(evaluated)
+        lines: dict[int, dict[str, Any]] = {}
+        for logged in (*CURVES, *headline(metrics)):
+            for point in client.get_metric_history(run_id, published(logged)):
+                lines.setdefault(point.step, {"step": point.step})[logged] = point.value
+        return cls(
+            name=name,
+            settings=_flat(json.loads(files.get(run_folder.NAME, b"{}"))),
+            metrics=metrics,
+            sets=evaluated["inputs"]["sets"],
+            curve=[lines[step] for step in sorted(lines)],
+            scores=lambda data: scores.get(data, {}),
         )
 
     def items(self, metric: str) -> ItemScores:
         """Scores of the items of a metric. Raises ValueError where the evaluation stored none that give its value."""
         data, _, name = metric.partition("/")
-        found = read_items(self.folder, data).get(name)
+        found = self.scores(data).get(name)
         if found is None or abs(found.value - self.metrics[metric].value) > ROUNDING:
             raise ValueError(f"{self.name} stored no scores of single items with it; evaluate it again")
         return found
@@ -263,9 +297,7 @@ class Comparison:
     def _curves(self) -> str:
         """Loss, learning rate and the headlines that were evaluated on the way, in all runs."""
         logged = [{key for line in run.curve for key in line} for run in self.runs]
-        names = [
-            n for n in ("loss", "learning_rate", *headline(self.metrics())) if all(n in of_run for of_run in logged)
-        ]
+        names = [n for n in (*CURVES, *headline(self.metrics())) if all(n in of_run for of_run in logged)]
         panels = {
             name: {run.name: [(line["step"], line[name]) for line in run.curve if name in line] for run in self.runs}
             for name in names

@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
     from pipelines.evaluation_cache import EvaluationCache
 
 SCHEMA_VERSION = 2
+SCORED_WITH = ("candidates", "context_length")
+"""Options that change the scores of a set; those not given are left out of what is noted."""
 MOST = 20
 """Characters of a commit or a date on the page."""
 
@@ -90,8 +92,7 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     from llip.evaluation import long_captions
     from llip.evaluation.evaluate import named
     from llip.evaluation.report import NAME
-    from pipelines import evaluation_runs
-    from pipelines.evaluation_cache import EvaluationCache
+    from pipelines import evaluation_cache, evaluation_runs
 
     weights = settings.weights(settings.checkpoint)
     output = output_folder(settings, weights)
@@ -101,10 +102,9 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "evaluation": storage.absolute(settings.evaluation),
         "sets": settings.sets,
     }
+    scored_with = {name: value for name in SCORED_WITH if (value := getattr(settings, name)) is not None}
     request |= {"weights": weights.told} if weights.told else {}
-    request |= {"candidates": settings.candidates} if settings.candidates is not None else {}
-    request |= {"controls": True} if settings.controls else {}
-    request |= {"context_length": settings.context_length} if settings.context_length is not None else {}
+    request |= scored_with | ({"controls": True} if settings.controls else {})
     of_sets = {source.name: source.digest() for source in sources}
     inputs = {"model": weights.digest(), "sets": of_sets}
     if (finished := _finished(output, request, inputs)) is not None:
@@ -116,11 +116,11 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
     if settings.context_length is not None:
         long_captions.stretch_context(model, settings.context_length)
     started = time.monotonic()
-    made_with = [inputs["model"], weights.told, *([settings.candidates] if settings.candidates else [])]
-    made_with += [{"context_length": settings.context_length}] if settings.context_length is not None else []
     controls = _controls(sets) if settings.controls else {}
     digests = of_sets | {control.name: of_sets[name] for name, of_set in controls.items() for control in of_set}
-    cache = EvaluationCache(output, {name: [*made_with, digest] for name, digest in digests.items()})
+    made_with = [inputs["model"], weights.told, scored_with]
+    keys = {name: [*made_with, digest] for name, digest in digests.items()}
+    cache = evaluation_cache.EvaluationCache(output, keys)
     evaluated = [*sets, *(control for of_set in controls.values() for control in of_set)]
     outcomes = list(_evaluated(model, evaluated, cache, settings))
     metrics = named(outcomes)
@@ -135,7 +135,9 @@ def evaluate(settings: Evaluate) -> dict[str, Metric]:
         "calibration": {o.data.name: o.calibration.stored() for o in outcomes if o.calibration},
     }
     _write_report(output, weights, model, outcomes)
-    evaluation_runs.track(weights, metrics, sources, sets, output)
+    scores = evaluation_cache.scores_file(outcomes)
+    documents: dict[str, Any] = {NAME: result, evaluation_cache.SCORES: scores}
+    evaluation_runs.track(weights, metrics, sources, sets, output, documents)
     storage.write_json(storage.join(output, NAME), result)
     print(_headlines(metrics))
     if settings.controls:

@@ -1,9 +1,10 @@
 """Results of an evaluation, stored set by set: one that is interrupted goes on with the sets that are missing, and runs
 are compared by the scores of single items without their models."""
 
+import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from llip.evaluation.retrieval import Captions, Retrieval
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 FOLDER = "evaluated"
+SCORES = "item_scores.npz"
+"""The scores of single items of all sets, as one artifact of a run in MLflow."""
 SCHEMA_VERSION = 4
 OF_RETRIEVAL = ("best_images_TX", "average_precision_T", "logit_count_2H")
 DETAIL, ITEMS = "detail", "items"
@@ -53,17 +56,8 @@ class EvaluationCache:
             kept = {name: getattr(details, name) for name in OF_RETRIEVAL}
             details = {name: array for name, array in kept.items() if array is not None}
         arrays = {f"{DETAIL}/{name}": array for name, array in details.items()}
-        for name, scores in outcome.item_scores.items():
-            arrays |= {f"{ITEMS}/{name}/score": scores.score_I}
-            arrays |= {f"{ITEMS}/{name}/{sort}": unit_I.astype(np.int32) for sort, unit_I in scores.units.items()}
-            if scores.stratum_I is not None:
-                arrays[f"{ITEMS}/{name}/stratum"] = scores.stratum_I.astype(np.int32)
-        head = {
-            "key": self._key(outcome.data.name),
-            "metrics": {name: metric.stored() for name, metric in outcome.metrics.items()},
-            "units": {name: list(scores.units) for name, scores in outcome.item_scores.items()},
-            "worst": [name for name, scores in outcome.item_scores.items() if scores.worst],
-        }
+        arrays |= _arrays(outcome)
+        head = {"key": self._key(outcome.data.name), **_head(outcome)}
         with storage.atomic_writer(uri_of(self.folder, outcome.data.name)) as file:
             np.savez(file, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
 
@@ -84,10 +78,56 @@ def read_items(folder: str, name: str) -> dict[str, ItemScores]:
     return {metric: _items(metric, head, arrays) for metric in head.get("units", {})}
 
 
+def scores_file(outcomes: Sequence[Outcome]) -> bytes:
+    """The scores of single items of several sets in one file; arrays that are alike are in it once."""
+    heads, arrays, places = {}, dict[str, NDArray[Any]](), dict[str, str]()
+    for outcome in outcomes:
+        heads[outcome.data.name] = _head(outcome)
+        for name, array in _arrays(outcome).items():
+            key = hashlib.sha256(array.tobytes() + str(array.dtype).encode()).hexdigest()[:16]
+            arrays[key], places[f"{outcome.data.name}/{name}"] = array, key
+    with io.BytesIO() as buffer:
+        head = np.array(json.dumps({"sets": heads, "places": places}))
+        np.savez_compressed(buffer, head=head, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+
+def scores_of(content: bytes) -> dict[str, dict[str, ItemScores]]:
+    """What a `scores_file` holds: by set and metric."""
+    head, arrays = _opened(content)
+    found = {}
+    for data, of_set in head["sets"].items():
+        own = {n.removeprefix(f"{data}/"): arrays[key] for n, key in head["places"].items() if n.startswith(f"{data}/")}
+        found[data] = {metric: _items(metric, of_set, own) for metric in of_set["units"]}
+    return found
+
+
+def _head(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "metrics": {name: metric.stored() for name, metric in outcome.metrics.items()},
+        "units": {name: list(scores.units) for name, scores in outcome.item_scores.items()},
+        "worst": [name for name, scores in outcome.item_scores.items() if scores.worst],
+    }
+
+
+def _arrays(outcome: Outcome) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, scores in outcome.item_scores.items():
+        arrays[f"{ITEMS}/{name}/score"] = scores.score_I
+        arrays |= {f"{ITEMS}/{name}/{sort}": unit_I.astype(np.int32) for sort, unit_I in scores.units.items()}
+        if scores.stratum_I is not None:
+            arrays[f"{ITEMS}/{name}/stratum"] = scores.stratum_I.astype(np.int32)
+    return arrays
+
+
 def _read(uri: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
     if not storage.exists(uri):
         return None
-    with np.load(io.BytesIO(storage.read_bytes(uri))) as file:
+    return _opened(storage.read_bytes(uri))
+
+
+def _opened(content: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    with np.load(io.BytesIO(content)) as file:
         arrays = dict(file)
     return json.loads(arrays.pop("head").item()), arrays
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.evaluation.metrics import logged
@@ -28,8 +28,10 @@ def track(
     sources: Sequence[FoundSet],
     sets: Sequence[EvaluationSet],
     output: str,
+    documents: Mapping[str, dict[str, Any] | str | bytes],
 ) -> None:
-    """Log an evaluation that was written to the folder `output`; nothing where there is no store to log it to."""
+    """Log an evaluation that was written to the folder `output`, with its pages and `documents` by file name; nothing
+    where there is no store to log it to."""
     of_run = tracking_of(weights.run) if weights.run else None
     if weights.run is not None and f"{output}/".startswith(f"{weights.run}/"):
         tracking, folder = of_run, weights.run
@@ -43,8 +45,9 @@ def track(
         if weights.step is not None and folder == weights.run:
             tracker.checkpoint(weights.step, weights.uri)
         tracker.log(weights.step or 0, logged(metrics))
-        for name in PAGES:
-            tracker.artifact(name, storage.read_bytes(storage.join(output, name)).decode())
+        pages = {name: storage.read_bytes(storage.join(output, name)).decode() for name in PAGES}
+        for name, content in {**pages, **documents}.items():
+            tracker.artifact(name, content)
 
 
 def _note(weights: Weights, metrics: Mapping[str, Metric], tracking: Tracking, *, is_own: bool) -> str:

@@ -5,6 +5,7 @@ made anew, and gets everything that was logged.
 """
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 """Error codes of what no later try changes."""
 
 Item = TypeVar("Item")
+Document = dict[str, Any] | str | bytes
+"""An artifact: JSON, a text such as a page, or a file of another kind."""
 
 
 class MlflowWriter:
@@ -53,7 +56,7 @@ class MlflowWriter:
         self._tags = Kept[str, str]()
         self._data = Kept[str, Data]()
         self._checkpoints = Kept[int, str]()
-        self._artifacts = Kept[str, dict[str, Any] | str]()
+        self._artifacts = Kept[str, Document]()
         self._models: LoggedModels | None = None
         self._names, self._refused = Names(), set[str]()
         self._file: tuple[int, int] | None = None
@@ -79,7 +82,7 @@ class MlflowWriter:
     def checkpoint(self, step: int, state: str) -> None:
         self._checkpoints.add({step: state})
 
-    def artifact(self, name: str, content: dict[str, Any] | str) -> None:
+    def artifact(self, name: str, content: Document) -> None:
         self._artifacts.add({name: content})
 
     def close(self, status: str) -> str | None:
@@ -224,9 +227,8 @@ class MlflowWriter:
         """One that cannot be written now keeps no other from being written."""
         failure: Exception | None = None
         for name, content in self._artifacts.waiting().items():
-            log = self._client.log_text if isinstance(content, str) else self._client.log_dict
             try:
-                log(self._run_id, content, name)
+                self._write_artifact(name, content)
             except (TypeError, ValueError) as error:  # it is no JSON
                 self._drop("artifact", name, error)
             except Exception as error:
@@ -237,6 +239,18 @@ class MlflowWriter:
             self._artifacts.forget({name: content})
         if failure:
             raise failure
+
+    def _write_artifact(self, name: str, content: Document) -> None:
+        if isinstance(content, str):
+            self._client.log_text(self._run_id, content, name)
+        elif isinstance(content, dict):
+            self._client.log_dict(self._run_id, content, name)
+        else:
+            folder, _, file = name.rpartition("/")
+            with tempfile.TemporaryDirectory() as place:
+                path = Path(place, file)
+                path.write_bytes(content)
+                self._client.log_artifact(self._run_id, str(path), folder or None)
 
     def _send(self, items: Sequence[Item], log: Callable[[Sequence[Item]], None], what: str) -> None:
         """Log items, without those that the server refuses: halves are tried until these are found."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from llip import storage
 from llip.training import lineage, logged_models, notebook
-from llip.training.mlflow_writer import MlflowWriter, connection_uri, is_active, sqlite_file, sqlite_uri
+from llip.training.mlflow_writer import Document, MlflowWriter, connection_uri, is_active, sqlite_file, sqlite_uri
 from llip.training.run_folder import STATE, git_revision
 from llip.training.stopping import StoppedError
 
@@ -299,8 +299,8 @@ class Tracker:
         if self._mlflow:
             self._mlflow.checkpoint(step, storage.join(uri, STATE))
 
-    def artifact(self, name: str, content: dict[str, Any] | str) -> None:
-        """Log a JSON file, or a text file such as a page."""
+    def artifact(self, name: str, content: Document) -> None:
+        """Log a file: JSON, a text such as a page, or bytes."""
         if self._mlflow:
             self._mlflow.artifact(name, content)
 

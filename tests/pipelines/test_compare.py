@@ -15,9 +15,10 @@ from llip.evaluation.bootstrap import judge
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.item_scores import ItemScores
 from llip.fields import to_dict
+from llip.training.tracking import Tracker, Tracking, read_metrics, run_id_of
 from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, RunRecord
-from pipelines.evaluation_cache import EvaluationCache
+from pipelines.evaluation_cache import EvaluationCache, read_items, scores_file
 
 
 def write_run(
@@ -121,7 +122,7 @@ def test_numbers_of_other_sets_are_marked_and_not_ranked(
     ]
     found = Comparison([RunRecord.read(run) for run in runs])
     assert set(found.of_other_sets()) == set(differ)
-    for text in (found.markdown(), found.html()):
+    for text in (found.markdown(), found.html().replace("<wbr>", "")):
         assert ("Not the same evaluation set in all runs" in text) == bool(differ)
         assert ("s/top1 †" in text) == ("s" in differ) and ("c/context_accuracy †" in text) == ("c" in differ)
     best = "| s/top1 † | 0.100 | 0.500 | 0.600 |" if "s" in differ else "| s/top1 | 0.100 | 0.500 | **0.600** |"
@@ -131,11 +132,14 @@ def test_numbers_of_other_sets_are_marked_and_not_ranked(
 
 def write_items(folder: Path, right: np.ndarray) -> dict[str, float]:
     """A run with an evaluation of 120 images whose scores are given."""
+    outcome = outcome_of(right)
+    EvaluationCache(str(folder), {"things": "any"}).save(outcome)
+    return {"things/top1": outcome.item_scores["top1"].value}
+
+
+def outcome_of(right: np.ndarray) -> Outcome:
     scores = ItemScores(score_I=right, chance=0.1, units={"images": np.arange(len(right))})
-    data = make_sets()[0]
-    cache = EvaluationCache(str(folder), {"things": "any"})
-    cache.save(Outcome(data, judge({"top1": scores}), {"top1": scores}, {"predicted": np.zeros(3)}))
-    return {"things/top1": scores.value}
+    return Outcome(make_sets()[0], judge({"top1": scores}), {"top1": scores}, {"predicted": np.zeros(3)})
 
 
 @pytest.fixture
@@ -165,6 +169,38 @@ def test_groups_of_seeds_are_tested_item_by_item(
     assert f"| things/top1 | {test.difference.value:+.3f} |" in text and test.sentence in capsys.readouterr().out
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert test.sentence in page and page.count("<svg") == 3  # the curves, the set, the intervals
+
+
+def test_runs_are_compared_from_mlflow_alone(
+    seeds: tuple[str, ...], tmp_path: Path, mlflow_store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the folders give, after the folders are gone; a metric is read from the log's history by its step."""
+    from mlflow import MlflowClient
+
+    expected = Comparison([RunRecord.read(folder) for folder in seeds])
+    text, page = expected.markdown(), expected.html()
+    client, ids = MlflowClient(mlflow_store), []
+    for folder in seeds:
+        content = storage.read_json(f"{folder}/metrics.json")
+        tracking = Tracking(uri=mlflow_store, run_name=Path(folder).name, artifact_location=str(tmp_path / "artifacts"))
+        with Tracker(tracking, folder) as tracker:
+            tracker.artifact("config.json", storage.read_json(f"{folder}/config.json")["training"])
+            tracker.artifact("metrics.json", content)
+            tracker.artifact("item_scores.npz", scores_file([outcome_of(read_items(folder, "things")["top1"].score_I)]))
+            for line in read_metrics(folder):
+                tracker.log(line["step"], {"loss": line["loss"]})
+        ids.append(run_id_of(folder))
+    for folder in seeds:
+        shutil.rmtree(folder)
+    job = Compare(runs=tuple(f"runs:/{i}" for i in ids), output=str(tmp_path / "out"), tracking=mlflow_store)
+    found = compare(job)
+    assert found.markdown() == text and found.html() == page
+    assert [run.curve for run in found.runs] == [run.curve for run in expected.runs]
+    bare = client.create_run("0", run_name="bare").info.run_id
+    with pytest.raises(ValueError, match=r"runs:/\w+ \(bare\) has no metrics.json and item_scores.npz"):
+        compare(replace(job, runs=(f"runs:/{ids[0]}", f"runs:/{bare}")))
+    with pytest.raises(ValueError, match="runs:/nothing is not the id of a run at sqlite"):
+        compare(replace(job, runs=("runs:/nothing", f"runs:/{bare}")))
 
 
 def test_one_seed_each_says_nothing_of_others(seeds: tuple[str, ...]) -> None:

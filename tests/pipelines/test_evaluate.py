@@ -27,7 +27,7 @@ from llip.training import checkpoint
 from llip.training.optimizer import build_optimizer
 from llip.training.tracking import Tracking, open_run
 from pipelines.evaluate import Evaluate, evaluate
-from pipelines.evaluation_cache import read_items
+from pipelines.evaluation_cache import SCORES, read_items, scores_of
 
 
 def write_sets(folder: str | Path) -> str:
@@ -198,7 +198,7 @@ def test_everything_may_lie_in_a_bucket(s3_bucket: str) -> None:
     assert evaluate(job) == found
 
 
-def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job: Evaluate, mlflow_store: str) -> None:
+def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job: Evaluate, mlflow_store: str, tmp_path: Path) -> None:
     client, run_id = open_run(Tracking(uri=mlflow_store, experiment="llip", run_name="first"), job.checkpoint)
     found = evaluate(job)
     run = client.get_run(run_id)
@@ -208,6 +208,15 @@ def test_metrics_go_to_the_mlflow_run_of_the_run_folder(job: Evaluate, mlflow_st
     assert client.get_metric_history(run_id, "eval/things/top1")[0].step == 800
     assert "| things | top1 |" in run.data.tags["mlflow.note.content"]
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"pairs", "scenes", "things"}
+    kept = client.download_artifacts(run_id, SCORES, str(tmp_path))
+    scores = scores_of(Path(kept).read_bytes())
+    assert list(scores) == ["pairs", "scenes", "things"]
+    for data, of_set in scores.items():
+        stored = read_items(job.checkpoint, data)
+        assert of_set.keys() == stored.keys()
+        for name, items in of_set.items():
+            assert items.same_items(stored[name]) and items.value == found[f"{data}/{name}"].value
+            assert (items.chance, items.worst) == (stored[name].chance, stored[name].worst)
 
 
 def test_an_evaluation_elsewhere_is_a_run_of_its_own_that_names_the_run_and_is_named_there(
@@ -226,7 +235,7 @@ def test_an_evaluation_elsewhere_is_a_run_of_its_own_that_names_the_run_and_is_n
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["things"]
     assert f"[trained](#/experiments/{run.info.experiment_id}/runs/{trained})" in run.data.tags["mlflow.note.content"]
     assert "used by [evaluation elsewhere]" in before.tags["mlflow.note.content"]
-    assert {a.path for a in client.list_artifacts(own)} == {"report.html", "report.md"}
+    assert {a.path for a in client.list_artifacts(own)} == {"report.html", "report.md", "metrics.json", SCORES}
 
 
 def test_an_evaluation_of_a_file_is_a_run_where_mlflow_is_named(

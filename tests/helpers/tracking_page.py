@@ -1,98 +1,61 @@
-"""A browser that looks at MLflow's comparison page, for the test beside it and for images.
+"""MLflow as `pipelines/ui.py` starts it, for the tests beside it and for the screenshots on the pages.
 
-    uv run python tests/helpers/tracking_page.py --store sqlite:///output/mlflow.db --output comparison.png
+    uv run python tests/helpers/tracking_page.py --output output --sweep NAME --report output/runs/NAME
 
-needs `chromium` and `chromedriver` (Debian: chromium, chromium-driver).
+takes the screenshots in `.github`: trials of a sweep in MLflow, a report. `helpers.browser` says what it needs.
 """
 
-import shutil
-import socket
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
 import tyro
+from PIL import Image
 
-from llip.training.notebook import comparison_page
-from pipelines.ui import serving
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers.browser import SHOW_CHILDREN, browser
+from helpers.ports import free_ports
 
-CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
-
-CLOSE_ASSISTANT = 'button[data-component-id="mlflow.assistant.chat_panel.close"]'
-"""MLflow opens a chat beside every page."""
+ROOT = Path(__file__).parents[2]
+WIDTH, HEIGHT, TABLE, LONG, COLOURS = 1200, 760, 500, 2000, 128
+"""Of a screenshot on a page, in pixels; height of that of a table and of a comparison; colours of its palette."""
 
 
 @contextmanager
-def serve(store: str, *options: str) -> Iterator[str]:
-    """URL of an MLflow server on 127.0.0.1 that shows the store, for as long as the block lasts."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.TemporaryFile("w+") as log, serving(store, "127.0.0.1", port, log, *options) as (url, _):
-        yield url
-
-
-def look(page: str, *, until: Sequence[str], picture: Path, size: tuple[int, int] = (1200, 2200)) -> str:
-    """Open a page, wait until it shows all the given texts, take its image, and return its text."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    with tempfile.TemporaryDirectory() as profile:
-        for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"):
-            options.add_argument(flag)
-        browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+def printed_by_ui(output: Path, *runs: str) -> Iterator[str]:
+    """The page that `pipelines/ui.py` prints of the runs in a folder, for as long as the block lasts."""
+    command = [sys.executable, "pipelines/ui.py", *runs, "--output", str(output), "--port", str(free_ports(1)[0])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
-            browser.get(page)
-
-            def text() -> str:
-                return str(browser.find_element(By.TAG_NAME, "body").get_attribute("innerText"))
-
-            WebDriverWait(browser, 90).until(lambda _: all(t in text() for t in until), f"no {until} in {page}")
-            for close in browser.find_elements(By.CSS_SELECTOR, CLOSE_ASSISTANT):
-                close.click()
-            time.sleep(2)  # plots are drawn after the texts
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(browser.get_screenshot_as_png())
-            return text()
+            assert process.stdout is not None
+            yield next(line.strip() for line in process.stdout if line.startswith("http"))
         finally:
-            browser.quit()
+            process.terminate()
 
 
-def main(
-    store: str,
-    output: Path,
-    experiment: str = "llip",
-    runs: Annotated[tuple[str, ...], tyro.conf.arg(help="Names of the runs; the newest three where not given.")] = (),
-) -> None:
-    """Take a picture of the page that compares runs."""
+def main(output: Path, sweep: str, report: Path, folder: Path = ROOT / ".github") -> None:
+    """Take the screenshots: a sweep with its trials in MLflow, their comparison, and a report."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(store)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        raise SystemExit(f"error: {store} has no experiment {experiment!r}")
-    known = client.search_runs([found.experiment_id])
-    chosen = [r for r in known if r.info.run_name in runs] if runs else known[:3]
-    with serve(store) as url:
-        page = comparison_page(url, [found.experiment_id], [r.info.run_id for r in chosen])
-        look(page, until=[r.info.run_name for r in chosen], picture=output)
-    print(output)
+    from llip.training.notebook import comparison_page
+    from llip.training.tracking import run_id_of
+
+    client, parent = MlflowClient(f"sqlite:///{output.resolve()}/mlflow.db"), run_id_of(str(output / "sweeps" / sweep))
+    experiment = client.get_run(parent).info.experiment_id
+    trials = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    names = [sweep, *(trial.info.run_name for trial in trials)]
+    with browser() as chromium, printed_by_ui(output) as page:
+        chromium.read(page, until=names, click=SHOW_CHILDREN, screenshot=folder / "sweep.png", screen=(WIDTH, TABLE))
+        compared = comparison_page(page.partition("/#")[0], [experiment], [trial.info.run_id for trial in trials])
+        chromium.read(compared, until=[*names[1:], "Metrics"], screenshot=folder / "mlflow.png", screen=(WIDTH, LONG))
+        chromium.look(report / "report.html", (WIDTH, HEIGHT), screenshot=folder / "report.png")
+    for name, height in (("sweep.png", TABLE), ("mlflow.png", LONG), ("report.png", HEIGHT)):
+        with Image.open(folder / name) as image:
+            shown = image.convert("RGB").crop((0, 0, WIDTH, height))
+        shown.quantize(COLOURS).save(folder / name, optimize=True)
+        print(folder / name)
 
 
 if __name__ == "__main__":

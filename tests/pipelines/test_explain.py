@@ -2,13 +2,12 @@
 
 import io
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.browser import seen
+from helpers.browser import PHONE, browser, needs_browser
 from helpers.evaluation_samples import picture
 from PIL import Image
 
@@ -83,7 +82,9 @@ def test_refusals_say_what_is_wrong(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
-def test_a_browser_shows_the_page_within_its_width(folder: Path, tmp_path: Path) -> None:
+@needs_browser
+def test_a_browser_shows_the_page_within_its_width(folder: Path) -> None:
     explain_image(job(folder))
-    assert seen((folder / "out" / "explanation.html").read_text(), tmp_path) == (True, True, 1)
+    with browser() as chromium:
+        found = chromium.look(folder / "out" / "explanation.html", PHONE)
+    assert found.width <= PHONE[0] and (found.images, found.broken) == (1, 0) and not found.overlaps

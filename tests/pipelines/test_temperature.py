@@ -1,14 +1,13 @@
 """The sweep of temperatures against models that have each of them in their configuration."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.browser import seen
+from helpers.browser import PHONE, browser, needs_browser
 from helpers.evaluation_samples import make_sets
 
 from llip import create_model, recipe
@@ -83,7 +82,9 @@ def test_models_without_temperatures_and_bad_temperatures_are_refused(job: Tempe
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
-def test_a_browser_shows_the_page_within_its_width(job: Temperature, tmp_path: Path) -> None:
+@needs_browser
+def test_a_browser_shows_the_page_within_its_width(job: Temperature) -> None:
     sweep_temperature(job)
-    assert seen((Path(job.checkpoint) / "temperature.html").read_text(), tmp_path) == (True, True, 0)
+    with browser() as chromium:
+        found = chromium.look(Path(job.checkpoint) / "temperature.html", PHONE)
+    assert found.width <= PHONE[0] and not found.overlaps

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from helpers.postgres import postgresql, programs
 import llip
 from llip import storage
 from llip.training.mlflow_writer import MlflowWriter
-from llip.training.tracking import open_run, read_metrics, tracking_of
+from llip.training.tracking import Tracker, Tracking, open_run, read_metrics, tracking_of
 from pipelines.evaluate import Evaluate, evaluate
 from pipelines.pretrain import Pretrain, pretrain
 from pipelines.ui import serving
 from tune.sweep import Sweep, sweep
 
 STEPS = 40
+WRITERS, LINES = 50, 20
 
 
 class Server:
@@ -92,8 +94,38 @@ def test_what_is_trained_while_the_server_is_away_is_found_once(
             sweep(swept)
             sweep(replace(swept, vary=("k=1,2,4",)))
             _one_family(str(tmp_path / "sweeps/small"))
+            _fifty_at_once(tmp_path, server)
         finally:
             server.stop()
+
+
+def _fifty_at_once(tmp_path: Path, server: Server) -> None:
+    """Writers that begin at the same moment, as trials of one parent: each run is there once, with all that it said."""
+    uri = f"http://127.0.0.1:{server.port}"
+    client, parent = open_run(Tracking(uri=uri, run_name="fifty"), str(tmp_path / "fifty"))
+    begin = threading.Barrier(WRITERS)
+
+    def write(number: int) -> None:
+        tracking = Tracking(uri=uri, run_name=f"writer-{number}", parent_run_id=parent)
+        begin.wait()
+        with Tracker(tracking, str(tmp_path / f"fifty/{number}")) as tracker:
+            tracker.parameters({"number": number})
+            for step in range(LINES):
+                tracker.log(step, {"loss": number + step / LINES})
+            tracker.artifact("note.txt", f"of {number}")
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(write, range(WRITERS)))
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    assert Counter(r.info.run_name for r in runs) == {f"writer-{n}": 1 for n in range(WRITERS)}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for run in runs:
+        number = int(run.data.params["number"])
+        assert run.info.run_name == f"writer-{number}"
+        history = sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss"))
+        assert history == [(step, number + step / LINES) for step in range(LINES)]
+        assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["note.txt"]
 
 
 def _found_once(folder: str, bucket: str) -> None:
@@ -108,7 +140,7 @@ def _found_once(folder: str, bucket: str) -> None:
     values = {m.step: m.value for m in client.get_metric_history(run_id, "train/loss")}
     assert values == {line["step"]: line["loss"] for line in read_metrics(folder) if "loss" in line}
     artifacts = {a.path for a in client.list_artifacts(run_id)}
-    assert artifacts >= {"config.json", "report.html", "data_card.html"}
+    assert artifacts >= {"config.json", "report.html", "data_card.html", "metrics.json", "item_scores.npz"}
     models = client.search_logged_models([run.info.experiment_id])
     assert sorted((m.tags["step"], m.status.name) for m in models) == [("20", "READY"), (str(STEPS), "READY")]
     last = next(m for m in models if m.tags["step"] == str(STEPS))

@@ -2,7 +2,8 @@
 
     uv run tests/benchmarks/bench_faults.py
 
-Every line is what a test found: those that call `faults.survives` are run, one after the other. Takes some minutes.
+Every line is what a test found: those that note what a run survived are run, one after the other. Takes half an hour;
+with words behind the command, only those tests whose names hold one of them.
 """
 
 import sys
@@ -17,6 +18,8 @@ FILES = (
     "pipelines/test_worker_faults.py",
     "training/test_interruptions.py",
     "training/test_s3_faults.py",
+    "cluster/test_job_submission.py",
+    "cluster/test_slurm.py",
 )
 
 
@@ -27,21 +30,27 @@ class Table:
         self.lines: list[tuple[str, ...]] = []
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if "record_property" in getattr(item, "fixturenames", ())]
+        words = sys.argv[1:] or [""]
+        items[:] = [
+            item
+            for item in items
+            if "record_property" in getattr(item, "fixturenames", ()) and any(word in item.name for word in words)
+        ]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
             noted: list[tuple[str, Any]] = report.user_properties
             self.lines += [tuple(value) for name, value in noted if name == "survived"]
         if report.failed:
-            self.lines.append((report.nodeid, "FAILED", "", ""))
+            self.lines.append((report.nodeid, "FAILED", "", "", ""))
 
 
 def main() -> int:
     table = Table()
     options = ["-q", "--no-header", "--disable-warnings", "-o", "addopts=", "--timeout", "1200"]
     code = pytest.main([*options, *(str(TESTS / file) for file in FILES)], plugins=[table])
-    for line in [("fault", "how the run ended", "losses equal", "samples"), ("---",) * 4, *table.lines]:
+    head = ("fault", "how the run ended", "losses equal", "samples", "time other than training")
+    for line in [head, ("---",) * len(head), *table.lines]:
         print("| " + " | ".join(line) + " |")
     return int(code)
 

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from helpers.faults import ended
 from helpers.ports import free_ports
 from mlflow import MlflowClient
 
@@ -197,7 +198,9 @@ def test_a_relative_output_is_refused_in_a_job(cluster: Cluster) -> None:
     assert "--output output is relative: a job runs in a copy of the code" in failed.stdout
 
 
-def test_a_job_that_is_stopped_saves_first_and_goes_on_when_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_that_is_stopped_saves_first_and_goes_on_when_submitted_again(
+    cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     folder = tmp_path / "runs" / "stopped"
     command = ["python", "pipelines/pretrain.py", "--batch-size", "32", "--corpus-images", "400", "--workers", "0"]
     command += ["--steps", "3000", "--checkpoint-every", "3000", "--name", "stopped", "--output", str(tmp_path)]
@@ -214,3 +217,5 @@ def test_a_job_that_is_stopped_saves_first_and_goes_on_when_submitted_again(clus
     assert newest is not None and 0 < checkpoint.step_of(newest) < 3000
     note = json.loads((folder / "tracking.json").read_text())
     assert MlflowClient(note["tracking"]["uri"]).get_run(note["run_id"]).info.status == "KILLED"
+    how = f"saved at step {checkpoint.step_of(newest)}; MLflow says KILLED; goes on where it is submitted again"
+    ended(record_property, "`ray job stop`", how, str(folder))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llip import storage
+from llip.training import goodput
 from llip.training.tracking import read_metrics
 
 NUMBERS = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "samples")
@@ -21,6 +22,8 @@ class Survived(NamedTuple):
     """How far they are from those of the undisturbed run."""
     samples: str
     """Whether each step saw the same ones."""
+    time: str
+    """What its time went to, other than training."""
 
 
 def numbers(folder: str) -> list[tuple[Any, ...]]:
@@ -34,6 +37,21 @@ def samples(folder: str) -> dict[int, set[str]]:
     for uri in storage.listing(storage.join(folder, "samples"), ".json"):  # a killed process leaves half of one
         ids[int(uri.rsplit("/", 1)[1].split("-")[0])].update(storage.read_json(uri))
     return ids
+
+
+def ended(note: Callable[[str, object], None], fault: str, how: str, run: str) -> None:
+    """Note a run that ended by a fault, as it has to: there is nothing to hold against another one."""
+    note("survived", Survived(fault, how, "", "", lost_time(run)))
+
+
+def lost_time(run: str) -> str:
+    """What the time of a run went to, over its attempts, in the order of the parts; empty without an account."""
+    uri = storage.join(run, goodput.NAME)
+    if not storage.exists(uri):
+        return ""
+    found = goodput.account(storage.read_json(uri))
+    seconds = ((part, found[f"seconds_{part}"]) for part in goodput.PARTS if part != "training")
+    return ", ".join(f"{part.replace('_', ' ')} {value:.1f} s" for part, value in seconds if value >= 0.05)
 
 
 def survives(
@@ -55,6 +73,6 @@ def survives(
     difference = max(abs(line[1] / other[1] - 1) for line, other in zip(found, expected, strict=True))
     equal = "to the bit" if found == expected else f"to {difference:.1g}"
     same = f"the same in {len(ids)} steps" if ids == expected_ids else "others"
-    note("survived", Survived(fault, ended, equal, same))
+    note("survived", Survived(fault, ended, equal, same, lost_time(run)))
     assert ids == expected_ids
     assert difference <= tolerance if tolerance else found == expected

@@ -13,11 +13,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from helpers.faults import survives
+from helpers.faults import ended, survives
 from helpers.noted_pretrain import OUTAGE
 from helpers.noted_runs import KILL_AFTER, command, trains_now, wait_for_checkpoint, weights_of, workers_here
 
-from llip.training import goodput, watchdog
+from llip.training import watchdog
 from pipelines import prepare_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
@@ -82,13 +82,15 @@ def test_a_storage_that_one_rank_cannot_reach_for_20_seconds(
     code, printed = run.end()
     assert code == 0, printed[-3000:]
     assert "the shards are out of reach" in printed and "restart 1" not in printed
-    ended = "tried again, went on to the end"
+    how = "tried again, went on to the end"
     fault = "storage out of reach of one rank for 20 s"
-    survives(record_property, fault, ended, run=str(run.folder), undisturbed=str(whole))
+    survives(record_property, fault, how, run=str(run.folder), undisturbed=str(whole))
     assert weights_of(run.folder, STEPS) == weights_of(whole, STEPS)
 
 
-def test_a_storage_that_one_rank_never_reaches_again(shards: str, cluster: None, tmp_path: Path) -> None:
+def test_a_storage_that_one_rank_never_reaches_again(
+    shards: str, cluster: None, tmp_path: Path, record_property: Note
+) -> None:
     """Its tries take 31 s; a minute after them all has ended."""
     outage = {"rank": 1, "after": 600, "seconds": 1e9}
     run = Run(shards, tmp_path, outage=outage, max_failures=0, steps=100_000)
@@ -99,6 +101,8 @@ def test_a_storage_that_one_rank_never_reaches_again(shards: str, cluster: None,
     reasons = re.findall(r"^error: .*failed 1 times in a row .*: rank 1: OSError: .*out of reach.*$", printed, re.M)
     assert len(reasons) == 1
     assert not workers_here()
+    how = f"tried for 31 s; {time.monotonic() - begin:.0f} s after its checkpoint all ranks had ended with one reason"
+    ended(record_property, "storage out of reach of one rank for good", how, str(run.folder))
 
 
 def test_a_worker_that_is_stopped(shards: str, whole: Path, tmp_path: Path, record_property: Note) -> None:
@@ -114,8 +118,8 @@ def test_a_worker_that_is_stopped(shards: str, whole: Path, tmp_path: Path, reco
     reason = watchdog.last_reason(str(run.folder), 0)
     assert reason is not None and "does not answer: stopped, or its machine is gone" in reason
     assert "restart 1 of 10" in printed
-    ended = f"named after {found:.0f} s (of 15 that were given), started again; {goodput.summary(str(run.folder))}"
-    survives(record_property, "SIGSTOP of a worker", ended, run=str(run.folder), undisturbed=str(whole))
+    how = f"named after {found:.0f} s (of 15 that were given), started again"
+    survives(record_property, "SIGSTOP of a worker", how, run=str(run.folder), undisturbed=str(whole))
     assert weights_of(run.folder, STEPS) == weights_of(whole, STEPS)
 
 
@@ -128,8 +132,6 @@ def test_a_driver_that_is_killed_is_submitted_again(
     code, printed = run.end()
     assert code == 0, printed[-3000:]
     assert "the driver died of SIGKILL" in printed
-    ended = f"submitted again by --resubmit; {goodput.summary(str(run.folder))}"
-    survives(
-        record_property, "SIGKILL of the driver of two workers", ended, run=str(run.folder), undisturbed=str(whole)
-    )
+    fault, how = "SIGKILL of the driver of two workers", "submitted again by --resubmit"
+    survives(record_property, fault, how, run=str(run.folder), undisturbed=str(whole))
     assert weights_of(run.folder, STEPS) == weights_of(whole, STEPS)

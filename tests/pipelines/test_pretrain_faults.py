@@ -127,13 +127,13 @@ def test_sigkill_of_a_worker(
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head node without CPUs, where the driver runs, and two nodes of a CPU, all on this machine."""
+    """A head node without CPUs, where the driver runs, and two nodes of two CPUs on this machine; addresses differ."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")  # else a minute for a node that is lost
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
+        for number in range(2):
+            cluster.add_node(num_cpus=2, node_ip_address=f"127.0.0.{2 + number}")
         yield cluster
     finally:
         cluster.shutdown()
@@ -142,14 +142,17 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @pytest.mark.timeout(900)
 @pytest.mark.soak
 def test_a_node_is_killed_and_another_joins(shards: str, nodes: Cluster, tmp_path: Path, record_property: Note) -> None:
+    """Shards lie inside a node and are replicated across nodes (HSDP), as long as there are two."""
     run, undisturbed = tmp_path / "runs" / "run", str(tmp_path / "undisturbed")
-    process = subprocess.Popen(command(shards, tmp_path, workers=2, min_workers=1, steps=10_000))
+    options = command(shards, tmp_path, workers=4, min_workers=2, steps=10_000)
+    process = subprocess.Popen([*options, "--parallel", "hsdp"])
     try:
-        step = wait_for_checkpoint(run, process, step=CHECKPOINT_EVERY, workers=2)
+        step = _wait_for_ranks(run, process, after=CHECKPOINT_EVERY, ranks=4)
+        assert parts(run)[1] == 2  # of a node's two; the other node's are the same
         nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-        step = wait_for_checkpoint(run, process, step=step + 1, workers=1)
-        nodes.add_node(num_cpus=1)
-        wait_for_checkpoint(run, process, step=step + 1, workers=2)
+        step = _wait_for_ranks(run, process, after=step, ranks=2)
+        nodes.add_node(num_cpus=2, node_ip_address="127.0.0.4")
+        _wait_for_ranks(run, process, after=step, ranks=4)
         process.terminate()
         assert process.wait() == 128 + signal.SIGTERM
     finally:
@@ -158,7 +161,7 @@ def test_a_node_is_killed_and_another_joins(shards: str, nodes: Cluster, tmp_pat
     steps = parts(run)[0]
     _train_alone(run, steps, undisturbed)
     assert len(samples(undisturbed)) == steps
-    ended = "went on with 2, 1 and 2 workers, until SIGTERM"
+    ended = "went on with 4, 2 and 4 workers, until SIGTERM"
     survives(
         record_property,
         "SIGKILL of a node, later a new one",
@@ -167,6 +170,19 @@ def test_a_node_is_killed_and_another_joins(shards: str, nodes: Cluster, tmp_pat
         undisturbed=undisturbed,
         tolerance=1e-5,
     )
+
+
+def _wait_for_ranks(run: Path, process: subprocess.Popen[bytes], *, after: int, ranks: int) -> int:
+    """Wait until a checkpoint after a step was written by this many ranks. Returns its step."""
+    deadline = time.monotonic() + 600
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, f"no checkpoint of {ranks} ranks"
+        step = parts(run)[0]
+        # Steps are numbered from 0 where they are noted. Of a step that was made again, several groups noted samples.
+        pids = {path.stem.split("-")[1] for path in (run / "samples").glob(f"{step - 1:08d}-*.json")}
+        if step > after and len(pids) == ranks:
+            return step
+        time.sleep(0.01)
 
 
 def _train_alone(run: Path, steps: int, folder: str) -> None:

@@ -9,7 +9,8 @@ is counted three times: as on the CPU ("eager"), with compiled functions between
 ("fused"). Milliseconds are arithmetic and no measurement: bytes at 1.6 TB/s; products at 70 % of 312 TFLOP/s (the
 towers') or 40 % (the pairs'), those of fp32 at 70 % of 19.5. A kernel in Triton takes the longest of its products at
 70 %, its tensors once at 1.6 TB/s, and what each program reads and writes, times the programs, at 4 TB/s of the L2
-cache (`triton_costs.work`). Elementwise functions of the towers count as they run without a compiler.
+cache (`triton_costs.work`). Elementwise functions of the towers count as they run without a compiler; below the table,
+whole blocks of the image tower as AOT autograd and inductor make them for an A100.
 """
 
 import argparse
@@ -30,13 +31,14 @@ from llip import devices
 from llip.contrastive import create_model
 from llip.model import packing
 from llip.model.features import Pooled
+from llip.model.transformer import Block
 from llip.pairs import accumulation, losses
 from llip.pairs.losses import loss_of_features
 from llip.recipes import recipe
 from llip.training.optimizer import build_optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from helpers.fake_gpu import Count
+from helpers.fake_gpu import Count, compile_with_gradients
 
 PAPER = {
     "clip_b32": 128,
@@ -182,6 +184,24 @@ def count_step(name: str, gpus: int, form: str, *, layers: int | None = None) ->
     return Step(part(towers), part(pairs), part(update), exchanged + 2 * gradients)
 
 
+def elementwise_of_blocks(name: str, gpus: int) -> tuple[float, float]:
+    """Elementwise bytes of the image tower's whole blocks in a step: as they run, and compiled."""
+    config = recipe(name)
+    tower, images = config.model.vision, config.data.batch_size // gpus
+    shape = (images, tower.tokens + tower.patches, tower.width)
+    with FakeTensorMode():
+        heads, mlp_width = tower.width // tower.head_width, tower.mlp_width or 4 * tower.width
+        block = Block(tower.width, heads, mlp_width, config.model.activation)
+        x_BNW = torch.empty(shape, requires_grad=True)
+        with Count() as count:
+            with torch.autocast("cpu", torch.bfloat16):
+                out_BNW = block(x_BNW, None)
+            out_BNW.backward(torch.empty_like(out_BNW))
+    compiled = compile_with_gradients(block, *shape)
+    blocks = tower.layers - 1  # the last one computes some positions only
+    return blocks * count.bytes["elementwise"], float(blocks * compiled.elementwise)
+
+
 def captions(count: int, context: int, vocabulary: int) -> torch.Tensor:
     """Token ids of captions whose lengths have the mean of web captions."""
     generator = torch.Generator().manual_seed(0)
@@ -235,9 +255,18 @@ def main(arguments: list[str] | None = None) -> None:
     for name in settings.recipes:
         line, found[name] = row(name, settings.gpus or PAPER.get(name, 128))
         print(line, flush=True)
+    compiled = {}
+    for name, step in found.items():
+        before, after = elementwise_of_blocks(name, settings.gpus or PAPER.get(name, 128))
+        compiled[name] = step.ms - 1e3 * (before - after) / BANDWIDTH
+        print(
+            f"{name}: blocks of the image tower {before / 1e9:,.0f} GB elementwise, {after / 1e9:,.0f} compiled; "
+            f"a step {compiled[name]:,.0f} ms with these compiled"
+        )
     for name, clip in BASELINES.items():
         if {name, clip} <= found.keys():
-            print(f"{name} over {clip}: {found[name].ms / found[clip].ms:.2f}")
+            ratios = found[name].ms / found[clip].ms, compiled[name] / compiled[clip]
+            print(f"{name} over {clip}: {ratios[0]:.2f}, compiled {ratios[1]:.2f}")
 
 
 if __name__ == "__main__":

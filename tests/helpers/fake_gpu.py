@@ -39,6 +39,8 @@ class Compiled(NamedTuple):
     kernels: int
     bytes: int
     """Read and written by all kernels."""
+    elementwise: int
+    """Of these, by others than products and attention."""
 
 
 @contextlib.contextmanager
@@ -80,25 +82,78 @@ def _forget_triton() -> None:
 
 def compile_for_a100(function: Callable[..., Any], *inputs: Tensor) -> Compiled:
     """Lower a function of tensors on the CPU, of which only shapes count, to Triton code for a GPU."""
-    from torch._inductor.debug import DebugContext
     from torch._inductor.decomposition import select_decomp_table
-    from torch._inductor.graph import GraphLowering
-    from torch._inductor.virtualized import V
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     with FakeTensorMode() as mode:
-        fake = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in inputs]
-        graph = GraphLowering(
-            make_fx(lambda *tensors: function(*tensors), decomposition_table=select_decomp_table())(*fake),
-            example_inputs=fake,
-            shape_env=ShapeEnv(),
-        )
-        with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()), a100():
-            graph.run(*fake)
-            code = graph.codegen()[0].value
-            return Compiled(code.count("async_compile.triton("), int(graph.count_bytes()[0]))
+        fake = _on_cuda(inputs)
+        traced = make_fx(lambda *tensors: function(*tensors), decomposition_table=select_decomp_table())(*fake)
+        return _lowered(traced, fake, mode)
+
+
+def _on_cuda(tensors: Any) -> list[Tensor]:
+    return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in tensors]
+
+
+def _lowered(traced: torch.fx.GraphModule, fake: list[Tensor], mode: Any) -> Compiled:
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.scheduler import ExternKernelSchedulerNode
+    from torch._inductor.virtualized import V
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    graph = GraphLowering(traced, example_inputs=fake, shape_env=ShapeEnv())
+    with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()), a100():
+        graph.run(*fake)
+        code = graph.codegen()[0].value
+        total, numbers, _ = graph.count_bytes()  # numbers count four bytes each
+        products = sum(4 * int(count) for node, count in numbers if isinstance(node, ExternKernelSchedulerNode))
+        return Compiled(code.count("async_compile.triton("), int(total), int(total) - products)
+
+
+def compile_with_gradients(module: torch.nn.Module, *shape: int) -> Compiled:
+    """Forward and backward of a module under autocast, as AOT autograd parts them and inductor fuses them for an A100.
+
+    Of a tensor of some shape; nothing is allocated, and a graph that breaks is an error.
+    """
+    from functorch.compile import aot_function, make_boxed_func, min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    names = [name for name, _ in module.named_parameters()]
+    graphs: list[tuple[torch.fx.GraphModule, Any]] = []
+
+    def forward(x: Tensor, *parameters: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x, None))
+
+    def note(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append((graph, inputs))
+        return make_boxed_func(graph)
+
+    with FakeTensorMode():
+        parameters = [torch.empty(p.shape, requires_grad=True) for p in module.parameters()]
+        aot_function(
+            forward,
+            fw_compiler=note,
+            bw_compiler=note,
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )(torch.empty(shape, requires_grad=True), *parameters).sum().backward()
+    found = []
+    for graph, inputs in graphs:
+        for node in graph.graph.nodes:
+            node.meta = {}
+            if node.kwargs.get("device") is not None:
+                node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}
+        graph.recompile()
+        with FakeTensorMode() as mode:
+            fake = _on_cuda(inputs)
+            FakeTensorProp(graph, mode).propagate(*fake)
+            found.append(_lowered(graph, fake, mode))
+    return Compiled(*(sum(values) for values in zip(*found, strict=True)))
 
 
 PRODUCTS = (

@@ -127,7 +127,7 @@ def test_what_inductor_makes_for_an_a100() -> None:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         assert all(t.is_contiguous() for t in outputs)
         compiled = fake_gpu.compile_for_a100(function.function, *inputs)
-        assert compiled == (1, sum(t.nbytes for t in (*inputs, *outputs))), function.function.__name__
+        assert compiled[:2] == (1, sum(t.nbytes for t in (*inputs, *outputs))), function.function.__name__
 
 
 @pytest.mark.slow

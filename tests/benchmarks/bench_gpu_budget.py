@@ -245,6 +245,12 @@ def test_fused_pairs_take_half_the_time_of_compiled_ones(name: str) -> None:
     assert not fused.towers.synchronisations and not fused.pairs.synchronisations
 
 
+@pytest.mark.bench
+def test_compiled_blocks_of_a_tower_move_less() -> None:
+    before, after = elementwise_of_blocks("clip_l14", 128)
+    assert after < 0.8 * before
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=list(PAPER))

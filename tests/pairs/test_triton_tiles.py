@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,16 @@ def test_work_of_a_tile_by_hand() -> None:
     assert done["mix"].memory == 2 * token + 2 * message + weight + 4 * rows * columns
     # A program has four rows and 64 columns.
     assert done["mix"].cache == 32 * 2 * token + 64 * 2 * message + weight + 4 * rows * columns
+
+
+@pytest.mark.parametrize(("dim", "most"), [(512, 148), (1024, 224)])
+def test_very_many_tokens_are_left_to_the_output_gram_matrix(
+    dim: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As llip/pairs/README.md says."""
+    monkeypatch.undo()  # the form is chosen
+    choose = partial(scoring.gram_is_cheaper, heads=8, dim=dim, columns=32_768, gradients=True, device=devices.A100)
+    assert choose(tokens=most) and not choose(tokens=most + 4)
 
 
 def test_triton_is_a_third_faster_than_compiled_functions() -> None:

@@ -172,10 +172,13 @@ def fit(
     if run.tracking and workers:  # processes that meet a fresh sqlite file at once break it
         with contextlib.suppress(Exception):  # a server that is dead now is the tracker's business later
             open_run(run.tracking, run.folder)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # after 2 s a failure would be noticed
     if run.config.hang_seconds is not None:  # a worker that is stopped does not answer Ray either, which waits 600 s
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(2 * run.config.hang_seconds))
     work: Any = _train_on_worker if workers else _train_here
     ours: list[Any] = [Restarts(run.folder, max_failures), *callbacks]
+    # Container images set it, and without compiled files workers take twice as long to start.
+    environment: dict[str, Any] = {"worker_runtime_env": {"env_vars": {"PYTHONDONTWRITEBYTECODE": ""}}}
     trainer: Any = TorchTrainer(
         work,
         train_loop_config={"run": run, "asked": time.time()},
@@ -191,6 +194,7 @@ def fit(
             storage_path=storage.quoted(run.folder),
             failure_config=FailureConfig(max_failures=-1),  # the callback ends what is hopeless
             callbacks=ours,
+            **environment,
         ),
     )
     if workers:

@@ -10,7 +10,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from llip import storage
-from llip.page import render
 from llip.training.tracking import Tracker
 
 FIRST, WARMUP, STEPS = 3, 2, 3
@@ -112,6 +111,8 @@ def phases_and_operators(events: list[Any], *, images: int, device: torch.device
 
 def html(found: StepProfile) -> str:
     """The page."""
+    from llip.page import render  # and Matplotlib with it, which no worker that starts should wait for
+
     rows = [(name, f"{ms:,.2f}", f"{share:.1%}", f"{calls:.4g}") for name, ms, share, calls in found.operators]
     values = {"text": found.text, "phases": found.phases, "kind": found.kind, "operators": rows, "trace": TRACE}
     headlines = [

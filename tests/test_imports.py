@@ -1,6 +1,7 @@
 """Imports go one way: no circle, no arrow upwards, and nothing of the library reaches Ray."""
 
 import ast
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -112,3 +113,13 @@ def test_the_library_never_imports_ray() -> None:
         for name, found in IMPORTS.items()
         if name.startswith("llip") and any(target.split(".")[0] == "ray" for target in found)
     ]
+
+
+def test_no_two_classes_share_a_name() -> None:
+    named = [
+        node.name
+        for file in MODULES.values()
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(named).items() if count > 1] == []

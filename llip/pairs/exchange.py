@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Block(NamedTuple):
+class ColumnBlock(NamedTuple):
     """Columns that a rank sees at once."""
 
     message_CNW: Tensor
@@ -129,7 +129,7 @@ class RoundTrip:
         self._exchange, self._width, self._logsumexp, self._dtype = exchange, width, logsumexp, dtype
         self._attached_CBA = attached_CBA
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[ColumnBlock]:
         if self._exchange.size == 1:
             block = self._block(self._exchange.message_CBW, self._attached_CBA, 0, 0)
             yield block
@@ -139,12 +139,12 @@ class RoundTrip:
         else:
             yield from self._around_the_ring()
 
-    def _block(self, message_CNW: Tensor, attached_CNA: Tensor | None, offset: int, first: int) -> Block:
+    def _block(self, message_CNW: Tensor, attached_CNA: Tensor | None, offset: int, first: int) -> ColumnBlock:
         shape = (*message_CNW.shape[:2], self._width)
         found_CNF = message_CNW.new_full(shape, -math.inf if self._logsumexp else 0, dtype=self._dtype)
-        return Block(message_CNW, attached_CNA, found_CNF, offset, first)
+        return ColumnBlock(message_CNW, attached_CNA, found_CNF, offset, first)
 
-    def _gathered(self, message_CNW: Tensor) -> Iterator[Block]:
+    def _gathered(self, message_CNW: Tensor) -> Iterator[ColumnBlock]:
         exchange = self._exchange
         attached_CNA = None if self._attached_CBA is None else exchange.gather(self._attached_CBA)
         block = self._block(message_CNW, attached_CNA, exchange.first, 0)
@@ -157,7 +157,7 @@ class RoundTrip:
         total_CBF = exchange.sum_home((block.found_CNF - largest_CNF).exp_())
         self.home_CBF = largest_CNF.narrow(1, exchange.first, total_CBF.shape[1]) + total_CBF.log()
 
-    def _around_the_ring(self) -> Iterator[Block]:
+    def _around_the_ring(self) -> Iterator[ColumnBlock]:
         exchange = self._exchange
         message, attached = exchange.message_CBW, self._attached_CBA
         under_way: _Hop | None = None

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from llip.config import LossName, ObjectiveConfig
 from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.pairs import scoring
-from llip.pairs.exchange import Block, Exchange
+from llip.pairs.exchange import ColumnBlock, Exchange
 from llip.pairs.positives import Positives
 from llip.pairs.tiles import Tiles
 
@@ -255,7 +255,7 @@ class _Pairs:
             id_CN = self._exchange.gather(layout.id_CB[:, :, None])[:, :, 0]  # 8 bytes a caption, also around the ring
             self._positives = Positives(id_CN, captions_are_rows=layout.captions[0] > 1, dtype=self._dtype)
 
-    def _scored(self, tiles: Tiles, block: Block) -> Iterator[tuple[_Place, Tensor]]:
+    def _scored(self, tiles: Tiles, block: ColumnBlock) -> Iterator[tuple[_Place, Tensor]]:
         """Places and cosines of the tiles of a block. No tile crosses from one caption of the images to the next."""
         chunk, captions = self._layout.config.chunk, self._layout.captions
         images, columns = self._rows // captions[0], block.message_CNW.shape[1]

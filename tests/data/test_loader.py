@@ -283,12 +283,12 @@ def test_decoding_starts_no_threads_of_its_own(tmp_path: Path) -> None:
 import os, sys, torch
 from itertools import islice
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from helpers.shard_folders import encode, image, row, write_shards
+from helpers.shard_folders import encode, picture, row, write_shards
 from llip.config import DataConfig
 from llip.data.loader import LaneLoader
 
 torch.set_num_threads(16)
-images = [encode(image(i, 300, 400), ("JPEG", "PNG", "WEBP")[i % 3]) for i in range(64)]
+images = [encode(picture(i, 300, 400), ("JPEG", "PNG", "WEBP")[i % 3]) for i in range(64)]
 rows = [row(i, p) for i, p in enumerate(images)]
 folder = write_shards({str(tmp_path)!r} + "/shards", rows, files=1, row_group_size=64)
 config = DataConfig(batch_size=32, lanes=8, threads=2, prefetch=2)

@@ -1,5 +1,6 @@
 """Fixtures of the whole suite. Ray and servers start once a session, on 127.0.0.1, and end with it."""
 
+import functools
 import os
 import sys
 import uuid
@@ -14,17 +15,43 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # asked when a kernel is defined: no test needs a GPU
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.s3 import s3_environment, service
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from llip import lease
 
 # One change, one result: a failure is of what was changed. No deadline: the first call of compiled code is slow.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+class ByFiles(LoadScopeScheduling):
+    """Gives each process whole files, and one process all of those that need Ray: one cluster is enough."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "ray" if _needs_ray(self.config.rootpath / file) else file
+
+
+@functools.cache
+def _needs_ray(file: Path) -> bool:
+    return "ray_session" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFiles:
+    return ByFiles(config, log)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes take the whole default suite. Fewer tests are sooner done in one, and slow ones need the cores."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and "not slow" in config.option.markexpr
+    return 2 if whole else 0
 
 
 @pytest.fixture(scope="session", autouse=True)

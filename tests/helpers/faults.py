@@ -41,7 +41,7 @@ def samples(folder: str) -> dict[int, set[str]]:
 
 def ended(note: Callable[[str, object], None], fault: str, how: str, run: str) -> None:
     """Note a run that ended by a fault, as it has to: there is nothing to hold against another one."""
-    note("survived", Survived(fault, how, "", "", lost_time(run)))
+    note("survived", tuple(Survived(fault, how, "", "", lost_time(run))))
 
 
 def lost_time(run: str) -> str:
@@ -73,6 +73,6 @@ def survives(
     difference = max(abs(line[1] / other[1] - 1) for line, other in zip(found, expected, strict=True))
     equal = "to the bit" if found == expected else f"to {difference:.1g}"
     same = f"the same in {len(ids)} steps" if ids == expected_ids else "others"
-    note("survived", Survived(fault, ended, equal, same, lost_time(run)))
+    note("survived", tuple(Survived(fault, ended, equal, same, lost_time(run))))
     assert ids == expected_ids
     assert difference <= tolerance if tolerance else found == expected

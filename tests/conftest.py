@@ -31,7 +31,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-class ByFiles(LoadScopeScheduling):
+class ByFiles(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives each process whole files, and one process all of those that need Ray: one cluster is enough."""
 
     def _split_scope(self, nodeid: str) -> str:

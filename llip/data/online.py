@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class KeepProbabilities:
-    """Of the captions of a row group: list<double>, one list a row, each number in (0, 1]."""
+    """Probabilities that captions of a row group are kept: list<double>, one list a row, each number in (0, 1]."""
 
     def __init__(self, lists: pa.ListArray) -> None:
         with np.errstate(divide="ignore"):

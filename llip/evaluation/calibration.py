@@ -65,7 +65,7 @@ class Calibration:
     error: float
     """Expected calibration error."""
     shift: float
-    """What the bias has to gain for a mean probability of the prevalence."""
+    """Change of the bias with which the mean probability is the prevalence."""
     error_shifted: float
     bins: Sequence[tuple[float, float, int]]
     """Mean probability, share of true pairs and pairs of each bin that has some."""

@@ -41,7 +41,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class BatchJob(Protocol):
-    """What is done with one batch of images: small enough to send to another process."""
+    """A job on one batch of images, small enough to send to another process."""
 
     def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays: ...
 

@@ -48,7 +48,7 @@ class ItemScores:
 
     @cached_property
     def over(self) -> str:
-        """What is resampled, with its numbers: `600 images × 24 captions`."""
+        """Units that are resampled, with their numbers: `600 images × 24 captions`."""
         counted = {sort: len(np.unique(self.units[sort])) for sort in UNITS if sort in self.units}
         return " × ".join(f"{count:,} {sort if count > 1 else sort[:-1]}" for sort, count in counted.items())
 

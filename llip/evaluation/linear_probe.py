@@ -26,7 +26,7 @@ from llip.evaluation.sets.evaluation_set import EvaluationSet
 COARSE = tuple(10.0**e for e in range(-6, 7, 2))
 """Values of C, scikit-learn's inverse strength."""
 FINEST = 1 / 8
-"""Of the search, decades."""
+"""Smallest step of the search, decades."""
 
 
 class MeanToken:

@@ -20,6 +20,10 @@ class ObjectiveConfig:
     """softmax: symmetric InfoNCE (CLIP) · sigmoid: a binary decision for every pair (SigLIP, Llip)."""
     multi_positive: bool = False
     """A caption is a positive of every image that has an equal caption, not of its own alone (UniCL)."""
+    distillation: float = 0.0
+    """Share of the loss that follows a teacher's embeddings, which `pipelines/embed.py` adds to shards (MobileCLIP)."""
+    teacher_scale: float | None = None
+    """Factor of the teacher's cosines, in place of its own."""
     exchange: Literal["gather", "ring"] = setting("gather", operational=True)
     """How captions travel between ranks: all at once, or block by block around a ring (less memory)."""
     chunk: int | None = setting(None, operational=True)
@@ -35,6 +39,11 @@ class ObjectiveConfig:
         check(self.loss in ("softmax", "sigmoid"), "objective.loss", self.loss, "softmax or sigmoid")
         check(self.exchange in ("gather", "ring"), "objective.exchange", self.exchange, "gather or ring")
         check(self.chunk is None or self.chunk >= 1, "objective.chunk", self.chunk, "at least 1, or None")
+        share, scale = self.distillation, self.teacher_scale
+        check(0 <= share <= 1, "objective.distillation", share, "in [0, 1]")
+        check(scale is None or scale > 0, "objective.teacher_scale", scale, "positive, or None")
+        idle = scale is not None and not share
+        check(not idle, "objective.teacher_scale", scale, "left out where objective.distillation is 0")
         for name in ("accumulation", "micro_batch"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"objective.{name}", value, "at least 1")
@@ -213,6 +222,9 @@ class TrainingConfig:
         peak = self.peak_flops
         check(peak is None or peak > 0, "peak_flops", peak, "positive, or None")
         check(self.nonfinite in ("stop", "skip"), "nonfinite", self.nonfinite, "stop or skip")
+        synthetic = self.data.synthetic_share
+        taught = self.objective.distillation > 0
+        check(not (taught and synthetic), "data.synthetic_share", synthetic, "0 where objective.distillation is not")
         warmup = self.optimizer.warmup_steps
         check(
             self.steps is None or warmup is None or warmup < self.steps,

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from llip.config import ObjectiveConfig
 from llip.model.features import Extra, Features, ImageFeatures, Outputs, Pooled, Query, Terms, TextFeatures, concatenate
+from llip.pairs.distillation import Teacher
 from llip.pairs.losses import LossOutput, ScoreParameters, loss_of_features, score_parameters
 from llip.pairs.positives import caption_ids
 
@@ -35,12 +36,14 @@ def backward(
     group: dist.ProcessGroup | None = None,
     images_by_rank: Sequence[int] | None = None,
     forward: Forward | None = None,
+    teacher: Teacher | None = None,
 ) -> LossOutput:
     """Forward and backward of one step; the gradients are added to `.grad`, the loss comes back detached.
 
     A part is `(pixels, token_ids)`, its captions caption-major among themselves. Parts and the batches of ranks may
     differ in size (`images_by_rank`; without it, all ranks have as many images). `forward` is called in place of
-    `model`: the same model wrapped for several ranks, compiled or under autocast.
+    `model`: the same model wrapped for several ranks, compiled or under autocast. `teacher` has the embeddings of all
+    parts, where a share of the loss follows one.
 
     A model that predicts words counts those of the batch first.
 
@@ -62,6 +65,7 @@ def backward(
         group=group,
         images_by_rank=images_by_rank,
         caption_ids_T=_concatenate_captions(ids, captions_per_image) if ids else None,
+        teacher=teacher,
     )
     if len(parts) == 1:
         images, texts, *extras = forward(*parts[0])

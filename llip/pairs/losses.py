@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from llip.config import LossName, ObjectiveConfig
 from llip.model.features import ImageFeatures, Pooled, Query, TextFeatures
 from llip.pairs import scoring
+from llip.pairs.distillation import Taught, Teacher
 from llip.pairs.exchange import ColumnBlock, Exchange
 from llip.pairs.positives import Positives
 from llip.pairs.tiles import Tiles
@@ -138,15 +139,16 @@ def loss_of_features(
     group: dist.ProcessGroup | None = None,
     images_by_rank: Sequence[int] | None = None,
     caption_ids_T: Tensor | None = None,
+    teacher: Teacher | None = None,
 ) -> LossOutput:
     """The loss of B images and their C·B captions; with `group`, of the batches of all its ranks.
 
     `images_by_rank` says how many images each rank has; without it, all have as many. `caption_ids_T` (see
     `positives.caption_ids`) make every caption a positive of each image that has an equal one; without them, it is of
-    its own image alone. Differentiable in the features, W_O, the scale and the bias. The mean over ranks of `loss`, and
-    of its gradients, is that of the whole batch on one process: what DistributedDataParallel takes. The gradients are
-    made with the loss, so this is not cheaper under `no_grad`. Raises ValueError where the captions are not C for each
-    image.
+    its own image alone. With a `teacher`, the share `config.distillation` of the loss follows it. Differentiable in the
+    features, W_O, the scale and the bias. The mean over ranks of `loss`, and of its gradients, is that of the whole
+    batch on one process: what DistributedDataParallel takes. The gradients are made with the loss, so this is not
+    cheaper under `no_grad`. Raises ValueError where the captions are not C for each image.
     """
     if len(texts[0]) != captions_per_image * len(images[0]):
         raise ValueError(
@@ -171,7 +173,27 @@ def loss_of_features(
     scale, bias = parameters.logit_scale.exp(), parameters.logit_bias
     bias = torch.zeros_like(scale) if bias is None else bias
     id_CB = None if caption_ids_T is None else caption_ids_T.to(scale.device).unflatten(0, (captions_per_image, -1))
-    return loss_over_pairs(prepared, Layout(config, captions, group, images_by_rank, id_CB), scale, bias)
+    layout = Layout(config, captions, group, images_by_rank, id_CB)
+    if teacher is not None:
+        layout = layout._replace(taught=_taught(teacher, layout, swapped=swapped, dtype=prepared.message_TW.dtype))
+    return loss_over_pairs(prepared, layout, scale, bias)
+
+
+@torch.no_grad()
+def _taught(teacher: Teacher, layout: "Layout", *, swapped: bool, dtype: torch.dtype) -> Taught:
+    """The teacher over the same rows and columns; its log-sum-exps take a pass over its pairs."""
+    sides = Pooled(teacher.image_BD.to(dtype)), Pooled(teacher.caption_TD.to(dtype))
+    rows, columns = sides[::-1] if swapped else sides
+    prepared = scoring.prepare(
+        rows, columns, out_proj_DD=None, temperature=1.0, total=len(columns.vector_BD), gradients=False
+    )
+    message_TW, scale = prepared.message_TW, rows.vector_BD.new_tensor(teacher.logit_scale)
+    with torch.autocast(scale.device.type, enabled=False):
+        pairs = _Pairs(prepared, layout, scale, torch.zeros_like(scale), message_TW, tuple(prepared.rows))
+        row_logsumexp_CR, column_logsumexp_CBC = pairs.logsumexps()
+    unit_CBD = message_TW.unflatten(0, (layout.captions[1], -1))
+    attached_CBA = torch.cat([column_logsumexp_CBC, unit_CBD], dim=2)
+    return Taught(prepared.rows[0], row_logsumexp_CR, attached_CBA, teacher.logit_scale)
 
 
 class Layout(NamedTuple):
@@ -184,6 +206,8 @@ class Layout(NamedTuple):
     images_by_rank: Sequence[int]
     id_CB: Tensor | None = None
     """Ids of this rank's captions, where equal ones are positives of one another's images."""
+    taught: Taught | None = None
+    """A teacher, where a share of the loss follows one."""
 
 
 def loss_over_pairs(prepared: scoring.Prepared, layout: Layout, scale: Tensor, bias: Tensor) -> LossOutput:
@@ -207,7 +231,8 @@ class _LossOverPairs(torch.autograd.Function):
         loss = LOSSES[layout.config.loss]
         with torch.autocast(message_TW.device.type, enabled=False):
             pairs = _Pairs(prepared, layout, scale, bias, message_TW, operands)
-            value, clamped, *gradients = pairs.add_up(loss.tile, pairs.logsumexps() if loss.normalised else None)
+            normalised = loss.normalised or layout.taught is not None
+            value, clamped, *gradients = pairs.add_up(loss.tile, pairs.logsumexps() if normalised else None)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(clamped)
         return value, clamped
@@ -301,18 +326,32 @@ class _Pairs:
         value, scale_gradient, bias_gradient = self._scale.new_zeros(3, dtype=torch.float64).unbind()
         tiles = self._make_tiles(self._operands, gradients=True)
         width = self._exchange.message_CBW.shape[2]
+        taught, share = self._layout.taught, self._layout.config.distillation
+        if taught is not None and column_CBC is not None:
+            column_CBC = torch.cat([column_CBC, taught.attached_CBA], dim=2)
         trip = self._exchange.round_trip(width, combine="sum", dtype=self._dtype, attached_CBA=column_CBC)
         for block in trip:
             for place, score_IJ in self._scored(tiles, block):
                 tile = Tile(score_IJ * self._scale + self._bias, place.diagonal)
+                divergence = None
                 if row_CR is not None and block.attached_CNA is not None:
                     row_I = row_CR[place.column_caption, place.rows]
-                    column_J = block.attached_CNA[place.column_caption, place.columns, place.row_caption]
+                    attached_JA = block.attached_CNA[place.column_caption, place.columns]
+                    column_J = attached_JA[:, place.row_caption]
                     tile = tile._replace(row_logsumexp_I=row_I, column_logsumexp_J=column_J)
+                    if taught is not None:  # first, as the loss may overwrite the logits
+                        captions = place.row_caption, place.column_caption
+                        of_teacher = taught.tile(place.rows, captions, attached_JA[:, self._layout.captions[0] :])
+                        divergence = of_teacher.divergence(tile.logit_IJ, row_I, column_J)
                 if self._positives is not None:
                     positives, shares = self._positives.of(place.row_caption + place.column_caption, *place.images)
                     tile = tile._replace(positives=positives, shares=shares)
                 tile_value, slope_IJ = loss(tile)
+                if divergence is not None:
+                    tile_value, slope_IJ = (
+                        torch.lerp(own, other, share)
+                        for own, other in zip((tile_value, slope_IJ), divergence, strict=True)
+                    )
                 slope_IJ *= weight
                 value += tile_value
                 scale_gradient += (slope_IJ * score_IJ).sum(dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from llip.config import Head
 from llip.model.features import ImageFeatures, Mixture, Pooled, Query, TextFeatures
+from llip.pairs.distillation import Teacher
 
 
 def scores(images: ImageFeatures, texts: TextFeatures, *, out_proj_DD: Tensor | None, temperature: float) -> Tensor:
@@ -51,6 +52,33 @@ def loss(
             of_caption = F.cross_entropy(logit_BB.T, (positive_BB / positive_BB.sum(dim=0)).T)
             losses.append((of_image + of_caption) / 2)
     return torch.stack(losses).mean()
+
+
+def divergence(score_BT: Tensor, log_scale: Tensor, teacher_BT: Tensor, teacher_scale: float, captions: int) -> Tensor:
+    """Of a teacher's softmax over captions and over images from the student's, the mean of both and over captions."""
+    found = []
+    for own_BB, other_BB in zip(score_BT.chunk(captions, dim=1), teacher_BT.chunk(captions, dim=1), strict=True):
+        for q, p in ((own_BB, other_BB), (own_BB.T, other_BB.T)):
+            log_q, target = (log_scale.exp() * q).log_softmax(dim=1), (teacher_scale * p).softmax(dim=1)
+            found.append(F.kl_div(log_q, target, reduction="batchmean"))
+    return torch.stack(found).mean()
+
+
+def teacher(images: int, captions: int, width: int = 6) -> Teacher:
+    """Random embeddings, not of unit length."""
+    generator = torch.Generator().manual_seed(7)
+    image_BD, caption_TD = (
+        torch.randn(count, width, generator=generator, dtype=torch.float64) for count in (images, captions * images)
+    )
+    return Teacher(image_BD, caption_TD, logit_scale=4.0)
+
+
+def loss_with(
+    teacher: Teacher, share: float, own: Tensor, score_BT: Tensor, log_scale: Tensor, captions: int
+) -> Tensor:
+    """A loss of which a share follows the teacher."""
+    teacher_BT = F.normalize(teacher.image_BD, dim=-1) @ F.normalize(teacher.caption_TD, dim=-1).T
+    return (1 - share) * own + share * divergence(score_BT, log_scale, teacher_BT, teacher.logit_scale, captions)
 
 
 def repeated_captions(count: int, seed: int = 0) -> Tensor:

@@ -75,6 +75,14 @@ def test_parts_have_the_gradients_of_the_whole(kind: Head, loss: LossName) -> No
         assert literal.errors(step(model, count, config), whole) < 1e-12
 
 
+def test_the_teacher_is_of_all_parts() -> None:
+    model, config = small_model("text_query"), ObjectiveConfig(distillation=0.5)
+    teacher = literal.teacher(IMAGES, CAPTIONS)
+    whole = step(model, 1, config, teacher=teacher)
+    assert literal.errors(step(model, 3, config, teacher=teacher), whole) < 1e-12
+    assert literal.errors(step(model, 1, ObjectiveConfig()), whole) > 1e-3
+
+
 def test_equal_captions_are_found_in_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, _ = batch()
     token_ids = torch.nn.functional.pad(literal.repeated_captions(CAPTIONS * IMAGES), (0, 5))

@@ -34,6 +34,9 @@ def compare(kind: Head, images: int, captions: int, config: ObjectiveConfig, **s
     score_BT = literal.scores(image, text, out_proj_DD=out_proj_DD, temperature=1.7)
     token_ids_TL = literal.repeated_captions(captions * images) if config.multi_positive else None
     expected = literal.loss(config.loss, score_BT, own.logit_scale, own.logit_bias, captions, token_ids_TL)
+    teacher, share = literal.teacher(images, captions), config.distillation
+    if share:
+        expected = literal.loss_with(teacher, share, expected, score_BT, own.logit_scale, captions)
     actual = loss_of_features(
         image,
         text,
@@ -41,6 +44,7 @@ def compare(kind: Head, images: int, captions: int, config: ObjectiveConfig, **s
         config=config,
         captions_per_image=captions,
         caption_ids_T=None if token_ids_TL is None else caption_ids(token_ids_TL),
+        teacher=teacher if share else None,
     ).loss
     gradients = [torch.autograd.grad(loss, leaves) for loss in (actual, expected)]
     return literal.errors((actual, *gradients[0]), (expected, *gradients[1]))
@@ -65,6 +69,28 @@ def test_equal_captions_as_positives_equal_the_literal_form(
     monkeypatch.setattr(devices, "CPU", replace(devices.CPU, tile=40))
     for chunk in (1, 3, 1024):
         assert compare(kind, 7, captions, ObjectiveConfig(loss=loss, chunk=chunk, multi_positive=True)) < 1e-12
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_distillation_equals_the_literal_form(
+    share: float, loss: LossName, kind: Head, captions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "CPU", replace(devices.CPU, tile=40))
+    for chunk in (1, 3, 1024):
+        assert compare(kind, 7, captions, ObjectiveConfig(loss=loss, chunk=chunk, distillation=share)) < 1e-12
+
+
+def test_a_student_that_scores_as_its_teacher_has_nothing_to_learn() -> None:
+    teacher = literal.teacher(5, 2)
+    images, texts = Pooled(teacher.image_BD.requires_grad_()), Pooled(teacher.caption_TD)
+    own = ScoreParameters(None, 1.0, torch.tensor(teacher.logit_scale, dtype=torch.float64).log(), None)
+    config = ObjectiveConfig(loss="softmax", distillation=1.0)
+    output = loss_of_features(images, texts, own, config=config, captions_per_image=2, teacher=teacher)
+    (gradient,) = torch.autograd.grad(output.loss, images.vector_BD)
+    assert output.loss.abs() < 1e-14 and gradient.abs().max() < 1e-14
 
 
 def test_an_id_is_of_the_words_and_not_of_the_padding() -> None:

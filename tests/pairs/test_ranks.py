@@ -30,7 +30,7 @@ RANKS = tuple(BATCHES)
 WORLD = max(RANKS)
 KINDS = ("text_query/2", "image_query/2", "class_token/1", "class_token/2")
 """Heads and captions an image: of pooled features the captions travel, or the images where captions are more."""
-CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"), ("own", "equal"))]
+CASES = ["/".join(case) for case in product(KINDS, LOSSES, ("gather", "ring"), ("own", "equal", "taught"))]
 
 
 def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
@@ -45,6 +45,9 @@ def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
     score_BT = literal.scores(images, texts, out_proj_DD=out_proj_DD, temperature=1.7)
     token_ids_TL = literal.repeated_captions(len(texts[0])) if positives == "equal" else None
     expected = literal.loss(loss, score_BT, scale, bias, captions, token_ids_TL)
+    teacher, share = literal.teacher(sum(batches), captions), 0.4 if positives == "taught" else 0.0
+    if share:
+        expected = literal.loss_with(teacher, share, expected, score_BT, scale, captions)
 
     first = sum(batches[:rank])
     mine = slice(first, first + batches[rank])
@@ -52,7 +55,7 @@ def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
     def own_captions(tensor: Tensor) -> Tensor:
         return tensor.unflatten(0, (captions, -1))[:, mine].flatten(0, 1)
 
-    config = ObjectiveConfig(loss=loss, exchange=exchange, chunk=2)
+    config = ObjectiveConfig(loss=loss, exchange=exchange, chunk=2, distillation=share)
     own = ScoreParameters(out_proj_DD, 1.7, scale, bias)
     actual = loss_of_features(
         batch_slice(images, mine),
@@ -63,6 +66,9 @@ def error_of_loss(case: str, group: dist.ProcessGroup) -> float:
         group=group,
         images_by_rank=batches,
         caption_ids_T=None if token_ids_TL is None else caption_ids(own_captions(token_ids_TL)),
+        teacher=teacher._replace(image_BD=teacher.image_BD[mine], caption_TD=own_captions(teacher.caption_TD))
+        if share
+        else None,
     ).loss
     leaves = [*images, *texts, *shared]
     return literal.errors(

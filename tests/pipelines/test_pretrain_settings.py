@@ -41,6 +41,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "data.crop_scale": {"data.crop_scale": (0.5, 0.75)},
     "data.weights": {"data.weights": (1.0, 3.0)},
     "data.lanes": {"data.lanes": 16},
+    "objective.teacher_scale": {"objective.teacher_scale": 20.0, "objective.distillation": 0.5},
     "data.synthetic_share": {"data.synthetic_share": 0.5},
     "init_from": {"init_from": __file__},
 }

@@ -43,6 +43,8 @@ class Batch:
     """int64 [C*B, L], row c*B + i is caption c of image i; as long as the longest caption."""
     sample_ids: list[str]
     step: int
+    taught: tuple[Tensor, Tensor] | None = None
+    """A teacher's embeddings of the images [B, D] and captions [C*B, D], fp16; None where they are not asked for."""
 
 
 @dataclass
@@ -66,15 +68,17 @@ class _Chunk:
     """How many they are without padding."""
     sample_ids: list[str]
     decode_errors: int
+    taught: tuple[Tensor, Tensor] | None
+    """Of images [n, D] and captions [C*n, D]."""
 
 
 class LaneLoader:
     """Endless batches of one rank from a shards folder, or from several mixed by `config.weights`.
 
     `seed` decides order, crops and captions; rank `rank` of `world_size` reads the lanes rank, rank + world_size, …,
-    each of which fills `batch_size / lanes` consecutive places of its batch. Raises ValueError for more ranks than
-    `config.lane_count`, where there are fewer samples than `config.batch_size`, and for a damaged folder (see
-    `Shards`).
+    each of which fills `batch_size / lanes` consecutive places of its batch. `taught`: with a teacher's embeddings.
+    Raises ValueError for more ranks than `config.lane_count`, where there are fewer samples than `config.batch_size`,
+    for shards without such embeddings, and for a damaged folder (see `Shards`).
     """
 
     def __init__(
@@ -87,11 +91,14 @@ class LaneLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        taught: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it has to be in 0 … {world_size - 1}")
         folders = (shards,) if isinstance(shards, str) else tuple(shards)
-        self._shards = ShardSets(folders, synthetic=config.synthetic_share > 0)
+        self._shards = ShardSets(folders, synthetic=config.synthetic_share > 0, taught=taught)
+        self.teacher_scale = self._shards.teacher["logit_scale"] if self._shards.teacher else None
+        """Factor of the teacher's cosines; None where there is none."""
         self._order = _order(self._shards.group_rows, config, seed)
         self._config = config
         self._image_size = image_size
@@ -161,12 +168,15 @@ class LaneLoader:
             pixels, kept = self._decode(group, row, numbers[place])
             images[place] = pixels.permute(1, 2, 0).numpy()
             used.append(kept)
-        token_ids = tokenize(self._draw_captions(epoch, found, used, places), self._context_length)
+        captions = self._draw_captions(epoch, found, used, places)
+        texts = [texts.text(row, index) for texts, row, index in captions]
+        token_ids = tokenize(texts, self._context_length)
         return _Chunk(
             token_ids=token_ids,
             tokens=int((token_ids.argmax(dim=1) + 1).sum()),  # the end of text has the highest id
             sample_ids=[group.ids[row].as_py() for group, row in zip(found, used, strict=True)],
             decode_errors=sum((kept - row) % len(g) for g, kept, row in zip(found, used, rows, strict=True)),
+            taught=_taught(found, used, [index for _, _, index in captions]),
         )
 
     def _taken(
@@ -198,8 +208,8 @@ class LaneLoader:
 
     def _draw_captions(
         self, epoch: NDArray[np.int64], groups: list[RowGroup], rows: list[int], places: NDArray[np.int64]
-    ) -> list[str]:
-        """C captions of every row, caption-major."""
+    ) -> list[tuple[Texts, int, int]]:
+        """C captions of every row, caption-major: where each stands, in its row."""
         for group, row in zip(groups, rows, strict=True):
             if not group.captions.count(row):
                 raise ValueError(f"{group.where}, row {row} has no caption; every row of a shard needs one")
@@ -241,12 +251,12 @@ class LaneLoader:
         rows: list[int],
         samples: NDArray[np.int64],
         allowed: Sequence[Sequence[int]],
-    ) -> list[list[str]]:
-        """C of the allowed texts of every row; none of a row that has none."""
+    ) -> list[list[tuple[Texts, int, int]]]:
+        """Places of C of the allowed texts of every row; none of a row that has none."""
         counts = np.array([len(of_row) for of_row in allowed])
         drawn = draws.choices(np.maximum(counts, 1), self._config.captions_per_image, self._seed, use, epoch, samples)
         return [
-            [of_group.text(row, chosen[index]) for index in of_row] if chosen else []
+            [(of_group, row, chosen[index]) for index in of_row] if chosen else []
             for of_group, row, of_row, chosen in zip(texts, rows, drawn.tolist(), allowed, strict=True)
         ]
 
@@ -262,6 +272,7 @@ class LaneLoader:
             token_ids=_caption_major([c.token_ids for c in chunks], self._config.captions_per_image),
             sample_ids=[i for c in chunks for i in c.sample_ids],
             step=batch.step,
+            taught=_joined([c.taught for c in chunks if c.taught], self._config.captions_per_image),
         )
 
 
@@ -286,3 +297,22 @@ def _caption_major(chunks: list[Tensor], captions: int) -> Tensor:
     longest = max(c.shape[1] for c in chunks)
     parts = [torch.nn.functional.pad(c, (0, longest - c.shape[1])).view(captions, -1, longest) for c in chunks]
     return torch.cat(parts, dim=1).view(-1, longest)
+
+
+def _taught(groups: list[RowGroup], rows: list[int], chosen: list[int]) -> tuple[Tensor, Tensor] | None:
+    """Embeddings of the images [n, D] and of the chosen captions [C*n, D] of rows, where these have any."""
+    of_rows = [group.teacher for group in groups if group.teacher]
+    if not of_rows:
+        return None
+    images = [teacher.image(row) for teacher, row in zip(of_rows, rows, strict=True)]
+    places = itertools.cycle(zip(of_rows, rows, strict=True))
+    captions = [teacher.caption(row, index) for index, (teacher, row) in zip(chosen, places, strict=False)]
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(captions))
+
+
+def _joined(chunks: list[tuple[Tensor, Tensor]], captions: int) -> tuple[Tensor, Tensor] | None:
+    """Embeddings of chunks as those of the batch, its captions caption-major."""
+    if not chunks:
+        return None
+    images, texts = zip(*chunks, strict=True)
+    return torch.cat(images), torch.cat([c.unflatten(0, (captions, -1)) for c in texts], dim=1).flatten(0, 1)

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from llip import storage
 from llip.data import integrity, manifest
@@ -18,6 +20,11 @@ SYNTHETIC = "synthetic_captions"
 """list<string>: texts that a model wrote, drawn in place of captions as often as is asked for."""
 KEEP_PROBABILITY = "keep_probability"
 """list<double>, parallel to the captions: online balancing, see `llip.data.online`."""
+TEACHER_IMAGE, TEACHER_CAPTIONS = "teacher_image", "teacher_captions"
+"""fixed_size_list<halffloat>[D], and a list of such parallel to the captions: embeddings that another model made of
+them, see `llip.pairs.distillation`."""
+TEACHER = "teacher"
+"""What a manifest's summary says of that model."""
 _CHECKSUMS_BELOW = 1 << 30
 _OPEN_FILES = 256
 
@@ -37,6 +44,8 @@ class RowGroup:
     """None where they are not asked for."""
     keep: KeepProbabilities | None = None
     """None where captions were balanced in curation."""
+    teacher: "Embeddings | None" = None
+    """None where they are not asked for."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +68,26 @@ class Texts:
         return str(self._values[self._bounds[row] + index])
 
 
+class Embeddings:
+    """A teacher's embeddings of the images and captions of rows."""
+
+    def __init__(self, images: pa.FixedSizeListArray, captions: pa.ListArray) -> None:
+        self._image_ND, self._caption_ND = _matrix(images), _matrix(captions.values)
+        self._bounds = captions.offsets.to_numpy()
+
+    def image(self, row: int) -> NDArray[np.float16]:
+        """Of the image of a row, [D]."""
+        return self._image_ND[row]
+
+    def caption(self, row: int, index: int) -> NDArray[np.float16]:
+        """Of a caption of a row, [D]."""
+        return self._caption_ND[self._bounds[row] + index]
+
+
+def _matrix(vectors: pa.FixedSizeListArray) -> NDArray[np.float16]:
+    return vectors.values.to_numpy().reshape(-1, vectors.type.list_size)[vectors.offset :][: len(vectors)]
+
+
 class Shards:
     """A finished shards folder.
 
@@ -67,12 +96,23 @@ class Shards:
     Parquet pages, which every read compares, and on `integrity.check_checksums`, which reads everything.
     """
 
-    def __init__(self, folder: str, *, synthetic: bool = False) -> None:
-        """`synthetic`: rows are read with their synthetic captions."""
+    def __init__(self, folder: str, *, synthetic: bool = False, taught: bool = False) -> None:
+        """`synthetic`, `taught`: rows are read with their synthetic captions, with a teacher's embeddings."""
         self.folder = folder
         self.manifest = manifest.read(folder, "shards")
-        online = self.manifest.summary.get("online", False)
-        self._columns = [*_COLUMNS, *([SYNTHETIC] if synthetic else []), *([KEEP_PROBABILITY] if online else [])]
+        self.teacher: dict[str, Any] | None = self.manifest.summary.get(TEACHER) if taught else None
+        """What is known of the teacher; None where it is not asked for."""
+        if taught and self.teacher is None:
+            raise ValueError(
+                f"{folder} has no embeddings of a teacher; pipelines/embed.py writes shards that have them"
+            )
+        optional = {
+            SYNTHETIC: synthetic,
+            KEEP_PROBABILITY: self.manifest.summary.get("online", False),
+            TEACHER_IMAGE: taught,
+            TEACHER_CAPTIONS: taught,
+        }
+        self._columns = [*_COLUMNS, *(name for name, wanted in optional.items() if wanted)]
         size = self.manifest.row_group_size
         if not size:
             raise ValueError(f"the manifest of {folder} has no row_group_size; shards are written with one")
@@ -122,6 +162,7 @@ class Shards:
             Texts(found["captions"]),
             Texts(found[SYNTHETIC]) if SYNTHETIC in found else None,
             KeepProbabilities(found[KEEP_PROBABILITY]) if KEEP_PROBABILITY in found else None,
+            Embeddings(found[TEACHER_IMAGE], found[TEACHER_CAPTIONS]) if TEACHER_IMAGE in found else None,
         )
 
     def _table(self, index: int, inside: int, where: str) -> pa.Table:
@@ -147,8 +188,14 @@ class Shards:
 class ShardSets:
     """Row groups and rows numbered through all folders, in the order in which these are given."""
 
-    def __init__(self, folders: Sequence[str], *, synthetic: bool = False) -> None:
-        self._sets = [Shards(folder, synthetic=synthetic) for folder in folders]
+    def __init__(self, folders: Sequence[str], *, synthetic: bool = False, taught: bool = False) -> None:
+        """Raises ValueError where `taught` and the folders have embeddings of different teachers."""
+        self._sets = [Shards(folder, synthetic=synthetic, taught=taught) for folder in folders]
+        self.teacher = self._sets[0].teacher
+        for shards in self._sets[1:]:
+            if shards.teacher != self.teacher:
+                both = f"{self._sets[0].folder} and {shards.folder}"
+                raise ValueError(f"{both} have embeddings of different teachers: {self.teacher} and {shards.teacher}")
         self.group_rows = [shards.group_rows for shards in self._sets]
         """Rows of every row group of each folder."""
         self.row_group_size = max(shards.manifest.row_group_size or 0 for shards in self._sets)

@@ -23,6 +23,7 @@ from llip.data.order import images_by_rank
 from llip.data.transforms import normalize
 from llip.interop.warm_start import init_from
 from llip.pairs import accumulation
+from llip.pairs.distillation import Teacher
 from llip.progress import bar as progress_bar
 from llip.progress import training_line
 from llip.training import checkpoint, run_folder, watchdog
@@ -150,15 +151,18 @@ def train(
             set_learning_rate(optimizer, learning_rate(step, config))
             phases.enter("load")
             with record_function("load"):
-                batch = parts(next(batches), pieces, config, world.device)
+                batch = next(batches)
+                pieces_of_batch = parts(batch, pieces, config, world.device)
+                teacher = teacher_of(batch, config.objective.teacher_scale or loader.teacher_scale, world.device)
             output = accumulation.backward(
                 model,
-                batch,
+                pieces_of_batch,
                 config=config.objective,
                 captions_per_image=config.data.captions_per_image,
                 group=world.group,
                 images_by_rank=shares,
                 forward=watched,
+                teacher=teacher,
             )
             phases.enter("reduce")
             with record_function("reduce"):
@@ -233,6 +237,14 @@ def parts(batch: Batch, pieces: int, config: TrainingConfig, device: torch.devic
     ]
 
 
+def teacher_of(batch: Batch, scale: float | None, device: torch.device) -> Teacher | None:
+    """The teacher's embeddings of a batch on the device, where it has any."""
+    if batch.taught is None or scale is None:
+        return None
+    images, captions = (devices.send(embeddings, device) for embeddings in batch.taught)
+    return Teacher(images, captions, scale)
+
+
 def _model_state(model: ContrastiveModel) -> dict[str, float]:
     """Scale and bias of the scores."""
     state = {"logit_scale": float(model.logit_scale.detach().exp())}
@@ -256,4 +268,5 @@ def _loader(config: TrainingConfig, shards: str | Sequence[str], world: World) -
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        taught=config.objective.distillation > 0,
     )

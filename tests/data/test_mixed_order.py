@@ -102,7 +102,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 CONFIG = DataConfig(batch_size=32, captions_per_image=2, weights=(3, 1), lanes=8, threads=2, prefetch=2)
 
 
-def _batches(folders: tuple[str, ...], start: int, count: int, config: DataConfig = CONFIG, **rank: int) -> list[Batch]:
+def _batches(folders: tuple[str, ...], start: int, count: int, config: DataConfig = CONFIG, **rank: Any) -> list[Batch]:
     with (
         LaneLoader(folders, config, image_size=24, context_length=16, seed=5, **rank) as loader,
         closing(loader.iter_from(start)) as batches,

@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -34,7 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def batches(folder: str, share: float, count: int = 16, *, rank: int = 0, world_size: int = 1) -> list[Batch]:
     config = replace(CONFIG, synthetic_share=share)
-    options = {"image_size": 24, "context_length": 16, "seed": 3, "rank": rank, "world_size": world_size}
+    options: dict[str, Any] = {
+        "image_size": 24,
+        "context_length": 16,
+        "seed": 3,
+        "rank": rank,
+        "world_size": world_size,
+    }
     with LaneLoader(folder, config, **options) as loader, closing(loader.iter_from(0)) as found:
         return list(itertools.islice(found, count))
 

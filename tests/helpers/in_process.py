@@ -12,7 +12,7 @@ import pytest
 from pipelines.stages.work import passes
 
 
-def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]]) -> Any:
+def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
     """One task of all units, which is done here."""
     task = pa.table({"index": [i for i, _ in units], "unit": [pickle.dumps(unit) for _, unit in units]})
     return SimpleNamespace(iter_rows=lambda: (row for part in work(task) for row in part.to_pylist()))

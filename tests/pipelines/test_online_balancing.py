@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,13 @@ def ids_and_captions(
     config = DataConfig(batch_size=32, lanes=4, captions_per_image=2, threads=2)
     parts = []
     for rank in range(world):
-        options = {"image_size": 16, "context_length": 16, "seed": seed, "rank": rank, "world_size": world}
+        options: dict[str, Any] = {
+            "image_size": 16,
+            "context_length": 16,
+            "seed": seed,
+            "rank": rank,
+            "world_size": world,
+        }
         with LaneLoader(folder, config, **options) as loader:
             batches = list(islice(loader.iter_from(start), steps))
         parts.append([(Counter(b.sample_ids), Counter(b.token_ids.sum(1).tolist())) for b in batches])

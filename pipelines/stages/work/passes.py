@@ -75,12 +75,13 @@ def run(
     *,
     sizes: Sequence[int],
     shared: dict[str, Any] | None = None,
+    gpu: bool = False,
 ) -> list[dict[str, Any]]:
     """Results (JSON values) of `function(unit, **shared)` for every unit, in order, computed by Ray Data tasks.
 
-    `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value. A
-    unit is tried again where a storage fails. A ValueError in a task, or a failure that stays, ends the run with its
-    message.
+    `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value.
+    With `gpu` every task has a GPU of its own. A unit is tried again where a storage fails. A ValueError in a task, or
+    a failure that stays, ends the run with its message.
     """
     results = _finished(stage, len(units))
     todo = [i for i in range(len(units)) if i not in results]
@@ -88,7 +89,7 @@ def run(
         bar.update(sum(sizes[i] for i in results))
         if todo:
             work = partial(perform, stage=stage, function=function, shared=shared or {})
-            for row in _dataset([(i, units[i]) for i in todo], work).iter_rows():
+            for row in _dataset([(i, units[i]) for i in todo], work, gpu).iter_rows():
                 if row["error"]:
                     raise ValueError(row["error"])
                 for index, result in json.loads(row["results"]):
@@ -103,7 +104,7 @@ def _finished(stage: Stage, count: int) -> dict[int, dict[str, Any]]:
     return {row["index"]: row["result"] for row in done if row["index"] < count}
 
 
-def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]]) -> Any:
+def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
     import ray
 
     for name in ("execution.streaming_executor", "progress"):  # plans and finish lines of every stage
@@ -112,19 +113,21 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
     context.enable_progress_bars = False  # they count blocks; ours counts rows
     context.target_max_block_size = 1  # what a task hands over leaves it at once
     tasks, begin = [], 0
-    for size in task_sizes(len(units), worker_count(len(units))):
+    for size in task_sizes(len(units), worker_count(len(units), "GPU" if gpu else "CPU")):
         part = units[begin : begin + size]
         tasks.append(pa.table({"index": [i for i, _ in part], "unit": [pickle.dumps(unit) for _, unit in part]}))
         begin += size
     with ray.data.DataContext.current(context):
-        return ray.data.from_arrow(tasks).map_batches(work, batch_size=None, batch_format="pyarrow")
+        return ray.data.from_arrow(tasks).map_batches(
+            work, batch_size=None, batch_format="pyarrow", num_gpus=1 if gpu else None
+        )
 
 
-def worker_count(units: int) -> int:
-    """How many tasks run at a time."""
+def worker_count(units: int, resource: str = "CPU") -> int:
+    """How many tasks run at a time, each on one of a resource."""
     import ray
 
-    return min(units, int(ray.cluster_resources().get("CPU", 1)))
+    return min(units, int(ray.cluster_resources().get(resource, 1)))
 
 
 def task_sizes(units: int, workers: int) -> list[int]:

@@ -106,6 +106,8 @@ class DataConfig:
     synthetic_share: float = setting(0.0, short="synthetic_share")
     """Probability that a drawn caption is one of the row's synthetic ones, where it has any (column
     `synthetic_captions` of the shards)."""
+    sub_captions: int | None = None
+    """Most sentences of a drawn caption that are kept, one to so many at random (FLAIR: 3); None: all."""
     weights: tuple[float, ...] | None = setting(None, short="weights")
     """Shares of several shards folders in every batch, in any unit; None: in proportion to their rows."""
     lanes: int | None = None
@@ -131,6 +133,8 @@ class DataConfig:
         weights = self.weights
         check(weights is None or all(w > 0 for w in weights), "data.weights", weights, "positive numbers, or None")
         check(0 <= self.synthetic_share <= 1, "data.synthetic_share", self.synthetic_share, "in [0, 1]")
+        sentences = self.sub_captions
+        check(sentences is None or sentences >= 1, "data.sub_captions", sentences, "at least 1, or None")
         check(
             0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
             "data.crop_scale",
@@ -225,6 +229,8 @@ class TrainingConfig:
         synthetic = self.data.synthetic_share
         taught = self.objective.distillation > 0
         check(not (taught and synthetic), "data.synthetic_share", synthetic, "0 where objective.distillation is not")
+        whole = not (taught and self.data.sub_captions)
+        check(whole, "data.sub_captions", self.data.sub_captions, "None where a teacher knows whole captions")
         warmup = self.optimizer.warmup_steps
         check(
             self.steps is None or warmup is None or warmup < self.steps,

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # What a draw is for: the first key after the seed, so that no two uses share their bits.
-ROW_GROUPS, ROWS, CROP, CAPTIONS, SYNTHETIC, SOURCE, ONLINE, MIXTURE, SETS = range(9)
+ROW_GROUPS, ROWS, CROP, CAPTIONS, SYNTHETIC, SOURCE, ONLINE, MIXTURE, SETS, SENTENCES = range(10)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

@@ -23,6 +23,7 @@ from llip.data.decode import DecodeError
 from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples, lanes_of
 from llip.data.read_ahead import ReadAhead
+from llip.data.sentences import draws_of, sub_caption
 from llip.data.shards import RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import crop_draws, training_transform
@@ -169,7 +170,7 @@ class LaneLoader:
             images[place] = pixels.permute(1, 2, 0).numpy()
             used.append(kept)
         captions = self._draw_captions(epoch, found, used, places)
-        texts = [texts.text(row, index) for texts, row, index in captions]
+        texts = self._sampled([of_rows.text(row, index) for of_rows, row, index in captions], epoch, places)
         token_ids = tokenize(texts, self._context_length)
         return _Chunk(
             token_ids=token_ids,
@@ -235,6 +236,16 @@ class LaneLoader:
             for c in range(len(places))
             for i in range(len(samples))
         ]
+
+    def _sampled(self, texts: list[str], epoch: NDArray[np.int64], places: NDArray[np.int64]) -> list[str]:
+        """Caption-major texts, or sub-captions of them where these are asked for."""
+        most, captions = self._config.sub_captions, self._config.captions_per_image
+        if most is None:
+            return texts
+        keys = draws.column(epoch), draws.column(places)
+        numbers = draws.uniform(self._seed, draws.SENTENCES, *keys, np.arange(captions * draws_of(most)))
+        by_caption = numbers.reshape(len(places), captions, -1).transpose(1, 0, 2).reshape(len(texts), -1).tolist()
+        return [sub_caption(text, most, of_text) for text, of_text in zip(texts, by_caption, strict=True)]
 
     def _kept(self, epoch: int, group: RowGroup, row: int, place: int) -> Sequence[int]:
         """The captions of a row that may be drawn at a place."""

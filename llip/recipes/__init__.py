@@ -160,7 +160,7 @@ def flair(size: str) -> TrainingConfig:
 
     `python pipelines/pretrain.py --recipe flair_b16 --pool s3://bucket/pool --workers 128`
     Both losses are sigmoids over the same pairs, in equal parts, and an image's captions, eight a step, are all its
-    positives. FLAIR draws them as sentences of long captions; here they are those that the shards have.
+    positives: one to three sentences each of its long captions.
     """
     towers, config = SIZES[size], siglip(size)
     head = HeadConfig(
@@ -174,7 +174,8 @@ def flair(size: str) -> TrainingConfig:
         empty_token=True,
         global_weight=0.5,
     )
-    data = config.data if size == "tiny" else replace(config.data, captions_per_image=8)
+    captions = config.data.captions_per_image if size == "tiny" else 8
+    data = replace(config.data, captions_per_image=captions, sub_captions=3)
     return replace(config, model=replace(config.model, head=head), data=data)
 
 

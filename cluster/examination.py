@@ -25,7 +25,7 @@ class Node:
     workers: list[int]
     """Ranks of its workers; the first stands for the node."""
     versions: dict[str, str]
-    """Of Python, of packages, of CUDA and the driver."""
+    """Versions of Python, packages, CUDA and the driver."""
     gpus: list[str]
     """Name and memory of each, whoever may use it."""
     clock: float = 0.0

@@ -101,11 +101,11 @@ class Capacity:
     memory: Memory
     seconds_per_step: float
     pair_seconds: float
-    """Of these, in the pair scores."""
+    """Seconds of a step in the pair scores."""
     days: float
     shard_bytes: int
     read_bytes_per_second: float
-    """Of all GPUs together, so that none waits."""
+    """Bytes a second that all GPUs together read, so that none waits."""
     checkpoint_bytes: int
 
     @property

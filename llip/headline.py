@@ -12,7 +12,7 @@ FIRST = "scenes_in_style"
 
 
 def headline(metrics: Iterable[str]) -> list[str]:
-    """Of metrics `<set>/<metric>`, the one that stands for each set, the most telling first."""
+    """The metric `<set>/<metric>` that stands for each set, the most telling first."""
     names = set(metrics := list(metrics))
     sets = dict.fromkeys(name.split("/")[0] for name in metrics)
     ranked = [(data != FIRST, rank, f"{data}/{m}") for data in sets for rank, m in enumerate(HEADLINES)]

@@ -21,16 +21,16 @@ class ModelSize:
     """What one model holds and costs."""
 
     vision_parameters: int
-    """Of the image tower, without its projections."""
+    """Parameters of the image tower, without its projections."""
     text_parameters: int
     head_parameters: int
-    """Of the projections of both sides, and W_O."""
+    """Parameters of the projections of both sides, and of W_O."""
     image_flops: int
     """Forward, of one image, projections included."""
     caption_flops: int
     """Forward, of one caption, projections included."""
     word_parameters: int
-    """Of the prediction of words, which only training has (`llip.model.words`)."""
+    """Parameters of the prediction of words, which only training has (`llip.model.words`)."""
     word_flops: int
     """Forward, of one image in training: that prediction, and the last block for the patches that it reads."""
 

@@ -115,7 +115,7 @@ class Curate(PoolRules):
     tail_share: float | None = None
     """Choose t so that at most this share of all matches falls on entries rarer than t (0.06)."""
     seed: int = 0
-    """Of the draw that thins out."""
+    """Seed of the draw that thins out."""
     online: bool = False
     """Keep every caption that matches, with its probability: the loader thins out, anew in each epoch."""
     matches: str | None = None

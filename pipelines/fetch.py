@@ -81,7 +81,7 @@ class Fetch:
         return Columns(url=self.url_column, captions=self.caption_column, sha256=self.sha256_column)
 
     def limits(self, workers: int) -> Limits:
-        """Those of each worker."""
+        """Limits of each worker."""
         from pipelines.stages.fetch.download import Limits
 
         given = {f.name: getattr(self, f.name) for f in fields(Limits)}

@@ -185,7 +185,7 @@ def _run_folder(settings: Pretrain) -> str:
 
 
 def _absolute(uri: Any) -> Any:
-    """Of one folder, of several or of none."""
+    """Absolute URIs of one folder, of several or of none."""
     return tuple(map(storage.absolute, uri)) if isinstance(uri, tuple) else uri and storage.absolute(uri)
 
 

@@ -55,7 +55,7 @@ class Shard(PoolRules):
     format: Format = "keep"
     """Stored as JPEG, WebP or PNG; keep: as it came."""
     quality: int = 90
-    """Of JPEG and WebP where an image is encoded anew."""
+    """Quality of JPEG and WebP where an image is encoded anew."""
     blur: str | None = None
     """Column with boxes that are blurred, such as DataComp's face_bboxes: lists of left, top, right, bottom as shares
     of width and height."""
@@ -64,7 +64,7 @@ class Shard(PoolRules):
     rows_per_file: int | None = None
     """Rows of a shard, a multiple of `rows_per_group`: about 256 MB, and at least 8 shards."""
     seed: int = 0
-    """Of the shuffle."""
+    """Seed of the shuffle."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -123,3 +123,15 @@ def test_no_two_classes_share_a_name() -> None:
         if isinstance(node, ast.ClassDef)
     ]
     assert [name for name, count in Counter(named).items() if count > 1] == []
+
+
+def test_a_docstring_begins_with_its_subject() -> None:
+    """Also that of a field or a constant: what is said "of" something has to be named first."""
+    wrong = [
+        f"{file.relative_to(ROOT)}, line {node.lineno}: {text.strip()[:60]}"
+        for file in MODULES.values()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(text := node.value.value, str) and text.strip().startswith(("Of ", "That of", "Those of"))
+    ]
+    assert not wrong

@@ -19,7 +19,7 @@ ATTEMPTS = 20
 MIXING = ("model.head.heads", "model.head.temperature", "model.head.relative_temperature")
 """Settings of the mixture, of no effect where it is of a single token."""
 BIAS = "model.init_logit_bias"
-"""Of no effect on the softmax loss."""
+"""The setting that the softmax loss leaves without effect."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class TrialResult:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Those of the last evaluation."""
+        """Metrics of the last evaluation."""
         return self.evaluations[-1].metrics if self.evaluations else {}
 
     @property

@@ -60,7 +60,7 @@ class _Progress:
     params: dict[str, Any]
     seeds: int
     token: str | None = None
-    """Of an open question to Optuna."""
+    """Optuna's name of a question that is open."""
     values: dict[str, float | None] = field(default_factory=dict)
 
     @property

@@ -68,10 +68,10 @@ class OptimizerConfig:
     learning_rate: float = setting(5e-4, short="learning_rate")
     """Peak learning rate, at the end of the warm-up."""
     betas: tuple[float, float] | None = None
-    """Of AdamW; None: (0.9, 0.95) for the sigmoid loss (SigLIP), (0.9, 0.98) for softmax (CLIP)."""
+    """Decay of AdamW's moments; None: (0.9, 0.95) for the sigmoid loss (SigLIP), (0.9, 0.98) for softmax (CLIP)."""
     eps: float = 1e-6
     weight_decay: float = 0.2
-    """Of matrices only: not of norms, biases, scales and other tensors with fewer than 2 dimensions."""
+    """Decay of matrices alone: norms, biases, scales and other tensors with fewer than 2 dimensions have none."""
     warmup_steps: int | None = None
     """Updates of the linear warm-up, in place of `warmup_share`."""
     warmup_share: float | None = setting(2000 / 390_624, excludes=("warmup_steps",))

@@ -56,7 +56,7 @@ class LoaderStats:
     wait_seconds: float = 0.0
     """Time the consumer waited for batches."""
     tokens: int = 0
-    """Of captions, start and end of text included."""
+    """Tokens of captions, start and end of text included."""
     decode_errors: int = 0
     """Images that could not be decoded; another of the same row group took the place of each."""
 
@@ -70,7 +70,7 @@ class _Chunk:
     sample_ids: list[str]
     decode_errors: int
     taught: tuple[Tensor, Tensor] | None
-    """Of images [n, D] and captions [C*n, D]."""
+    """A teacher's embeddings of images [n, D] and captions [C*n, D]."""
 
 
 class LaneLoader:
@@ -296,7 +296,7 @@ class _PendingBatch:
 
 
 def _order(group_rows: list[NDArray[np.int64]], config: DataConfig, seed: int) -> SampleOrder | MixedOrder:
-    """Of one set or, by weights, of several; without weights each counts by its rows."""
+    """The order of one set or, by weights, of several; without weights each counts by its rows."""
     if len(group_rows) == 1 and config.weights is None:
         return SampleOrder(group_rows[0], batch_size=config.batch_size, lanes=config.lane_count, seed=seed)
     weights = config.weights or [float(rows.sum()) for rows in group_rows]

@@ -76,11 +76,11 @@ class Embeddings:
         self._bounds = captions.offsets.to_numpy()
 
     def image(self, row: int) -> NDArray[np.float16]:
-        """Of the image of a row, [D]."""
+        """The embedding of a row's image, [D]."""
         return self._image_ND[row]
 
     def caption(self, row: int, index: int) -> NDArray[np.float16]:
-        """Of a caption of a row, [D]."""
+        """The embedding of one of a row's captions, [D]."""
         return self._caption_ND[self._bounds[row] + index]
 
 

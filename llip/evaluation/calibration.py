@@ -41,7 +41,7 @@ class LogitCounts:
 
     @classmethod
     def of(cls, model: object) -> "LogitCounts | None":
-        """Those of a model's sigmoid; None for one without a bias, which gives no probabilities of single pairs."""
+        """Counts for a model's sigmoid; None for one without a bias, which gives no probabilities of single pairs."""
         scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
         return None if scale is None or bias is None else cls(float(scale.exp()), float(bias))
 

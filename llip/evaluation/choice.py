@@ -70,7 +70,7 @@ class Choice:
 
 
 def units(images: Sequence[Any]) -> dict[str, NDArray[np.int64]]:
-    """Of each row the number of its image: one for those that are the same bytes, or lie in the same place. Where one
+    """The number of each row's image: one for those that are the same bytes, or lie in the same place. Where one
     image is that of all rows, choices are what was drawn."""
     index: dict[Any, int] = {}
     keys = (tuple(image.items()) if isinstance(image, dict) else image for image in images)

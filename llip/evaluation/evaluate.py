@@ -31,7 +31,7 @@ class Outcome:
 
     @property
     def calibration(self) -> Calibration | None:
-        """That of match probabilities, where the set and the model have such."""
+        """The calibration of match probabilities, where the set and the model have such."""
         counts = self.details.logit_count_2H if isinstance(self.details, Retrieval) else None
         return None if counts is None else Calibration.of(counts)
 

@@ -28,7 +28,7 @@ def of(outcome: Outcome, seed: int = 0) -> str:
 
 
 def _rankings(outcome: Outcome, ranked: Retrieval, rng: np.random.Generator) -> Iterator[str]:
-    """Of every kind of caption a few, with the images that score highest."""
+    """A few captions of every type, with the images that score highest."""
     for kind, texts in ranked.captions.kinds.items():
         yield f"<h4>{html.escape(kind)}</h4>"
         for text in sorted(rng.choice(texts, min(PER_KIND, len(texts)), replace=False).tolist()):

@@ -25,8 +25,8 @@ class Explanation:
     weight_CMK: NDArray[np.float32]
     """Mixing weights of the image's tokens given each caption; those of a head sum to 1."""
     cosine_CC: NDArray[np.float32]
-    """Of the image feature given the caption of the row, with the target of the caption of the column. The context
-    analysis of the paper: in a column, the diagonal should be the largest."""
+    """Cosine of the image feature given the row's caption with the target of the column's. The context analysis of the
+    paper: in a column, the diagonal should be the largest."""
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ class ItemScores:
     chance: float
     """What random ranking gives the metric."""
     units: Mapping[str, NDArray[np.int64]]
-    """Of each item [I] the number of its unit, by the sort of unit."""
+    """The number of each item's unit [I], by the sort of unit."""
     stratum_I: NDArray[np.int64] | None = None
     """Where given, the metric is the mean over strata of the mean in each: classes, or kinds of captions."""
     worst: bool = False

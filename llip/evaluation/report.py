@@ -41,7 +41,7 @@ class Report:
     """What was evaluated, in the order of reading."""
     outcomes: Sequence[Outcome]
     story: Mapping[str, Any] = field(default_factory=dict)
-    """Of the run: its recipe, what differs from that, and the command that repeats it."""
+    """What is told of the run: its recipe, what differs from that, and the command that repeats it."""
     curve: Sequence[Mapping[str, Any]] = ()
     """Logged lines of training, each with its `step`."""
 

@@ -13,7 +13,7 @@ from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, Runner
 
 IMAGES = 5000
-"""As many as the paper takes."""
+"""Images of a spectrum, as many as the paper takes."""
 
 
 class Moments:

@@ -22,9 +22,9 @@ from llip.evaluation.zero_shot import accuracies, class_features, ranks
 from llip.model.features import Query, TextFeatures, concatenate
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1 / 2**0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
-"""Of the trained temperature."""
+"""Temperatures that are tried, as multiples of the trained one."""
 TASKS = ("classification", "retrieval")
-"""Of sets that have a value at every temperature."""
+"""Tasks whose sets have a value at every temperature."""
 SHOWN = ("top1", "text_to_image_r1", "image_to_text_r1", "text_to_image_map")
 
 
@@ -95,7 +95,7 @@ class RankAtEach:
     """The job of a classification set: `above` and `tied` [B, U] of `zero_shot.ranks`."""
 
     classes: Query
-    """Those of the first temperature, then of the second, and so on."""
+    """Class features at the first temperature, then at the second, and so on."""
     temperatures: int
 
     def __call__(self, model: ContrastiveModel, pixels_BCHW: Tensor, rows: pa.Table) -> Arrays:

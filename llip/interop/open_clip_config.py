@@ -106,7 +106,7 @@ class Sidecar:
 
     uri: str
     activation: Activation
-    """Of the image tower, and of the text tower where that has no other."""
+    """Activation of the image tower, and of the text tower where that has no other."""
     text_activation: Activation | None
     vision_norm_epsilon: float
     text_norm_epsilon: float
@@ -303,7 +303,7 @@ def _check(uri: str, where: str, values: dict[str, Any], neutral: Neutral) -> No
 
 
 def _norm_epsilon(uri: str, where: str, tower: dict[str, Any]) -> float:
-    """Of a tower's norms. Raises ValueError for other arguments of theirs that change anything."""
+    """The epsilon of a tower's norms. Raises ValueError for other arguments of theirs that change anything."""
     arguments = tower.get("norm_kwargs") or {}
     for key, value in arguments.items():
         if key == "eps":
@@ -319,7 +319,7 @@ GELUS: dict[str, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 def _activation(uri: str, where: str, tower: dict[str, Any], *, quick_gelu: bool) -> Activation:
-    """Of a tower's MLPs. Raises ValueError for arguments that they do not take."""
+    """The activation of a tower's MLPs. Raises ValueError for arguments that they do not take."""
     arguments = tower.get("act_kwargs") or {}
     for key, value in arguments.items():
         if quick_gelu:

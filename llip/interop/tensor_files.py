@@ -20,7 +20,7 @@ from llip import storage
 from llip.interop import torchscript
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-"""Of names of files of weights."""
+"""Endings of the names of files of weights."""
 
 PICKLE = b"\x80"
 """Begins what `torch.save` wrote before it wrote zip archives."""

@@ -54,7 +54,7 @@ TextFeatures = Pooled | Mixture | Query
 Extra = Pooled | Terms
 """What further losses take: the image feature of a global one, to be compared with the captions' targets, or terms."""
 Outputs = tuple[ImageFeatures, TextFeatures, *tuple[Extra, ...]]
-"""Of a forward pass; with extras where the model has any and trains."""
+"""What a forward pass returns; with extras where the model has any and trains."""
 Features = TypeVar("Features", bound=Pooled | Mixture | Query | Message | Terms)
 
 

@@ -145,7 +145,7 @@ class Head(nn.Module):
         vision, text, tokens = config.vision.width, config.text.width, config.mixture_tokens
         self.kind = head.kind
         self.global_image = PooledProjection(vision, dim) if head.global_weight else None
-        """Of the first token, for the global loss."""
+        """Projection of the first token, for the global loss."""
         self.image: nn.Module = PooledProjection(vision, dim)
         self.text: nn.Module = PooledProjection(text, dim)
         self.out_proj = _matrix(dim, dim) if head.kind not in ("class_token", "register") else None

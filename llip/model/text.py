@@ -32,7 +32,7 @@ class TextTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As OpenAI's CLIP."""
+        """Draw weights with the deviations of OpenAI's CLIP."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position, std=0.01)
         if self.latents is not None:

@@ -116,7 +116,7 @@ def _loss(
     global_weight: float,
     **layout: Any,
 ) -> LossOutput:
-    """Of the pairs, mixed with the global one, and of what each image adds; made for the mean over ranks.
+    """The loss of the pairs, mixed with the global one, and what each image adds; made for the mean over ranks.
 
     The global loss compares an image's own feature with the captions' targets: `(1 - w) L_mixture + w L_global`, which
     is FLAIR's ½ (L_tcs + L_mps) at w = ½ (arXiv 2412.03561).

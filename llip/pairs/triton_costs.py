@@ -58,7 +58,7 @@ class Work(NamedTuple):
     """What a kernel does."""
 
     flops: float
-    """Of its products, padding included."""
+    """FLOPs of its products, padding included."""
     memory: float
     """Bytes between the device's memory and its cache: each tensor once."""
     cache: float

@@ -61,9 +61,9 @@ class StepProfile:
     """Where the time of the steps goes."""
 
     millis: float
-    """Of a step."""
+    """Time of a step, milliseconds."""
     images: int
-    """Of a step on this rank."""
+    """Images of a step on this rank."""
     text: str
     phases: tuple[tuple[str, float, float], ...]
     """Name, milliseconds a step, share."""

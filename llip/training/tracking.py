@@ -179,7 +179,7 @@ class MetricsLog:
     """
 
     LINES = 1000
-    """Of a file."""
+    """Lines of a part."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder

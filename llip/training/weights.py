@@ -65,7 +65,7 @@ class Weights:
     activation: Activation | None = None
     vision_head_width: int | None = None
     text_head_width: int | None = None
-    """Of a file of others' weights: what its tensors do not tell."""
+    """What the tensors of a file of others' weights do not tell."""
     run: str | None = None
     """Absolute URI of the run folder; None outside of one."""
     step: int | None = None

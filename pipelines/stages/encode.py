@@ -46,7 +46,7 @@ class Encoding:
     format: Format
     """keep: as it came where possible."""
     quality: int
-    """Of JPEG and WebP, 1 to 100."""
+    """Quality of JPEG and WebP, 1 to 100."""
     max_pixels: int
     """Images with more are not decoded: a small file can unpack to more than the memory of the machine."""
 

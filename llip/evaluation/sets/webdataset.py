@@ -23,7 +23,7 @@ from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 SHARDS, TYPE = "nshards.txt", "dataset_type.txt"
 SPLITS = ("test", "val", "validation")
-"""Of a set's splits the first of these is taken, and otherwise the first by name."""
+"""Splits in the order of preference; of other names the first is taken."""
 TEXT_BYTES = 1 << 24
 """Most bytes of a text that is read: a sparse member may claim to be of any size."""
 IMAGES = ("webp", "png", "jpg", "jpeg")

@@ -58,8 +58,8 @@ class LanguageMatcher:
         self.first = np.cumsum([0, *map(len, self.matchers)])
 
     def match(self, texts: pa.StringArray, languages: pa.StringArray | None) -> pa.ListArray:
-        """As `EntryMatcher.match`, each text with the entries of its language, or else those of OTHER; null for one
-        that has none.
+        """Match each text as `EntryMatcher.match` does, with the entries of its language, or else those of OTHER;
+        null for one that has none.
 
         languages: code of each text; None where one list serves all.
         """

@@ -22,7 +22,7 @@ IMAGE_BYTES = 1 << 27
 TEXT_BYTES = 1 << 24
 """Most bytes of an image's text or JSON."""
 UNREAD = f"{schema.RESERVED}unread"
-"""Of a row that was read one by one: what was left out of it, by kind (Counter)."""
+"""Column of rows that were read one by one: what was left out of each, by kind (Counter)."""
 TOO_LARGE, OTHER_TYPE = "file is too large", "field of another type"
 """Reasons, see `rules.ROW_REASONS`."""
 

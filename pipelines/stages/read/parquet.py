@@ -16,11 +16,11 @@ NOUN = "rows"
 IMAGES = (schema.IMAGE, "jpg", "jpeg", "png", "webp")
 """Columns that may hold the images; the first there is does."""
 UNIT_BYTES = 128 << 20
-"""Of a unit, about: what is done again after an interruption, and what a later task holds in memory."""
+"""Size of a unit, about: what is done again after an interruption, and what a later task holds in memory."""
 BATCH_BYTES = 32 << 20
-"""Of a table that passes from reading to matching and writing."""
+"""Size of a table that passes from reading to matching and writing."""
 BATCH_ROWS = 1 << 17
-"""And its most rows: bytes in a file may be fewer than in memory."""
+"""Most rows of such a table: bytes in a file may be fewer than in memory."""
 
 
 def plan(

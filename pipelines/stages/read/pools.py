@@ -69,7 +69,7 @@ class Pool:
     units: tuple[Unit, ...]
     """Pieces that are read, matched and written one by one."""
     columns: pa.Schema
-    """Of its rows, as `schema.with_extras` puts them."""
+    """Columns of its rows, as `schema.with_extras` puts them."""
     noun: str
     """What the units' sizes count."""
     digest: str

@@ -22,9 +22,9 @@ Result = TypeVar("Result")
 UNITS = 128
 """Most units of a task. Ray Data needs 0.1 to 0.2 s to give a worker its next task, in which the worker is idle."""
 SHARE = 0.75
-"""Of what is left for each worker, how much its next task takes."""
+"""Next task of a worker, as a fraction of its share of what is left."""
 LEAST = 1 / 8
-"""Of what each worker does in all, how much the last tasks take at least."""
+"""Smallest task, as a fraction of a worker's share."""
 HANDED_OVER = 4
 """Units whose results a task hands over at a time: a progress bar should not wait for a whole task."""
 THREADS = 16

@@ -3,7 +3,7 @@ together in one place.
 
 1. *fingerprint*: every unit decodes its candidates and writes their fingerprints, by bins of keys that copies share.
 2. *compare*: every bin finds the rows that lose to another one, and writes them by unit.
-3. *settle*: every unit reads what the bins say of its rows, and keeps one reason a row.
+3. *resolve*: every unit reads what the bins say of its rows, and keeps one reason a row.
 
 Of rows that are alike, the one with the smallest hash of its id wins: of any two rows within the distance at most one
 stays, and every chain of alike rows keeps one or more. What is dropped is a pure function of the candidates' ids and
@@ -132,14 +132,14 @@ def compare_bin(part: Part, *, folder: str, levels: Sequence[Level], copies: boo
     lost = [np.zeros((0, 4), np.int64)]
     for number, level in enumerate(levels):
         some = records.filter(pa.compute.equal(records["level"], number))
-        lost.append(_losers(some, number, level, copies))
+        lost.append(_duplicates(some, number, level, copies))
     unit, row, number, code = np.unique(np.concatenate(lost), axis=0).T
     table = pa.table([row.astype(np.int32), number.astype(np.uint8), code.astype(np.uint8)], schema=LOST)
     uri = storage.join(folder, spill_name("lost", part.index))
     return {"bytes": spill.write(uri, table, np.arange(len(unit)), np.bincount(unit, minlength=units))}
 
 
-def settle_unit(part: Part, *, folder: str, progress: str, levels: Sequence[Level], copies: bool) -> dict[str, Any]:
+def resolve_unit(part: Part, *, folder: str, progress: str, levels: Sequence[Level], copies: bool) -> dict[str, Any]:
     """Write the code of ROW_REASONS of every row of a unit, KEPT for those that no copy drops. Returns a tally."""
     candidates = pq.read_table(
         pa.BufferReader(storage.read_bytes(storage.join(progress, _candidates_name(part.index))))
@@ -206,7 +206,7 @@ def _records(unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[
         yield pa.table(columns, schema=RECORD)
 
 
-def _losers(records: pa.Table, number: int, level: Level, copies: bool) -> np.ndarray:
+def _duplicates(records: pa.Table, number: int, level: Level, copies: bool) -> np.ndarray:
     """(unit, row, level, code of ROW_REASONS) of records that lose, int64 [L, 4]."""
     key, rank, unit, row = (records[name].to_numpy() for name in ("key", "rank", "unit", "row"))
     order = np.lexsort((row, unit, rank, unit != EVALUATION, key))

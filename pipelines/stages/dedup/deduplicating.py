@@ -34,7 +34,7 @@ def without_copies(pool: Pool, matched: Matched, dedup: Dedup, image_rules: Imag
         print(f"{folder} says already which rows are copies")
         return replace(matched, counts=tallies.read(storage.join(folder, matching.COUNTS)), dropped=folder)
     progress = storage.join(folder, "progress")
-    _settle(pool, matched, dedup, image_rules, [source.uri for source in sets], folder, progress)
+    _resolve(pool, matched, dedup, image_rules, [source.uri for source in sets], folder, progress)
     entries_of = partial(matching.matched_entries, folder=matched.folder, dropped=folder)
     left = tallies.total(pool.units, entries_of, len(matched.entries))
     tallies.write(folder, matching.COUNTS, left)
@@ -43,7 +43,7 @@ def without_copies(pool: Pool, matched: Matched, dedup: Dedup, image_rules: Imag
     return replace(matched, counts=left, dropped=folder)
 
 
-def _settle(
+def _resolve(
     pool: Pool,
     matched: Matched,
     dedup: Dedup,
@@ -83,9 +83,9 @@ def _settle(
         shared=shared | {"units": len(pool.units)},
     )
     run(
-        Stage(name="settle", markers=progress, noun=pool.noun),
+        Stage(name="resolve", markers=progress, noun=pool.noun),
         _parts(progress, {"lost": lost}, [result["rows"] for result in of_units]),
-        copies.settle_unit,
+        copies.resolve_unit,
         sizes=sizes,
         shared=shared | {"folder": folder, "progress": progress},
     )

@@ -17,7 +17,7 @@ from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import Condition
 from pipelines.stages.hashing import MIX, hash64, uniform
 from pipelines.stages.match.by_language import OTHER, LanguageMatcher
-from pipelines.stages.work import Unit, interim, tallies
+from pipelines.stages.work import Unit, intermediate, tallies
 
 SCHEMA = pa.schema(
     [("row_reason", pa.uint8()), ("caption_reasons", pa.list_(pa.uint8())), ("matches", pa.list_(pa.list_(pa.int32())))]
@@ -63,7 +63,7 @@ def match_unit(
     found = pa.concat_tables(
         [SCHEMA.empty_table(), *(_matched(table, text_rules, matcher) for table in tables if table.num_rows)]
     )
-    interim.write(folder, matches_name(unit), found)
+    intermediate.write(folder, matches_name(unit), found)
     return {"rows": found.num_rows, "unread": unread}
 
 
@@ -73,7 +73,7 @@ def matches_name(unit: Unit) -> str:
 
 def read_matches(folder: str, unit: Unit, dropped: str = "") -> pa.Table:
     """The table that `match_unit` wrote, less the rows that a later pass dropped into a folder (`dropped_name`)."""
-    table = interim.read(storage.join(folder, matches_name(unit)))
+    table = intermediate.read(storage.join(folder, matches_name(unit)))
     return _without(table, tallies.read(storage.join(dropped, dropped_name(unit.index)))) if dropped else table
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from numba import types
 
 from pipelines.stages.compiled import In, Out, jit
-from pipelines.stages.work import interim
+from pipelines.stages.work import intermediate
 from pipelines.stages.work.units import Unit
 
 GROUPS, GROUP = 64, 8
@@ -39,9 +39,9 @@ def _add(entries, counts):
 
 def write(folder: str, name: str, values: np.ndarray) -> None:
     """Write numbers, one after another."""
-    interim.write(folder, name, pa.table({"number": values}))
+    intermediate.write(folder, name, pa.table({"number": values}))
 
 
 def read(uri: str) -> np.ndarray:
     """The numbers that `write` wrote."""
-    return interim.read(uri).column(0).to_numpy()
+    return intermediate.read(uri).column(0).to_numpy()

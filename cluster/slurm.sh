@@ -26,10 +26,10 @@ requeue() {
     scontrol requeue "$SLURM_JOB_ID"
     exit 143
 }
-# What killed an attempt may have passed; one that died soon would die again.
+# What killed an attempt may have passed; one that died within RETRY_AFTER seconds would die again.
 retry() {
     echo "error: $1" >&2
-    ((SECONDS < 600)) || requeue "$1"
+    ((SECONDS < ${RETRY_AFTER:-600})) || requeue "$1"
     exit 1
 }
 save() { ray job stop llip || true; } # SIGTERM, on which the run saves; returns once it has ended

@@ -81,9 +81,9 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 def submit(variables: dict[str, str], tmp_path: Path) -> Iterator[Submit]:
     jobs: list[Job] = []
 
-    def submit(name: str, *arguments: str, nodes: int) -> Job:
+    def submit(name: str, *arguments: str, nodes: int, **environment: str) -> Job:
         (tmp_path / name).mkdir()
-        jobs.append(Job(variables, tmp_path / name, *arguments, nodes=nodes))
+        jobs.append(Job(variables | environment, tmp_path / name, *arguments, nodes=nodes))
         return jobs[-1]
 
     yield submit
@@ -145,6 +145,24 @@ def test_two_jobs_share_a_host_and_what_ends_one_is_noticed_at_once(submit: Subm
     assert time.monotonic() - begin < 60
     assert "error: Ray's head on n1 ended" in killed.log
     assert "error: Ray" not in asked.log
+
+
+def test_a_driver_that_is_killed_is_queued_again_unless_it_died_soon(submit: Submit) -> None:
+    soon = submit("soon", "-c", WAITS, "of soon", nodes=1)
+    late = submit("late", "-c", WAITS, "of late", nodes=1, RETRY_AFTER="5")
+    for job, mark in ((soon, "of soon"), (late, "of late")):
+        job.wait(lambda job=job: "waitsnow" in job.log)  # type: ignore[misc]
+        (driver,) = (p for p in psutil.process_iter(["cmdline"]) if _is_driver(p, mark))
+        driver.kill()
+    assert soon.wait_for_end() == "1:0" and "error: the driver was killed" in soon.log
+    late.wait(lambda: late.state["Restarts"] == "1")
+    assert "queued again: the driver was killed" in late.log and "queued again" not in soon.log
+
+
+def _is_driver(process: psutil.Process, mark: str) -> bool:
+    """Not Ray's own processes, whose command lines hold that of the driver."""
+    words = process.info["cmdline"] or []
+    return words[1:] == ["-c", WAITS, mark]
 
 
 def _serves(process: psutil.Process, job: Job) -> bool:

@@ -10,7 +10,9 @@ from tqdm import tqdm
 Level = Literal["debug", "info", "warning", "error"]
 DEFAULT: Level = "info"
 OURS = ("llip", "pipelines", "tune", "cluster")
-TALKATIVE = ("ray.train", "ray.tune", "ray.data", "alembic")
+TALKATIVE = dict.fromkeys(("ray.train", "ray.tune", "ray.data", "alembic"), logging.WARNING) | {
+    "ray.tune.analysis": logging.ERROR,  # it misses the logs that are not written
+}
 """Loggers of others with a level of their own."""
 QUIET = {"RAY_COLOR_PREFIX": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 """What makes Ray write for a file, not for a terminal, and keeps Tune from writing logs that nobody reads."""
@@ -37,7 +39,7 @@ def configure(level: Level) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    for name, least in TALKATIVE.items():
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else least)
     for name in OURS:
         logging.getLogger(name).setLevel(level.upper())

@@ -13,11 +13,11 @@ FIRST = "scenes_in_style"
 
 def headline(metrics: Iterable[str]) -> list[str]:
     """The metric `<set>/<metric>` that stands for each set, the most telling first."""
-    names = set(metrics := list(metrics))
-    sets = dict.fromkeys(name.split("/")[0] for name in metrics)
-    ranked = [(data != FIRST, rank, f"{data}/{m}") for data in sets for rank, m in enumerate(HEADLINES)]
-    of_set: dict[str, tuple[bool, int, str]] = {}
-    for found in ranked:
-        if found[2] in names:
-            of_set.setdefault(found[2].split("/")[0], found)
-    return [name for _, _, name in sorted(of_set.values(), key=lambda found: found[:2])]
+    rank = {name: place for place, name in enumerate(HEADLINES)}
+    best: dict[str, str] = {}
+    for metric in metrics:
+        data, _, name = metric.partition("/")
+        if name in rank and rank[name] < rank.get(best.get(data, ""), len(rank)):
+            best[data] = name
+    ordered = sorted(best, key=lambda data: (data != FIRST, rank[best[data]]))
+    return [f"{data}/{best[data]}" for data in ordered]

@@ -6,13 +6,14 @@ from functools import partial
 import pytest
 import torch
 from helpers import fake_gpu, literal
+from helpers.traced import error_of_traced_stage
 from test_losses import compare as compare_loss
 from test_pair_scores import compare, force, gradients, literal_under_autocast, regime
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llip import devices
 from llip.config import Head, LossName, ObjectiveConfig
-from llip.model.features import ImageFeatures, Mixture, Query, TextFeatures
+from llip.model.features import Mixture, Query
 from llip.pairs import fused_tiles, scoring
 from llip.pairs.losses import LOSSES, ScoreParameters, loss_of_features
 
@@ -86,17 +87,7 @@ def test_a_tile_takes_few_passes_over_memory(form: str) -> None:
 
 @pytest.mark.slow
 def test_a_stage_of_fused_tiles_is_traced_whole(form: str) -> None:
-    image, text, out_proj_DD = literal.features("text_query", 4, 4)
-    own = ScoreParameters(out_proj_DD, 1.7, torch.tensor(1.0).double(), torch.tensor(-2.0).double())
-
-    def stage(image: ImageFeatures, text: TextFeatures) -> torch.Tensor:
-        return loss_of_features(image, text, own, config=ObjectiveConfig()).loss
-
-    with devices.as_on(EAGER):
-        torch.compiler.reset()
-        values = [f(image, text) for f in (stage, torch.compile(stage, fullgraph=True, backend="aot_eager"))]
-        found = [torch.autograd.grad(value, (*image, *text)) for value in values]
-    assert literal.errors((values[0], *found[0]), (values[1], *found[1])) < 1e-12
+    assert error_of_traced_stage(EAGER) < 1e-12
 
 
 @pytest.mark.slow

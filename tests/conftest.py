@@ -77,7 +77,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def ray_session(s3_server: str) -> Iterator[None]:
     """One local Ray cluster for every test that needs processes; its workers know the S3 service."""
     import ray
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    # Ray Train asks a dashboard, which is not there, and would wait 12 s for an answer at the end of a run.
+    PlacementGroupCleanerCallback.__init__.__defaults__ = (1.0, 1, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_environment(s3_server).items():
             patch.setenv(name, value)

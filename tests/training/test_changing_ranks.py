@@ -76,7 +76,8 @@ def work(small: TrainingConfig, shards: str, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def ranks(work: Work) -> list[dict[str, Any]]:
     """What the ranks found."""
-    mp.spawn(work, nprocs=5)
+    mp.set_forkserver_preload(["torch._dynamo", "llip.training.loop"])  # imported once
+    mp.start_processes(work, nprocs=5, start_method="forkserver")
     return [torch.load(f"{work.folder}/rank-{rank}.pt", weights_only=True) for rank in range(5)]
 
 

@@ -109,7 +109,8 @@ def alone_first(work: Work) -> dict[int, list[str]]:
 @pytest.fixture(scope="module")
 def ranks(work: Work, alone_first: dict[int, list[str]]) -> list[dict[str, Any]]:
     """What the ranks found."""
-    mp.spawn(work, (RANKS,), nprocs=RANKS)
+    mp.set_forkserver_preload(["torch._dynamo", "llip.training.loop", "llip.evaluation.evaluate"])  # imported once
+    mp.start_processes(work, (RANKS,), nprocs=RANKS, start_method="forkserver")
     return [torch.load(f"{work.folder}/rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -115,7 +115,7 @@ class Capacity:
 
 def plan(settings: Plan) -> Capacity:
     """Capacity for a configuration. Raises ValueError for one that contradicts itself and for more GPUs than lanes."""
-    from llip.summary import summarise
+    from llip.summary import step_flops, summarise
 
     config = settings.training().for_rows(settings.pool)
     data = config.data
@@ -124,20 +124,17 @@ def plan(settings: Plan) -> Capacity:
     largest_share = -(-data.lane_count // settings.gpus) * (data.batch_size // data.lane_count)
     gpu = ACCELERATORS[settings.gpu]
     tokens = settings.caption_tokens or config.model.text.context_length
-    size = summarise(config.model, tokens)
-    captions = data.captions_per_image
-    tower_flops = 3.0 * data.batch_size * (size.image_flops + size.word_flops + captions * size.caption_flops)
-    pair_flops = 3.0 * captions * data.batch_size**2 * pair_forward_flops(config.model)
+    size, flops = summarise(config.model, tokens), step_flops(config, tokens)
     recomputed = 4 / 3 if config.activation_checkpointing or config.objective.micro_batches(largest_share) > 1 else 1
-    of_pairs = captions * data.batch_size**2 / settings.gpus * pair_seconds(config, gpu)
-    seconds = recomputed * tower_flops / (settings.gpus * gpu.bf16_flops * settings.mfu) + of_pairs
+    of_pairs = data.captions_per_image * data.batch_size**2 / settings.gpus * pair_seconds(config, gpu)
+    seconds = recomputed * flops.towers / (settings.gpus * gpu.bf16_flops * settings.mfu) + of_pairs
     return Capacity(
         batch_size=data.batch_size,
         batch_per_gpu=largest_share,
         steps=config.total_steps,
         size=size,
-        tower_flops=tower_flops,
-        pair_flops=pair_flops,
+        tower_flops=flops.towers,
+        pair_flops=flops.pairs,
         memory=memory(config, size.parameters, largest_share, tokens),
         seconds_per_step=seconds,
         pair_seconds=of_pairs,
@@ -186,18 +183,6 @@ def pair_seconds(config: TrainingConfig, gpu: Accelerator) -> float:
 
 LOSS_NUMBERS = 30
 """fp32 numbers of a pair that its loss reads and writes, scores and slopes included."""
-
-
-def pair_forward_flops(model: ModelConfig) -> float:
-    """Forward FLOPs of one (image, caption) pair.
-
-    A cosine of two vectors of width d costs 2d. A mixture of K tokens by M heads costs 4Kd for weights and values, and
-    its norm the cheaper of the Gram form over tokens, (MK)²(1 + 1/M), and the form c·(W_Oᵀ W_O)·c, 2d².
-    """
-    d, k, m = model.embed_dim, model.mixture_tokens, model.head.heads
-    if model.head.kind not in ("text_query", "image_query"):
-        return 2.0 * d
-    return 4.0 * k * d + min((m * k) ** 2 * (1 + 1 / m), 2.0 * d**2)
 
 
 def memory(config: TrainingConfig, parameters: int, batch_per_gpu: int, caption_tokens: int) -> Memory:

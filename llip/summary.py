@@ -1,7 +1,8 @@
-"""Size and cost of a model: parameters, and forward FLOPs of one image and of one caption.
+"""Size and cost of a model: parameters, forward FLOPs of one image and of one caption, and FLOPs of a training step.
 
-FLOPs are counted on the model as it runs (two for a multiplication and its addition), not derived from a formula, so
-they include what the towers save: padding is not computed, nor what nobody reads of the last blocks.
+FLOPs of the towers are counted on the model as it runs (two for a multiplication and its addition), not derived from a
+formula, so they include what the towers save: padding is not computed, nor what nobody reads of the last blocks. Those
+of pair scores are of a formula, since kernels compute them in several forms.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llip.config import HeadConfig, ModelConfig
+from llip.config import HeadConfig, ModelConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.model.text import TextTransformer
 from llip.model.vision import VisionTransformer
@@ -57,6 +58,45 @@ def summarise(config: ModelConfig, caption_tokens: int) -> ModelSize:
         word_parameters=word_parameters,
         word_flops=word_flops,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """Model FLOPs of one training step over all ranks, forward and backward, which takes twice the forward's."""
+
+    towers: float
+    """Of both towers and the projections."""
+    pairs: float
+    """Of the scores of all pairs."""
+
+    @property
+    def total(self) -> float:
+        return self.towers + self.pairs
+
+
+def step_flops(config: TrainingConfig, caption_tokens: int) -> StepFlops:
+    """FLOPs of a step with captions of `caption_tokens` tokens, start and end included.
+
+    What is computed again to save memory does not count, nor does the optimizer.
+    """
+    size, images = summarise(config.model, caption_tokens), config.data.batch_size
+    captions = config.data.captions_per_image
+    return StepFlops(
+        towers=3.0 * images * (size.image_flops + size.word_flops + captions * size.caption_flops),
+        pairs=3.0 * captions * images**2 * pair_forward_flops(config.model),
+    )
+
+
+def pair_forward_flops(model: ModelConfig) -> float:
+    """Forward FLOPs of one (image, caption) pair.
+
+    A cosine of two vectors of width d costs 2d. A mixture of K tokens by M heads costs 4Kd for weights and values, and
+    its norm the cheaper of the Gram form over tokens, (MK)²(1 + 1/M), and the form c·(W_Oᵀ W_O)·c, 2d².
+    """
+    d, k, m = model.embed_dim, model.mixture_tokens, model.head.heads
+    if model.head.kind not in ("text_query", "image_query"):
+        return 2.0 * d
+    return 4.0 * k * d + min((m * k) ** 2 * (1 + 1 / m), 2.0 * d**2)
 
 
 def _shallow(config: ModelConfig) -> ModelConfig:

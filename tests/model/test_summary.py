@@ -1,4 +1,4 @@
-"""Sizes of the recipes against published counts, and FLOPs against a count by hand."""
+"""Sizes of the recipes against published counts, and FLOPs against a count by hand; FLOPs of a step."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llip.contrastive import ContrastiveModel
 from llip.recipes import recipe
-from llip.summary import summarise
+from llip.summary import pair_forward_flops, step_flops, summarise
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,21 @@ def test_prediction_of_words_counts_in_training() -> None:
     assert words.image_flops == plain.image_flops
     assert words.word_flops == last + 2 * width * vocabulary and plain.word_flops == 0
     assert words.parameters - plain.parameters == words.word_parameters == (width + 1) * vocabulary
+
+
+@pytest.mark.parametrize(("name", "kflops"), [("llip_b32_k32", 140), ("llip_l14_k32", 173), ("llip_h14_k64", 559)])
+def test_pair_flops_take_the_cheaper_form_of_the_norm(name: str, kflops: float) -> None:
+    assert pair_forward_flops(recipe(name).model) / 1e3 == pytest.approx(kflops, rel=0.01)
+
+
+def test_a_pair_of_many_tokens_falls_back_to_the_form_over_the_width() -> None:
+    model = recipe("llip_b32_k128").model
+    assert pair_forward_flops(model) == 4 * 128 * 512 + 2 * 512**2
+
+
+def test_a_step_is_all_images_captions_and_pairs_three_times() -> None:
+    config = recipe("llip_dense_tiny_k8")
+    size, flops = summarise(config.model, 9), step_flops(config, 9)
+    assert flops.towers == 3 * 64 * (size.image_flops + 4 * size.caption_flops)
+    assert flops.pairs == 3 * 64 * 256 * pair_forward_flops(config.model)
+    assert flops.total == flops.towers + flops.pairs

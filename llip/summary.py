@@ -65,9 +65,9 @@ class StepFlops:
     """Model FLOPs of one training step over all ranks, forward and backward, which takes twice the forward's."""
 
     towers: float
-    """Of both towers and the projections."""
+    """FLOPs of both towers and the projections."""
     pairs: float
-    """Of the scores of all pairs."""
+    """FLOPs of the scores of all pairs."""
 
     @property
     def total(self) -> float:

@@ -20,7 +20,8 @@ from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 FOLDER = "evaluated"
 SCORES = "item_scores.npz"
-"""The scores of single items of all sets, as one artifact of a run in MLflow."""
+"""The scores of single items of all sets in one file: an artifact of an evaluation in MLflow, and what training leaves
+of its last one in the run's folder."""
 SCHEMA_VERSION = 4
 OF_RETRIEVAL = ("best_images_TX", "average_precision_T", "logit_count_2H")
 DETAIL, ITEMS = "detail", "items"

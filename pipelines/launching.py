@@ -16,7 +16,7 @@ from llip import storage
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
-from llip.evaluation.evaluate import evaluate_sets, named
+from llip.evaluation.evaluate import Outcome, evaluate_sets, named
 from llip.evaluation.metrics import logged
 from llip.evaluation.ranks import OverRanks
 from llip.evaluation.sets import FoundSet, find_sets
@@ -31,6 +31,7 @@ from llip.training.parallel import current_world
 from llip.training.stopping import GaveUpError, NonFiniteError, Stop, StoppedError
 from llip.training.tracking import Tracker, Tracking, metrics_files, open_run
 from pipelines import command
+from pipelines.evaluation_cache import SCORES, scores_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def train_and_evaluate(
 ) -> dict[str, Metric]:
     """Train to the end, from wherever the run's folder has got to, and return the metrics of the last evaluation.
 
-    Uses the ranks of an initialised process group, at most as many as there are lanes, else this process alone.
+    Uses the ranks of an initialised process group, at most as many as there are lanes, else this process alone. The
+    folder keeps the scores of single items of the last evaluation (`evaluation_cache.scores_file`).
     `on_evaluation(step, metrics)` is called on every rank after each evaluation; ranks other than 0 have no metrics.
     `asked` is when training was asked for, by the clock: see `goodput`.
     Raises ValueError where the folder holds a run of another configuration, StoppedError where the run was asked to
@@ -94,9 +96,10 @@ def train_and_evaluate(
             tracker.artifact(name, content)
 
         def evaluate(step: int, model: ContrastiveModel) -> None:
-            error = None
+            error, outcomes = None, list[Outcome]()
             try:
-                metrics.update(named(evaluate_sets(model, sets, OverRanks(model=model, ranks=world))))
+                outcomes += evaluate_sets(model, sets, OverRanks(model=model, ranks=world))
+                metrics.update(named(outcomes))
             except ValueError as found:  # on rank 0; the others have to hear of it
                 error = found
             for failure in world.gather(error):
@@ -104,6 +107,7 @@ def train_and_evaluate(
                     raise failure
             tracker.log(step, logged(metrics))
             if first:
+                storage.write_bytes(storage.join(run.folder, SCORES), scores_file(outcomes))
                 tracker.tags(_note(run, metrics, step))
                 told = (f"{n} {metrics[n].value:.3f} ({metrics[n].chance:.3f})" for n in headline(metrics))
                 logger.info("step %s, beside (chance): %s", f"{step:,}", ", ".join(told))

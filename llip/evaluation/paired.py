@@ -1,4 +1,4 @@
-"""Paired comparison of two runs, or of two groups of seeds, by their scores of the same items.
+"""Paired comparison of two runs, or of groups of seeds, by their scores of the same items.
 
 A hierarchical bootstrap: in every replicate the units of the items are drawn once for all runs, so that what is hard
 about an image is hard for both, and the seeds of each group are drawn anew. The mean over n drawn seeds varies less
@@ -20,6 +20,15 @@ from llip.evaluation.bootstrap import COVERAGE, interval, item_weights
 from llip.evaluation.item_scores import ItemScores, weighted_means
 
 REPLICATES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A group's mean of a metric, with its 95 % interval over items and, where it has several, over seeds."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +60,50 @@ class Difference:
         return f"{ahead} is ahead of {behind} by {ends[0]:.3f} to {ends[1]:.3f} on {of_what}{limit}."
 
 
+class Replicates:
+    """Means of a metric over the same draws of items for many runs, of which any groups are judged."""
+
+    def __init__(self, runs: Sequence[ItemScores], *, seed: int = 0) -> None:
+        """Raises ValueError where the items of the runs are not the same."""
+        first = runs[0]
+        if not all(first.same_items(other) for other in runs[1:]):
+            raise ValueError("the scores are not of the same items in the same order")
+        score_RI = np.stack([run.score_I for run in runs])
+        self.over = first.over
+        self._values, self._seed = [run.value for run in runs], [seed, 1]
+        self._mean_BR = np.concatenate(
+            [
+                weighted_means(score_RI, weight_BI, first.stratum_I, first.worst)
+                for weight_BI in item_weights(first, REPLICATES)
+            ]
+        )
+
+    def level(self, group: Sequence[int]) -> Estimate:
+        """The mean of a group of runs, given by their places among all."""
+        (mean_B,) = self._means([group])
+        low, high = interval(mean_B)
+        return Estimate(value=float(np.mean([self._values[run] for run in group])), low=low, high=high)
+
+    def difference(self, first: Sequence[int], second: Sequence[int]) -> Difference:
+        """The second group less the first one."""
+        before_B, after_B = self._means([first, second])
+        low, high = interval(after_B - before_B)
+        before, after = (float(np.mean([self._values[run] for run in group])) for group in (first, second))
+        return Difference(value=after - before, low=low, high=high, seeds=(len(first), len(second)), over=self.over)
+
+    def _means(self, groups: Sequence[Sequence[int]]) -> list[NDArray[np.float64]]:
+        scale = _scale([[self._values[run] for run in group] for group in groups])
+        rng = np.random.default_rng(self._seed)
+        return [_over_seeds(self._mean_BR[:, list(group)], scale, rng) for group in groups]
+
+
 def difference(first: Sequence[ItemScores], second: Sequence[ItemScores], *, seed: int = 0) -> Difference:
     """Compare two groups of runs, each given by its scores of the same items.
 
     Raises ValueError where the items are not the same.
     """
-    runs = [*first, *second]
-    if not all(runs[0].same_items(other) for other in runs[1:]):
-        raise ValueError("the scores are not of the same items in the same order")
-    score_RI = np.stack([run.score_I for run in runs])
-    mean_BR = np.concatenate(
-        [
-            weighted_means(score_RI, weight_BI, runs[0].stratum_I, runs[0].worst)
-            for weight_BI in item_weights(runs[0], REPLICATES)
-        ]
-    )
-    groups = np.split(mean_BR, [len(first)], axis=1)
-    scale, rng = _scale([[run.value for run in group] for group in (first, second)]), np.random.default_rng([seed, 1])
-    before_B, after_B = (_over_seeds(mean_BS, scale, rng) for mean_BS in groups)
-    low, high = interval(after_B - before_B)
-    value = float(np.mean([run.value for run in second]) - np.mean([run.value for run in first]))
-    return Difference(value=value, low=low, high=high, seeds=(len(first), len(second)), over=runs[0].over)
+    places = range(len(first) + len(second))
+    return Replicates([*first, *second], seed=seed).difference(places[: len(first)], places[len(first) :])
 
 
 def _over_seeds(mean_BS: NDArray[np.float64], scale: float, rng: np.random.Generator) -> NDArray[np.float64]:

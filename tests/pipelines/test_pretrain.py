@@ -15,6 +15,7 @@ import pytest
 from llip.training.notebook import published
 from llip.training.stopping import NonFiniteError
 from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
+from pipelines.evaluation_cache import SCORES, scores_of
 from pipelines.pretrain import Pretrain, RunResult, pretrain
 
 IMAGES, STEPS = 192, 4
@@ -121,6 +122,10 @@ def test_another_objective_uses_the_same_data_beside_it(chain: Chain) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path(chain.output).rglob("*.parquet")} == stamps
     curve = [line["step"] for line in read_metrics(other.folder) if "concept/top1" in line]
     assert curve[:2] == [2, 4]
+    scores = scores_of((Path(other.folder) / SCORES).read_bytes())
+    for name in ("concept/top1", "scenes_in_style/text_to_image_map"):
+        data, metric = name.split("/")
+        assert scores[data][metric].value == pytest.approx(other.metrics[name].value), "of the last evaluation"
 
 
 def test_a_name_that_is_taken_is_refused_with_what_differs(chain: Chain) -> None:

@@ -1,4 +1,4 @@
-"""What sweeps and studies share: settings, the data, the folder and the MLflow run that their trials belong to."""
+"""What sweeps, studies and scaling share: settings, the data, the folder and the MLflow run of their trials."""
 
 import tempfile
 from collections.abc import Collection, Mapping
@@ -51,7 +51,7 @@ class Experiment(Trained):
     corpus_images: int | None = None
     """Images of the built-in corpus (16,000 where not given)."""
     output: str = setting("output", metavar="FOLDER")
-    """Folder of everything that is made; the experiment's own is `sweeps/<name>` or `studies/<name>` in it."""
+    """Folder of everything that is made; the experiment's own is `<sweeps, studies, scaling>/<name>` in it."""
 
     def __post_init__(self) -> None:
         for field, least in (("seeds", 1), ("concurrency", 1), ("workers", 0)):
@@ -199,6 +199,12 @@ def open_parent(tracking: "Tracking", folder: str) -> Parent | None:
             f"MLflow at {tracking.uri} does not answer ({str(error).splitlines()[0]}): trials will have no parent run"
         )
         return None
+
+
+def write(folder: str, files: Mapping[str, bytes]) -> None:
+    """Write a report, by file name, into the experiment's folder."""
+    for name, content in files.items():
+        storage.write_bytes(storage.join(folder, name), content)
 
 
 def log_report(

@@ -1,78 +1,79 @@
-"""The small-scale study: objectives, Llip's ablations, K and heads, over seeds, at equal steps and at equal time.
+"""The small-scale study: loss x head, K and heads, over seeds, at equal steps, at equal FLOPs and at equal time.
 
-    uv run tune/study.py                          # the built-in corpus
+    uv run tune/study.py                                                     # the built-in corpus; hours
+    uv run tune/study.py --seeds 3 --only clip siglip text_query-sigmoid text_query_patches_shared-softmax   # a piece
     uv run tune/study.py --seeds 5 --steps 2400 --name longer
 
-Three rounds of trials under Ray Tune. First CLIP, SigLIP and Llip each choose a learning rate, an initial scale, an
-initial bias and a temperature, as far as they have them, on a seed of its own; the ablations take Llip's. Then every
-variant trains for the same steps. Last, CLIP and SigLIP train for as long as Llip took. Run again, it goes on where it
-was.
+First the clock: seconds of a training step, one model at a time. Then every head with either loss chooses a learning
+rate, an initial scale, an initial bias and a mixing temperature, as far as it has them, one after the other from the
+recipe's own, in shorter trials on a seed of its own; what varies K or heads takes its head's. Then every variant trains
+for the same steps, and CLIP, SigLIP and the paper's Llip also for the steps that fit into the FLOPs and into the time
+of the default recipe: all of them on one seed, then on the next, with the report written after each. Run again, it goes
+on where it was; other variants and more seeds add what is missing.
 """
 
-import statistics
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llip import storage
+from llip import recipes, storage
 from llip.config import TrainingConfig
-from llip.fields import find_leaf, override
+from llip.fields import find_leaf, override, value_of
 from pipelines import command
-from tune import experiment
+from tune import clock, experiment, variants
+from tune.clock import Clock
 from tune.experiment import Experiment
+from tune.found import FLOPS, STEPS, TIME, Settings, StudyFound
 from tune.points import Point
+from tune.variants import BASELINES, DEFAULT, TEMPERATURE, Variant
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
     from tune.results import Trial, TrialResult
     from tune.trials import TrialPlan
 
-BASELINES = ("clip", "siglip")
-TUNED = (*BASELINES, "llip")
-UNQUERIED = {"model.head.heads": 8, "model.head.temperature": 5.0}
-"""What a head has that no query mixes for."""
-SINGLE = {"model.head.kind": "class_token", "model.vision.tokens": 1} | UNQUERIED
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "clip": SINGLE | {"objective.loss": "softmax"},
-    "siglip": SINGLE,
-    "register": {"model.head.kind": "register"} | UNQUERIED,
-    "mean": {"model.head.kind": "mean"} | UNQUERIED,
-    "learned_query": {"model.head.kind": "learned_query"},
-    "llip": {},
-}
-"""What makes each objective and ablation of Llip."""
 CHOICE_SEED = 1000
 """Settings are chosen on a seed that no reported trial has."""
-TOKENS, HEADS, TEMPERATURE = "model.vision.tokens", "model.head.heads", "model.head.temperature"
+RATE, SCALE, BIAS = "optimizer.learning_rate", "model.init_logit_scale", "model.init_logit_bias"
+CHOSEN = (RATE, SCALE, BIAS, TEMPERATURE)
+"""What a variant chooses for itself, in this order."""
 DECIDED = {
-    "optimizer.learning_rate": "--learning-rates are what it is chosen from",
-    "model.init_logit_scale": "--logit-scales are what it is chosen from",
-    "model.init_logit_bias": "--logit-biases are what it is chosen from",
+    RATE: "--learning-rates are what it is chosen from",
+    SCALE: "--logit-scales are what it is chosen from",
+    BIAS: "--logit-biases are what it is chosen from",
     TEMPERATURE: "--temperatures are what it is chosen from",
+    variants.LOSS: "every head is studied with both",
     "seed": "--seeds says how many each variant has",
     "evaluate_every": "a trial is evaluated at its end",
 }
 """Settings that a study decides itself, with the option for it."""
+EXTENDED = ("output", "name", "concurrency", "workers", "gpu", "seeds", "curve_seeds", "only", "ks", "head_counts")
+"""Options that may change from one session to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Experiment):
     """What is compared, on what, and for how long."""
 
+    recipe: str = recipes.DEFAULT
+    """Configuration that every variant starts from, a recipe of Llip; its head and its loss are what is varied."""
+    only: tuple[str, ...] = ()
+    """Names of the variants that are trained, with * for any letters; all where not given."""
     ks: tuple[int, ...] = (1, 4, 8, 16)
     """Numbers of mixture tokens, at the recipe's heads."""
     head_counts: tuple[int, ...] = (1, 4, 8)
     """Numbers of heads, at the recipe's K."""
-    seeds: int = 3
-    learning_rates: tuple[float, ...] = (5e-4, 1e-3)
-    """Highest learning rates to choose from."""
+    seeds: int = 5
+    curve_seeds: int = 3
+    """Seeds of what varies K or heads, which is many models; no more than `seeds`."""
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    """Highest learning rates to choose from, beside the recipe's own; so with the others."""
     logit_scales: tuple[float, ...] = (10.0, 1 / 0.07)
     """Initial scales to choose from."""
     logit_biases: tuple[float, ...] = (-10.0, -5.0)
-    """Initial biases for SigLIP and Llip to choose from."""
-    temperatures: tuple[float, ...] = (5.0,)
-    """Temperatures of the mixing for Llip to choose from."""
-    choice_share: float = 0.4
+    """Initial biases to choose from, for the sigmoid loss."""
+    temperatures: tuple[float, ...] = (1.0, 5.0)
+    """Temperatures of the mixing to choose from, where a query mixes."""
+    choice_share: float = 0.25
     """Steps of a trial that chooses settings, as a share of `steps`."""
     metric: str = "scenes_in_style/text_to_image_map_over_kinds"
     """What settings are chosen by, and what is plotted."""
@@ -83,49 +84,36 @@ class Study(Experiment):
         super().__post_init__()
         if not 0 < self.choice_share <= 1:
             raise ValueError(f"--choice-share is {self.choice_share}; it has to be in (0, 1]")
+        if self.curve_seeds < 1:
+            raise ValueError(f"--curve-seeds is {self.curve_seeds}; it has to be at least 1")
 
     @property
     def total_steps(self) -> int:
         return self.training().total_steps
 
-    def point(self, objective: str, tokens: int | None = None, heads: int | None = None) -> Point:
-        """An objective, with the recipe's K and heads where none are given, as far as it has them."""
-        head = OBJECTIVES[objective]
-        model = self.training().model
-        fields = {}
-        if TOKENS not in head:
-            fields[TOKENS] = tokens or model.vision.tokens
-        if HEADS not in head:
-            fields[HEADS] = heads or model.head.heads
-        parts = {"k": fields.get(TOKENS), "m": fields.get(HEADS)}
-        name = "-".join([objective, *(f"{short}{count}" for short, count in parts.items() if count is not None)])
-        return Point(
-            name=name,
-            recipe=self.recipe,
-            values=tuple((head | fields).items()),
-            fields=(("objective", objective), *fields.items()),
+    def variants(self) -> list[Variant]:
+        """What is trained, each once."""
+        return variants.chosen(variants.variants(self.training().model, self.ks, self.head_counts), self.only)
+
+    def config(self, variant: Variant, values: Settings, *, steps: int, seed: int) -> TrainingConfig:
+        """A variant with settings of its own. Raises ValueError for a variant that the recipe cannot become."""
+        config = self.training()
+        given = variant.values(config.model) | values
+        return override(config, given | {"steps": steps, "evaluate_every": steps, "seed": seed, "keep_checkpoints": 1})
+
+    def candidates(self, variant: Variant) -> dict[str, list[Any]]:
+        """What a variant chooses from, by path, the recipe's own first."""
+        offered = zip(
+            CHOSEN, (self.learning_rates, self.logit_scales, self.logit_biases, self.temperatures), strict=True
         )
-
-    def variants(self) -> list[Point]:
-        """What is trained for equal steps, each once."""
-        points = [self.point(o) for o in ("llip", *BASELINES, "register", "mean", "learned_query")]
-        points += [self.point("llip", tokens=k) for k in self.ks]
-        points += [self.point("llip", heads=m) for m in self.head_counts]
-        return list(dict.fromkeys(points))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnSettings:
-    """Settings that an objective has of its own."""
-
-    learning_rate: float
-    logit_scale: float
-    logit_bias: float | None
-    temperature: float | None
-
-    def __str__(self) -> str:
-        values = {"lr": self.learning_rate, "scale": self.logit_scale, "bias": self.logit_bias, "tau": self.temperature}
-        return "-".join(f"{name}{value:.3g}" for name, value in values.items() if value is not None)
+        config = self.config(variant, {}, steps=1, seed=0)
+        unused = {BIAS} if variant.loss == "softmax" else set()
+        unused |= set() if variant.queried else {TEMPERATURE}
+        return {
+            path: list(dict.fromkeys([value_of(config, path), *values]))
+            for path, values in offered
+            if path not in unused
+        }
 
 
 def check(settings: Study) -> None:
@@ -136,6 +124,8 @@ def check(settings: Study) -> None:
     if config.model.head.kind != "text_query":
         raise ValueError(f"--recipe {settings.recipe} is not one of Llip: its K and heads are what is studied")
     experiment.check_workers(settings.workers, config, settings.recipe)
+    for variant in settings.variants():
+        settings.config(variant, {}, steps=settings.total_steps, seed=0)
 
 
 def study(settings: Study) -> str:
@@ -143,14 +133,17 @@ def study(settings: Study) -> str:
     from tune import study_report
 
     check(settings)
-    heads = {OBJECTIVES[o].get("model.head.kind", "text_query") for o in OBJECTIVES}
+    heads = {settings.config(v, {}, steps=1, seed=0).model.head.kind for v in settings.variants()}
     plan = experiment.prepare(settings, settings.place("studies"), "study", _fixed(settings), heads)
     rounds = Rounds(plan, settings)
-    choices = rounds.choose()
-    results = rounds.equal_steps(choices)
-    _write(plan.folder, study_report.files(settings.metric, choices, results, []))
-    files = study_report.files(settings.metric, choices, results, rounds.equal_time(choices))
-    _write(plan.folder, files)
+    print(rounds.cost())
+    rounds.choose()
+    files: dict[str, bytes] = {}
+    for seed in range(settings.seeds):
+        rounds.compare(seed)
+        files = study_report.files(rounds.found())
+        experiment.write(plan.folder, files)
+        print(f"\nseeds {seed + 1} of {settings.seeds}: {storage.join(plan.folder, study_report.PAGE)}")
     table = files[study_report.TABLE].decode()
     experiment.log_report(plan, settings, files, {}, table)
     print(f"\n{table}\nplot         {storage.join(plan.folder, study_report.FIGURE)}")
@@ -158,121 +151,174 @@ def study(settings: Study) -> str:
 
 
 def _fixed(settings: Study) -> dict[str, Any]:
-    """What a study goes on with: all but where, and how much at a time."""
+    """What a study goes on with: all but where, how much at a time, and how many."""
     learned = {p: v for p, v in settings.fixed().items() if not find_leaf(TrainingConfig, p).operational}
-    kept = {name: value for name, value in asdict(settings).items() if name not in ("output", "name", "concurrency")}
-    return kept | {"overrides": learned}
-
-
-def _write(folder: str, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        storage.write_bytes(storage.join(folder, name), content)
+    return {name: value for name, value in asdict(settings).items() if name not in EXTENDED} | {"overrides": learned}
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """The three rounds, each a set of trials in a folder of its own."""
+    """The trials of a study: those that choose settings, and those that are compared."""
 
     plan: "TrialPlan"
     settings: Study
+    choices: dict[Variant, Settings] = field(default_factory=dict)
+    """Filled by `choose`."""
+    compared: "dict[tuple[str, Variant], list[Trial]]" = field(default_factory=dict)
+    results: "dict[str, TrialResult]" = field(default_factory=dict)
 
-    def choose(self) -> dict[str, OwnSettings]:
-        """For each objective the settings that reach the highest metric in shorter trials; none for an only one."""
-        s = self.settings
-        steps = max(1, round(s.total_steps * s.choice_share))
-        candidates = {objective: self._candidates(objective) for objective in TUNED}
-        best = {objective: only[0] for objective, only in candidates.items() if len(only) == 1}
-        planned, grid = list["Trial"](), {}
-        for objective in [o for o in TUNED if o not in best]:
-            for choice in candidates[objective]:
-                point = replace(self._point(objective), name=f"{objective}-{choice}")
-                trial = self._trial(point, choice, steps, CHOICE_SEED)
-                planned.append(trial)
-                grid[trial.name] = (objective, choice)
-        results = self._run("choice", planned) if planned else {}
-        reached = {name: r.metrics[s.metric] for name, r in results.items() if r.metrics}
-        for name in sorted(reached, key=lambda name: reached[name]):
-            best[grid[name][0]] = grid[name][1]
-        if missing := [o for o in TUNED if o not in best]:
-            raise ValueError(f"no trial of {', '.join(missing)} reached its end; see the errors above")
-        return best
+    @cached_property
+    def clock(self) -> Clock:
+        """Seconds and FLOPs of a step: of the baselines that are trained, and of the default, whose budget they get."""
+        of = [DEFAULT, *(v for v in BASELINES if v in self.settings.variants())]
+        return clock.measured(self.plan, {v.name: self._config(v, {}, self.settings.total_steps, 0) for v in of})
 
-    def _candidates(self, objective: str) -> list[OwnSettings]:
-        s = self.settings
-        biases = (None,) if objective == "clip" else s.logit_biases
-        temperatures = s.temperatures if objective == "llip" else (None,)
-        return [
-            OwnSettings(learning_rate=rate, logit_scale=scale, logit_bias=bias, temperature=temperature)
-            for rate, scale, bias, temperature in product(s.learning_rates, s.logit_scales, biases, temperatures)
-        ]
+    @cached_property
+    def flops(self) -> dict[str, float]:
+        """FLOPs of a step of every variant, by name."""
+        everything = [DEFAULT, *self.settings.variants(), *self._choosers()]
+        return clock.flops_of(
+            {v.name: self._config(v, {}, self.settings.total_steps, 0) for v in everything}, self.clock.caption_tokens
+        )
 
-    def _point(self, objective: str) -> Point:
-        """An objective with the recipe's K and heads, as far as it has them."""
-        return self.settings.point(objective)
+    @cached_property
+    def lengths(self) -> dict[tuple[str, Variant], int]:
+        """Steps of every variant that is compared, by what is equal."""
+        trained, total = self.settings.variants(), self.settings.total_steps
+        found = {(STEPS, variant): total for variant in trained}
+        if DEFAULT not in trained:
+            return found
+        costs = self.clock.costs
+        for variant in (v for v in BASELINES if v in trained):
+            found[FLOPS, variant] = round(total * self.flops[DEFAULT.name] / self.flops[variant.name])
+            found[TIME, variant] = round(total * costs[DEFAULT.name].seconds / costs[variant.name].seconds)
+        return found
 
-    def equal_steps(self, choices: Mapping[str, OwnSettings]) -> "list[TrialResult]":
-        """Every variant for the same steps."""
-        planned = [
-            self._trial(point, _choice(choices, point), self.settings.total_steps, seed)
-            for point in self.settings.variants()
-            for seed in range(self.settings.seeds)
-        ]
-        return list(self._run("equal_steps", planned).values())
+    def cost(self) -> str:
+        """What is left to be trained, in words, before it begins."""
+        from tune import results
 
-    def equal_time(self, choices: Mapping[str, OwnSettings]) -> "list[TrialResult]":
-        """CLIP and SigLIP for the steps that they make in the time of Llip's, by the rates of the trials before."""
-        s = self.settings
-        llip = self._rate(self._point("llip"))
-        planned = []
-        for point in map(self._point, BASELINES):
-            steps, choice = round(s.total_steps * self._rate(point) / llip), _choice(choices, point)
-            planned += [self._trial(point, choice, steps, seed) for seed in range(s.seeds)]
-        return list(self._run("equal_time", planned).values())
+        chosen = results.recorded(storage.join(self.plan.folder, "choice"))
+        records = results.recorded(self.plan.trials_folder).items()
+        done = {name for name, record in records if record["state"] == "finished"}
+        left = list[tuple[float, int]]()
+        for variant in self._choosers():
+            planned = 1 + sum(len(values) - 1 for values in self.settings.candidates(variant).values())
+            missing = planned - sum(name.startswith(f"{variant.name}@") for name in chosen)
+            left += max(0, missing) * [(self._seconds(variant), self._choice_steps())]
+        names = {
+            f"{self._name(variant, steps)}-seed{seed}": (self._seconds(variant), steps)
+            for (_, variant), steps in self.lengths.items()
+            for seed in range(self._seeds(variant))
+        }
+        left += [cost for name, cost in names.items() if name not in done]
+        return clock.told(left, self.settings.concurrency)
+
+    def choose(self) -> None:
+        """Choose the settings of every head with either loss, one after the other, each with what those before were
+        found to be. Raises ValueError where no trial of one reached its end."""
+        best: dict[Variant, Settings] = {variant: {} for variant in self._choosers()}
+        for path in CHOSEN:
+            grid = {
+                variant: [best[variant] | {path: value} for value in values[path]]
+                for variant in best
+                if path in (values := self.settings.candidates(variant))
+            }
+            planned = {
+                (variant, i): self._choice(variant, choice)
+                for variant, choices in grid.items()
+                for i, choice in enumerate(choices)
+            }
+            results = self._run("choice", list(planned.values()))
+            for variant, choices in grid.items():
+                reached = {
+                    i: found.metrics.get(self.settings.metric)
+                    for i in range(len(choices))
+                    if (found := results[planned[variant, i].name]).finished
+                }
+                if not reached:
+                    raise ValueError(f"no trial of {variant.name} reached its end; see the errors above")
+                best[variant] = choices[max(reached, key=lambda i: reached[i] or 0.0)]
+        self.choices.update(best)
+
+    def compare(self, seed: int) -> None:
+        """Train every variant on a seed, for each of its lengths, the longest first, so that no core waits for long."""
+        seconds: dict[str, float] = {}
+        new: dict[str, Trial] = {}
+        for (axis, variant), steps in self.lengths.items():
+            if seed < self._seeds(variant):
+                config = self._config(variant, self.choices[variant.chooser], steps, seed)
+                trial = self._trial(self._name(variant, steps), variant, config)
+                self.compared.setdefault((axis, variant), []).append(trial)
+                new[trial.name], seconds[trial.name] = trial, steps * self._seconds(variant)
+        self.results.update(self._run("", sorted(new.values(), key=lambda trial: -seconds[trial.name])))
+
+    def found(self) -> StudyFound:
+        """What the trials up to now have reached."""
+        of = {
+            key: [self.results[t.name] for t in trials if self.results[t.name].finished]
+            for key, trials in self.compared.items()
+        }
+        costs, trained = self.clock.costs, [DEFAULT, *self.settings.variants()]
+        model = self.settings.training().model
+        return StudyFound(
+            metric=self.settings.metric,
+            results={key: results for key, results in of.items() if results},
+            tokens=model.vision.tokens,
+            heads=model.head.heads,
+            steps=self.lengths,
+            choices=self.choices,
+            flops={variant: self.flops[variant.name] for variant in trained},
+            seconds={variant: costs[variant.name].seconds for variant in trained if variant.name in costs},
+            unit=clock.unit(),
+            folder={name: self.plan.trial_folder(name) for name in self.results},
+        )
+
+    def _choosers(self) -> list[Variant]:
+        return list(dict.fromkeys(variant.chooser for variant in self.settings.variants()))
+
+    def _seconds(self, variant: Variant) -> float:
+        return self.clock.seconds(variant.name, self.flops[variant.name])
+
+    def _seeds(self, variant: Variant) -> int:
+        return min(self.settings.seeds, self.settings.curve_seeds) if variant.varies_counts else self.settings.seeds
+
+    def _name(self, variant: Variant, steps: int) -> str:
+        return variant.name if steps == self.settings.total_steps else f"{variant.name}-{steps}steps"
+
+    def _choice_steps(self) -> int:
+        return max(1, round(self.settings.total_steps * self.settings.choice_share))
+
+    def _choice(self, variant: Variant, choice: Settings) -> "Trial":
+        """A trial of settings, those that are not chosen yet as the recipe has them; its name tells them all."""
+        config = self._config(variant, choice, self._choice_steps(), CHOICE_SEED)
+        told = "-".join(command.brief(value_of(config, path)) for path in self.settings.candidates(variant))
+        return self._trial(f"{variant.name}@{told}", variant, config)
+
+    def _config(self, variant: Variant, values: Settings, steps: int, seed: int) -> TrainingConfig:
+        return self.settings.config(variant, values, steps=steps, seed=seed)
+
+    def _trial(self, name: str, variant: Variant, config: TrainingConfig) -> "Trial":
+        from tune.results import Trial
+
+        values = variant.values(self.settings.training().model)
+        fields = {"variant": variant.name} | values
+        point = Point(
+            name=name, recipe=self.settings.recipe, values=tuple(values.items()), fields=tuple(fields.items())
+        )
+        return Trial(point=point, config=config)
 
     def _run(self, part: str, planned: "list[Trial]") -> "dict[str, TrialResult]":
         from tune import trials
 
         by_name = {trial.name: trial for trial in planned}
-        return trials.run(replace(self.plan, trials=by_name, folder=storage.join(self.plan.folder, part)))
-
-    def _trial(self, point: Point, choice: OwnSettings, steps: int, seed: int) -> "Trial":
-        from tune.results import Trial
-
-        values = {
-            "steps": steps,
-            "optimizer.learning_rate": choice.learning_rate,
-            "model.init_logit_scale": choice.logit_scale,
-            "evaluate_every": steps,
-            "seed": seed,
-        }
-        if choice.logit_bias is not None:
-            values["model.init_logit_bias"] = choice.logit_bias
-        if choice.temperature is not None and point.field(HEADS):
-            values[TEMPERATURE] = choice.temperature
-        return Trial(point=point, config=override(self.settings.training(), dict(point.values) | values))
-
-    def _rate(self, point: Point) -> float:
-        """Median images a second over the logged steps of a point's trials, which ran beside the others."""
-        from llip.training.tracking import read_metrics
-
-        part = storage.join(self.plan.folder, "equal_steps")
-        plan = replace(self.plan, folder=part)
-        lines = [
-            line["samples_per_second"]
-            for seed in range(self.settings.seeds)
-            for line in read_metrics(plan.trial_folder(f"{point}-seed{seed}"))
-            if "samples_per_second" in line
-        ]
-        return statistics.median(lines)
-
-
-def _choice(choices: Mapping[str, OwnSettings], point: Point) -> OwnSettings:
-    return choices.get(point.field("objective"), choices["llip"])
+        folder = storage.join(self.plan.folder, part) if part else self.plan.folder
+        return trials.run(replace(self.plan, trials=by_name, folder=folder))
 
 
 def cli() -> None:
     """The command line."""
-    command.run(Study, study, "Compare objectives, ablations, K and heads at small scale, over seeds.")
+    command.run(Study, study, "Compare losses, heads, K and numbers of heads at small scale, over seeds.")
 
 
 if __name__ == "__main__":

@@ -222,8 +222,7 @@ def report(
         plots=plots,
     )
     files = plots | {"sweep.txt": text.encode(), "sweep.html": page.encode()}
-    for name, content in files.items():
-        storage.write_bytes(storage.join(plan.folder, name), content)
+    experiment.write(plan.folder, files)
     everything = files | {"results.json": storage.read_bytes(storage.join(plan.folder, "results.json"))}
     _end_stopped(plan, results)
     note = tables.markdown(summaries, settings.metric, space.axes, train)

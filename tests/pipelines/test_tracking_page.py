@@ -138,7 +138,7 @@ def test_our_pages_fit_phones_and_desks_by_day_and_night_and_ask_no_network(proj
     comparison = tmp_path / "comparison"
     compare(Compare(runs=tuple(o.folder for o in project.outcomes), output=str(comparison)))
     study, bad = tmp_path / "study.html", tmp_path / "bad.html"
-    study.write_bytes(recorded_study.files(recorded_study.recorded())[study.name])
+    study.write_bytes(recorded_study.files(recorded_study.recorded(str(tmp_path / "studied")))[study.name])
     bad.write_text(BAD)
     llip_run = Path(project.outcomes[1].folder)
     pages = {

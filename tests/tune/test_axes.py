@@ -7,7 +7,6 @@ from llip.fields import leaves, override
 from llip.recipes import recipe
 from tune.axes import Axis, Distribution, drawn, grid, parse, parse_all, spelling
 from tune.points import Selection, Space, select
-from tune.study import OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -139,9 +138,3 @@ def test_a_search_of_few_models_ends() -> None:
 
 def test_names_do_not_depend_on_what_else_is_varied() -> None:
     assert set(selected("k=1,4").points) < set(selected("k=1,4", "heads=1,4").points)
-
-
-def test_objectives_of_the_study_are_the_recipes() -> None:
-    for objective, values in OBJECTIVES.items():
-        name = f"{objective}_tiny" if objective in ("clip", "siglip") else f"{objective}_tiny_k8"
-        assert override(recipe("llip_tiny_k8"), values) == recipe(name), objective

@@ -66,10 +66,23 @@ def test_ablations_differ_from_llip_in_the_head_alone(kind: str) -> None:
 
 
 def test_every_name_gives_a_configuration() -> None:
-    assert len(RECIPES) == 6 * 4 + 5 * 3 * 8 + 2 * 8 + 2 * 3 * 3 + 6 * 2 * 2
+    assert len(RECIPES) == 8 * 4 + 5 * 3 * 8 + 3 * 2 * 8 + 2 * 3 * 3 + 8 * 2 * 2
     for name in RECIPES:
         assert recipe(name).model.embed_dim > 0
     assert {recipe(name).model.head.kind for name in RECIPES} == set(typing.get_args(Head))
+
+
+def test_small_sizes_differ_in_width_depth_and_rate_alone() -> None:
+    mini, tiny, small = (recipe(f"llip_dense_{size}_k8") for size in ("mini", "tiny", "small"))
+    changed = {line.split(":")[0] for line in [*differences(tiny, mini), *differences(tiny, small)]}
+    assert changed == {
+        *("model.embed_dim", "model.head.heads", "optimizer.learning_rate"),
+        *(f"model.{tower}.{field}" for tower in ("vision", "text") for field in ("width", "layers")),
+        "model.text.heads",
+    }
+    widths = [run.model.vision.width for run in (mini, tiny, small)]
+    assert widths == [64, 128, 192] and [run.model.embed_dim for run in (mini, tiny, small)] == [32, 64, 96]
+    assert [run.optimizer.learning_rate for run in (mini, tiny, small)] == [2e-3, 1e-3, 6.7e-4]
 
 
 def test_an_unknown_name_is_answered_with_those_near_it() -> None:

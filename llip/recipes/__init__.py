@@ -37,10 +37,10 @@ RUN_CONFIG = "config.json"
 
 
 def _training(size: str, model: ModelConfig, loss: LossName = "sigmoid") -> TrainingConfig:
-    """The paper's schedule (12.8 B pairs, 390,624 steps of 32,768) or, for `tiny`, a few minutes of two CPU cores."""
+    """The paper's schedule (12.8 B pairs, 390,624 steps of 32,768) or, at small scale, minutes of two CPU cores."""
     towers = SIZES[size]
     optimizer, objective = OptimizerConfig(learning_rate=towers.learning_rate), ObjectiveConfig(loss=loss)
-    if size == "tiny":
+    if towers.small_scale:
         return TrainingConfig(
             model=model,
             objective=objective,
@@ -174,7 +174,7 @@ def flair(size: str) -> TrainingConfig:
         empty_token=True,
         global_weight=0.5,
     )
-    captions = config.data.captions_per_image if size == "tiny" else 8
+    captions = config.data.captions_per_image if towers.small_scale else 8
     data = replace(config.data, captions_per_image=captions, sub_captions=3)
     return replace(config, model=replace(config.model, head=head), data=data)
 
@@ -266,19 +266,19 @@ EXPECTED: dict[str, float] = {
 
 def _register() -> dict[str, Callable[[], TrainingConfig]]:
     recipes: dict[str, Callable[[], TrainingConfig]] = {}
-    for size in SIZES:
+    for size, towers in SIZES.items():
         recipes[f"clip_{size}"] = partial(clip, size)
         recipes[f"siglip_{size}"] = partial(siglip, size)
         recipes[f"superclip_{size}"] = partial(superclip, size)
         recipes[f"flair_{size}"] = partial(flair, size)
-        for tokens in (8, 16) if size == "tiny" else (32, 64, 128):
+        for tokens in (8, 16) if towers.small_scale else (32, 64, 128):
             recipes[f"llip_{size}_k{tokens}"] = partial(llip, size, tokens)
             recipes[f"llip_softmax_{size}_k{tokens}"] = partial(llip_softmax, size, tokens)
             recipes[f"llip_patch_{size}_k{tokens}"] = partial(llip_patch, size, tokens)
             recipes[f"llip_dense_{size}_k{tokens}"] = partial(llip_dense, size, tokens)
             for kind in ABLATIONS:
                 recipes[f"{kind}_{size}_k{tokens}"] = partial(mixture, kind, size, tokens)
-        for name in (f"clip_{size}", f"llip_dense_{size}_k{8 if size == 'tiny' else 32}"):
+        for name in (f"clip_{size}", f"llip_dense_{size}_k{8 if towers.small_scale else 32}"):
             recipes[f"{name}_short"] = partial(_changed, shortened, recipes[name])
             recipes[f"{name}_end"] = partial(_changed, full_length, recipes[name])
     for size in ("b32", "b16"):

@@ -25,6 +25,8 @@ class Size:
     logit_bias: float = SIGLIP_INIT_BIAS
     """Initial ones; the sigmoid loss alone has a bias."""
     activation_checkpointing: bool = False
+    small_scale: bool = False
+    """Trained on the built-in corpus, within minutes of CPU cores."""
 
 
 def _base(patch_size: int) -> Size:
@@ -35,18 +37,26 @@ def _base(patch_size: int) -> Size:
     )
 
 
-SIZES: dict[str, Size] = {
-    "tiny": Size(
-        embed_dim=64,
+def _small(width: int, layers: int, text_layers: int) -> Size:
+    """Heads of one width whatever the towers', and a learning rate in inverse proportion to theirs."""
+    return Size(
+        embed_dim=width // 2,
         # positions as large as the embedded patches, which drown those of width^-½
-        vision=VisionConfig(image_size=48, patch_size=12, width=128, layers=4, head_width=32, position_std=0.7),
-        text=TextConfig(context_length=32, width=128, heads=4, layers=1),
-        mixture_heads=4,
+        vision=VisionConfig(image_size=48, patch_size=12, width=width, layers=layers, head_width=32, position_std=0.7),
+        text=TextConfig(context_length=32, width=width, heads=width // 32, layers=text_layers),
+        mixture_heads=width // 32,
         patch_temperature=5.0,
-        learning_rate=1e-3,
+        learning_rate=round(1e-3 * 128 / width, 5),
         logit_scale=10.0,
         logit_bias=-5.0,
-    ),
+        small_scale=True,
+    )
+
+
+SIZES: dict[str, Size] = {
+    "mini": _small(width=64, layers=3, text_layers=1),
+    "tiny": _small(width=128, layers=4, text_layers=1),
+    "small": _small(width=192, layers=6, text_layers=2),
     "b32": _base(32),
     "b16": _base(16),
     "l14": Size(

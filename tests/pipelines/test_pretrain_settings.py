@@ -12,6 +12,7 @@ from llip.fields import Leaf, leaves, override, value_of
 from llip.recipes import RECIPES, load, recipe
 from pipelines.command import parse
 from pipelines.pretrain import Pretrain, _workers
+from tune.scaling import Scaling
 from tune.study import Study
 from tune.sweep import Sweep
 
@@ -20,6 +21,7 @@ COMMANDS: dict[type[Any], list[str]] = {
     Plan: ["--gpus", "1"],
     Sweep: ["--vary", "recipe=llip_tiny_k8"],
     Study: [],
+    Scaling: [],
 }
 """Settings of the commands that train, with the options that they require."""
 BASE = recipe("llip_tiny_k8")

@@ -262,7 +262,7 @@ def test_a_report_is_logged_and_ends_the_runs_of_stopped_trials(
 
 def test_help_does_not_wait_for_torch_or_ray() -> None:
     heavy = "{'torch', 'ray', 'mlflow', 'matplotlib', 'optuna'}"
-    program = f"import sys, tune.sweep, tune.study; sys.exit(bool({heavy} & sys.modules.keys()))"
+    program = f"import sys, tune.sweep, tune.study, tune.scaling; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 

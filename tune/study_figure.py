@@ -28,7 +28,7 @@ def draw(found: StudyFound, judged: Judged) -> bytes:
 
     counts = any(variant.varies_counts for _, variant in found.results)
     rows = [variant for axis, variant in found.results if axis == STEPS and not variant.varies_counts]
-    figure = Figure(figsize=(13 if counts else 7.5, max(3.6, 1.6 + 0.3 * len(rows))), dpi=130, layout="constrained")
+    figure = Figure(figsize=(13 if counts else 9, max(3.6, 1.6 + 0.3 * len(rows))), dpi=130, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.6)) if counts else figure.add_gridspec(1, 1)
     forest = figure.add_subplot(grid[:, -1])
     plain(forest)
@@ -113,4 +113,4 @@ def _forest(axes: "Axes", found: StudyFound, judged: Judged, rows: Sequence[Vari
         axes.plot([], [], color=colour, linewidth=2, label=loss)
     for axis in dict.fromkeys(axis for axis, _ in levels):
         axes.plot([], [], color=INK, marker=MARKS[axis], markersize=5, linestyle="", label=f"equal {axis}")
-    axes.legend(fontsize=7, frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axes.legend(fontsize=7, frameon=False, ncols=5, loc="lower right", bbox_to_anchor=(1.0, 1.0))

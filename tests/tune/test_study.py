@@ -8,6 +8,7 @@ import pytest
 from helpers import recorded_study
 from helpers.recorded_study import METRIC, Recorded, recorded
 
+from llip.config import TrainingConfig
 from llip.fields import override
 from llip.recipes import recipe
 from tune import clock, study_report, variants
@@ -141,6 +142,23 @@ def test_the_cost_is_told_before_and_counts_what_is_left(rounds: Recorded) -> No
     assert measured.seconds("a", 5e9) == 0.1 and measured.seconds("b", 3e9) == pytest.approx(0.3)
 
 
+def test_the_clock_takes_the_least_of_turns_and_is_read_once(rounds: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {0.1: [0.3, 0.2, 0.4], 0.2: [0.5, 0.7, 0.6]}
+    order: list[float] = []
+
+    def measure(plan: Any, folder: str, config: TrainingConfig) -> StepCost:
+        order.append(config.optimizer.learning_rate)
+        return StepCost(seconds=seconds[order[-1]].pop(0), caption_tokens=9)
+
+    monkeypatch.setattr(clock, "_measure", measure)
+    base = recipe("clip_tiny")
+    configs = {name: override(base, {"learning_rate": rate}) for name, rate in (("a", 0.1), ("b", 0.2))}
+    for _ in range(2):
+        found = clock.measured(rounds.plan, configs)
+        assert {name: cost.seconds for name, cost in found.costs.items()} == {"a": 0.2, "b": 0.5}
+    assert order == [0.1, 0.2] * 3
+
+
 def test_the_report_tells_each_comparison_with_its_interval(tmp_path: Path) -> None:
     rounds = recorded(str(tmp_path), only=(*PIECE, "text_query-softmax", "text_query_*-k4"))
     files = recorded_study.files(rounds)
@@ -170,9 +188,9 @@ def test_a_report_of_one_seed_is_there_before_the_second(rounds: Recorded) -> No
 
 
 @pytest.mark.slow
-def test_a_small_study_goes_on_where_it_was(
-    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_small_study_goes_on_where_it_was(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "ROUNDS", 1)
+
     def settings(*only: str) -> Study:
         return Study(
             only=only, seeds=1, overrides={"steps": 4}, learning_rates=(), logit_scales=(), logit_biases=(),
@@ -184,7 +202,6 @@ def test_a_small_study_goes_on_where_it_was(
     folder = tmp_path / "studies" / "small_scale"
     known = {p: p.stat().st_mtime_ns for p in folder.rglob("config.json")}
     assert len(known) == 2, "one that chooses, one that is compared"
-    capsys.readouterr()
     longer = study(settings(DEFAULT.name, "clip"))
     assert "| clip (CLIP) | time | 1 | " in longer and "Equal steps: the default recipe against CLIP" in longer
     assert {p: p.stat().st_mtime_ns for p in known} == known, "finished trials are kept"

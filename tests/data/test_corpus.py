@@ -1,11 +1,11 @@
-"""The built-in corpus: splits, truth of captions, contracts of the written folders."""
+"""The built-in corpus: splits, contracts of the written folders, evaluation sets."""
 
 import hashlib
 import io
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,14 +13,16 @@ from PIL import Image
 
 from llip import storage
 from llip.data import corpus, manifest
-from llip.data.corpus import captions, contact_sheet, names, scenes, sources
+from llip.data.corpus import captions, contact_sheet, names, palette, sources
 from llip.data.corpus.catalogue import Catalogue, catalogue
 from llip.data.corpus.pool import SCHEMA, captioned, rows
-from llip.evaluation.sets import evaluation_set
+from llip.evaluation.sets import find_sets
 from llip.evaluation.sets.corpus import write_evaluation
 from pipelines.corpus import Corpus, write_corpus
 
 CONFIG = corpus.CorpusConfig(rows=60, rows_per_file=25, canvas=48, evaluation_images=40)
+
+ONLY_COUNT = corpus.KindMix(**dict.fromkeys((kind.name for kind in fields(corpus.KindMix)), 0) | {"count": 1})
 
 
 @pytest.fixture(scope="module")
@@ -101,82 +103,19 @@ def test_a_missing_package_says_how_to_install_it() -> None:
         sources.package_folder("no_such_module", "no-such-distribution")
 
 
-@pytest.mark.parametrize("style", sources.EMOJI_STYLES)
-def test_things_lie_in_the_quarter_that_is_told(drawings: Catalogue, style: str) -> None:
-    for index in range(30):
-        scene = scenes.compose(drawings, CONFIG, scenes.random_of(7, index), style)
-        image = scenes.render(scene, 64).astype(int)
-        bare = scenes.render(replace(scene, placements=()), 64).astype(int)
-        changed = np.abs(image - bare).sum(-1) > 0
-        told = {text for text, kind in captions.statements(scene) if kind == "position"}
-        (taken,) = (text for text, kind in captions.statements(scene) if kind == "place")
-        for row, column in scenes.QUARTERS:
-            quarter = changed[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-            place = f"at the {captions.ROWS[row]} {captions.COLUMNS[column]}"
-            assert quarter.any() == any(text.endswith(place) for text in told)
-            named = place.removeprefix("at ") in taken or taken == "things at every corner"
-            assert quarter.any() == named, taken
-
-
-def test_captions_of_positions_are_true(drawings: Catalogue) -> None:
-    """Each caption is read back with a small grammar of its own and compared with the placements."""
-    edges = {"left": 1, "right": 1, "top": 0, "bottom": 0}
-    second = {"right", "bottom"}
-    for index in range(400):
-        scene = scenes.compose(drawings, CONFIG, scenes.random_of(11, index), "openmoji")
-        caption = captions.SPEAKERS["position"](scene, scenes.random_of(12, index))
-        things = [p for p in scene.placements if _mentions(caption, p.concept.name)]
-        if len(things) == 2:
-            first, other = sorted(things, key=lambda p: caption.index(p.concept.name))
-            relation = caption[caption.index(first.concept.name) : caption.index(other.concept.name)]
-            axis = 1 if "left" in relation or "right" in relation else 0
-            before = any(word in relation.split() for word in ("left", "above", "over"))
-            assert first.quarter is not None and other.quarter is not None
-            assert (first.quarter[axis] < other.quarter[axis]) == before, caption
-            assert first.quarter[axis] != other.quarter[axis], caption
-            continue
-        words = set(caption.replace(":", " ").replace(",", " ").split())
-        told = {word: int(word in second) for word in edges if word in words}
-        assert told
-        candidates = things or [p for p in scene.placements if p.concept.subgroups[0] in caption]
-        assert any(
-            all(p.quarter is not None and p.quarter[edges[w]] == side for w, side in told.items()) for p in candidates
-        ), caption
-
-
-def _mentions(caption: str, name: str) -> bool:
-    return f" {name} " in f" {caption.replace(',', ' ').replace(':', ' ')} "
-
-
-def test_captions_of_a_kind_are_true(drawings: Catalogue) -> None:
-    for index in range(300):
-        scene, said = captioned(drawings, replace(CONFIG, scene_share=0.7), index)
-        shown = [p.concept for p in scene.placements]
-        for caption, kind in said:
-            if kind == "count":
-                assert captions.NUMBERS[len(shown)] in caption.split()
-            if kind == "ground":
-                assert scene.color in caption or scene.texture in caption
-            if kind == "object":
-                assert any(n in caption for c in shown for n in (c.name, *c.aliases))
-            if kind == "category":
-                assert any(n in caption for c in shown for n in (*c.groups, *c.subgroups))
-
-
 def test_kinds_follow_their_shares(drawings: Catalogue) -> None:
-    only_count = corpus.KindMix(object=0, position=0, place=0, category=0, ground=0, count=1, several=0)
-    config = replace(CONFIG, scene_share=1.0, kinds=only_count)
+    config = replace(CONFIG, scene_share=1.0, kinds=ONLY_COUNT)
     assert {kind for i in range(20) for _, kind in captioned(drawings, config, i)[1]} == {"count"}
 
 
 def test_evaluation_sets_are_valid_and_hold_what_training_does_not(tmp_path: Path, drawings: Catalogue) -> None:
     folders = write_evaluation(str(tmp_path), CONFIG, progress=False)
-    assert folders == evaluation_set.find(str(tmp_path))
-    sets = {s.name: s for s in map(evaluation_set.read, folders)}
+    sets = {found.name: found.read() for found in find_sets(str(tmp_path))}
+    assert len(folders) == len(sets)
     assert {s.task for s in sets.values()} == {"classification", "retrieval", "context", "choice"}
     assert len(sets["group"].classes) <= 9 < len(sets["subgroup"].classes) < len(sets["concept"].classes)
     for data in sets.values():
-        of_image = 3 if data.task == "choice" else 1
+        of_image = 4 if data.task == "choice" else 1
         assert 1 <= data.table.num_rows <= of_image * CONFIG.evaluation_images
         if data.task == "retrieval":
             kinds: dict[str, set[str]] = {}
@@ -194,14 +133,39 @@ def test_evaluation_sets_are_valid_and_hold_what_training_does_not(tmp_path: Pat
         write_evaluation(str(tmp_path), replace(CONFIG, canvas=64), progress=False)
 
 
-def test_statements_of_a_set_are_complete(drawings: Catalogue) -> None:
-    """A statement that two scenes share is listed by both, and one that a scene does not list is false of it."""
-    made = [scenes.compose(drawings, CONFIG, scenes.random_of(3, i), "noto") for i in range(60)]
-    for scene in made:
-        listed = dict(captions.statements(scene))
-        for concept in drawings.scene_concepts:
-            shown = any(p.concept is concept for p in scene.placements)
-            assert (listed.get(captions.object_statement(concept)) == "object") == shown
+def test_scenes_of_icons_show_what_training_never_did(drawings: Catalogue) -> None:
+    trained = {d.id for d in drawings.icons}
+    assert trained
+    for style in sources.ICON_STYLES:
+        concepts = drawings.concepts_in(style)
+        assert len(concepts) >= 20, style
+        for concept in concepts:
+            drawing = drawings.by_style[style][concept.key]
+            assert drawing.source == style and drawing.id not in trained
+            shown = names.icon_noun(drawings.concepts[drawing.concept])
+            assert shown in (concept.name.lower(), *concept.aliases)
+    assert all(drawings.concepts_in(style) == drawings.scene_concepts for style in sources.EMOJI_STYLES)
+
+
+def test_scene_concepts_have_names_without_colours(drawings: Catalogue) -> None:
+    said = [concept.name.lower().split() for concept in drawings.scene_concepts]
+    assert len(said) == CONFIG.scene_concepts
+    assert not [words for words in said if palette.COLOR_WORDS & set(words)]
+
+
+def test_a_kind_has_at_most_so_many_captions_and_all_images_of_each(tmp_path: Path, drawings: Catalogue) -> None:
+    few, many = replace(CONFIG, evaluation_captions=7), replace(CONFIG, evaluation_captions=10_000)
+    found = []
+    for config in (few, many):
+        folder = str(tmp_path / str(config.evaluation_captions))
+        write_evaluation(folder, config, progress=False)
+        (source,) = [found for found in find_sets(folder) if found.name == "scenes_in_style"]
+        table = source.read().table
+        columns = (table[name].to_pylist() for name in ("captions", "kinds"))
+        found.append([dict(zip(*row, strict=True)) for row in zip(*columns, strict=True)])
+    kept = {text: kind for row in found[0] for text, kind in row.items()}
+    assert set(Counter(kept.values()).values()) == {7}
+    assert found[0] == [{text: kind for text, kind in row.items() if text in kept} for row in found[1]]
 
 
 def test_metadata_is_sorted_distinct_and_matches_captions(tmp_path: Path, drawings: Catalogue) -> None:
@@ -249,6 +213,6 @@ def test_unusable_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="min_drawings 3 and max_drawings 2"):
         corpus.CorpusConfig(min_drawings=3, max_drawings=2)
     with pytest.raises(ValueError, match="every share is 0"):
-        corpus.KindMix(object=0, position=0, place=0, category=0, ground=0, count=0, several=0)
+        replace(ONLY_COUNT, count=0)
     with pytest.raises(ValueError, match="scene_concepts is 5000; the packages have"):
         _ = catalogue(corpus.CorpusConfig(scene_concepts=5000)).scene_concepts

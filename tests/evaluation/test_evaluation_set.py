@@ -8,7 +8,7 @@ import pytest
 
 from llip import storage
 from llip.evaluation.retrieval import Captions
-from llip.evaluation.sets import evaluation_set
+from llip.evaluation.sets import evaluation_set, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
 
@@ -39,7 +39,22 @@ def test_round_trip_and_find(tmp_path: Path) -> None:
     evaluation_set.write(str(tmp_path / "a"), retrieval)
     assert evaluation_set.read(str(tmp_path / "b")) == classification()
     assert evaluation_set.read(str(tmp_path / "a")) == retrieval
-    assert evaluation_set.find(str(tmp_path)) == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert [found.uri for found in find_sets(str(tmp_path))] == [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def test_sets_behind_links_are_found_and_read(tmp_path: Path) -> None:
+    """A linked folder of a set, a linked folder of sets, and a set of linked files."""
+    evaluation_set.write(str(tmp_path / "elsewhere" / "birds"), classification())
+    evaluation_set.write(str(tmp_path / "more" / "below" / "fish"), classification(name="fish"))
+    evaluation_set.write(str(tmp_path / "store"), classification(name="ants"))
+    sets = tmp_path / "sets"
+    (sets / "ants").mkdir(parents=True)
+    for file in (tmp_path / "store").iterdir():
+        (sets / "ants" / file.name).symlink_to(file)
+    (sets / "birds").symlink_to(tmp_path / "elsewhere" / "birds")
+    (sets / "others").symlink_to(tmp_path / "more")
+    found = {source.name: source.read() for source in find_sets(str(sets))}
+    assert found == {name: classification(name=name) for name in ("ants", "birds", "fish")}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
-"""Captions of an image: templates by kind, and the canonical statements that evaluation compares.
+"""Captions of an image: templates by kind.
 
-Every caption is true. It speaks of one aspect of the image (kinds `object`, `position`, `place`, `category`,
-`ground`, `count`, `style`, `keywords`) or of more (`several`).
+Every caption is true. It speaks of one aspect of the image (kinds `object`, `position`, `relation`, `plate`, `place`,
+`category`, `ground`, `count`, `style`, `keywords`) or of more (`several`).
+
+Few images of a batch share a thing, so its name finds the image whatever else a caption says. Captions of where
+things are, and of what they stand on, therefore name a thing by its category, or by its plate, as often.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from random import Random
 
 from llip.data.corpus.config import CorpusConfig
-from llip.data.corpus.names import Concept
-from llip.data.corpus.scenes import QUARTERS, Placement, Scene
+from llip.data.corpus.scenes import QUARTERS, Placement, Plate, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 UNCOUNTED = {
@@ -39,17 +42,25 @@ POSITION = (
     "at the {place} there is {a}",
     "the {name} is at the {place}",
 )
+PLATE = (
+    "{a} on {plate}",
+    "{a} on {plate}",
+    "{a} that stands on {plate}",
+    "the {name} is on {plate}",
+    "{plate} under {a}",
+    "{a}, on {plate}",
+)
 PLACES = ("things at {places}", "there are things at {places}", "{places}: things", "something at {places}")
 SIDE = ("{a} at the {side}", "{a} in the {side} half", "the {name} is at the {side}")
 RELATION = {
-    "column": ("{a} left of {b}", "{a} to the left of {b}", "{b} right of {a}", "{b} to the right of {a}"),
-    "row": ("{a} above {b}", "{b} below {a}", "{a} over {b}", "{b} under {a}"),
+    "column": ("{a} left of {b}", "{b} right of {a}"),
+    "row": ("{a} above {b}", "{b} below {a}"),
 }
 CATEGORY = ("{c}", "a kind of {category}", "there is {c}", "a picture with {c}", "{c} can be seen")
 GROUP = ("something of the group {group}", "{group}", "a picture from {group}")
 GROUND = (
     "{colored} background",
-    "on {color}",
+    "on {color} ground",
     "the background is {color}",
     "a {texture} background",
     "the background is {texture}",
@@ -72,10 +83,27 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-def _place(quarter: tuple[int, int]) -> str:
+def place_name(quarter: tuple[int, int] | None) -> str:
     """The name of a place: `top left` and so on."""
+    assert quarter is not None, "a single drawing has no place"
     row, column = quarter
     return f"{ROWS[row]} {COLUMNS[column]}"
+
+
+def plate_noun(plate: Plate | None, *, color: bool = True, shape: bool = False) -> str:
+    """A plate by its colour, its shape or both: `red plate`, `disc`, `red disc`."""
+    assert plate is not None, "a single drawing has no plate"
+    return f"{plate.color} " * color + (plate.shape if shape else "plate")
+
+
+def _some_plate(placement: Placement, random: Random) -> str:
+    color, shape = random.choice(((True, False), (True, True), (False, True)))
+    return with_article(plate_noun(placement.plate, color=color, shape=shape))
+
+
+def _some_noun(placement: Placement, random: Random, named: float) -> str:
+    """A thing by its name, or by its category."""
+    return placement.concept.name if random.random() < named else placement.concept.subgroups[0]
 
 
 def _object(scene: Scene, random: Random) -> str:
@@ -85,43 +113,76 @@ def _object(scene: Scene, random: Random) -> str:
 
 
 def _position(scene: Scene, random: Random) -> str:
-    """Where one thing is: by its name, by its category alone, or as seen from another.
-
-    Few images of a batch share a thing, so a name finds the image without its place; a category does not.
-    """
-    draw = random.random()
     placement = random.choice(scene.placements)
-    others = [p for p in scene.placements if p is not placement]
-    if others and draw < 0.12:
-        return _relation(placement, random.choice(others), random)
-    assert placement.quarter is not None
-    name = placement.concept.name if draw < 0.62 else placement.concept.subgroups[0]
+    name = _some_noun(placement, random, named=0.55)
     words = {"a": with_article(name), "name": name}
-    if random.random() < 0.2:
+    if random.random() < 0.35:
+        assert placement.quarter is not None
         axis = random.randrange(2)
         return random.choice(SIDE).format(side=(ROWS, COLUMNS)[axis][placement.quarter[axis]], **words)
-    return random.choice(POSITION).format(place=_place(placement.quarter), **words)
+    return random.choice(POSITION).format(place=place_name(placement.quarter), **words)
 
 
-def _taken(scene: Scene) -> str:
+def _plate(scene: Scene, random: Random) -> str:
+    placement = random.choice(scene.placements)
+    name = _some_noun(placement, random, named=0.5)
+    return random.choice(PLATE).format(a=with_article(name), name=name, plate=_some_plate(placement, random))
+
+
+def _relation(scene: Scene, random: Random) -> str:
+    """Two things, or two plates, as seen from one another."""
+    one, other = random.sample(scene.placements, 2)
+    if random.random() < 0.5:
+        return related(one, other, random, lambda p: plate_noun(p.plate))
+    return related(one, other, random, lambda p: _some_noun(p, random, named=0.4))
+
+
+def related(one: Placement, other: Placement, random: Random, noun: Callable[[Placement], str]) -> str:
+    """How two placements of different quarters lie, each called by its noun."""
+    axis, first, second = in_order(one, other, random)
+    template = random.choice(RELATION[("row", "column")[axis]])
+    return template.format(a=with_article(noun(first)), b=with_article(noun(second)))
+
+
+def in_order(one: Placement, other: Placement, random: Random) -> tuple[int, Placement, Placement]:
+    """An axis on which two placements differ (0: rows, 1: columns), with that of the lower index first."""
+    assert one.quarter is not None and other.quarter is not None
+    axis = random.choice([i for i in range(2) if one.quarter[i] != other.quarter[i]])
+    return (axis, one, other) if one.quarter[axis] < other.quarter[axis] else (axis, other, one)
+
+
+def taken(scene: Scene) -> str:
     """Every place where something is, in reading order: `the top left and the bottom right`."""
-    places = [f"the {_place(q)}" for q in QUARTERS if any(p.quarter == q for p in scene.placements)]
+    places = [f"the {place_name(q)}" for q in QUARTERS if any(p.quarter == q for p in scene.placements)]
     if len(places) == len(QUARTERS):
         return "every corner"
     return " and ".join([*places[:-2], " and ".join(places[-2:])])
 
 
+def laid_out(placements: Sequence[Placement]) -> str:
+    """Where plates lie, in reading order: `a red plate at the top left and a blue plate at the bottom right`."""
+    ordered = sorted(placements, key=lambda p: QUARTERS.index(p.quarter))
+    return " and ".join(f"{with_article(plate_noun(p.plate))} at the {place_name(p.quarter)}" for p in ordered)
+
+
+def plate_sides(placement: Placement) -> list[str]:
+    """On which sides a plate lies: `a red plate at the top`, `a red plate at the left`."""
+    assert placement.quarter is not None
+    row, column = placement.quarter
+    return [f"{with_article(plate_noun(placement.plate))} at the {side}" for side in (ROWS[row], COLUMNS[column])]
+
+
 def _places(scene: Scene, random: Random) -> str:
-    """A caption of the places that are taken, whatever is there. It names all: one place says little of an image."""
-    return random.choice(PLACES).format(places=_taken(scene))
+    """A caption of the places that are taken, or of plates, whatever stands on them.
 
-
-def _relation(one: Placement, other: Placement, random: Random) -> str:
-    assert one.quarter is not None and other.quarter is not None
-    axis = random.choice([i for i in range(2) if one.quarter[i] != other.quarter[i]])
-    first, second = sorted((one, other), key=lambda p: p.quarter[axis])  # type: ignore[index]
-    templates = RELATION[("row", "column")[axis]]
-    return random.choice(templates).format(a=with_article(first.concept.name), b=with_article(second.concept.name))
+    It names all places, or the colours at some: one place says little of an image.
+    """
+    draw = random.random()
+    if draw < 0.2:
+        return random.choice(plate_sides(random.choice(scene.placements)))
+    if draw < 0.6:
+        return laid_out(random.sample(scene.placements, min(len(scene.placements), random.randint(1, 2))))
+    return random.choice(PLACES).format(places=taken(scene))
 
 
 def _category(scene: Scene, random: Random) -> str:
@@ -129,25 +190,55 @@ def _category(scene: Scene, random: Random) -> str:
     if not concept.subgroups or random.random() < 0.35:
         return random.choice(GROUP).format(group=random.choice(concept.groups))
     category = random.choice(concept.subgroups)
+    if len(scene.placements) > 1 and random.random() < 0.5:
+        return two_categories(random.sample(scene.placements, 2))
     return random.choice(CATEGORY).format(category=category, c=with_article(category))
+
+
+def two_categories(placements: Sequence[Placement]) -> str:
+    """The categories of two things, in the order of the alphabet."""
+    first, second = sorted(p.concept.subgroups[0] for p in placements)
+    return f"a kind of {first} and a kind of {second}"
 
 
 def _ground(scene: Scene, random: Random) -> str:
     return random.choice(GROUND).format(color=scene.color, colored=with_article(scene.color), texture=scene.texture)
 
 
+def counted(scene: Scene) -> list[str]:
+    """How many plates of each colour, of each shape, and of each of both there are: `two red plates`."""
+    kinds = ((True, False), (False, True), (True, True))
+    nouns = Counter(plate_noun(p.plate, color=c, shape=s) for c, s in kinds for p in scene.placements)
+    return [f"{NUMBERS[count]} {noun}{'s' * (count > 1)}" for noun, count in nouns.items()]
+
+
 def _count(scene: Scene, random: Random) -> str:
+    if random.random() < 0.5:
+        return random.choice(counted(scene))
     things = random.choice(("thing", "drawing", "object")) + "s" * (len(scene.placements) > 1)
     return random.choice(COUNT).format(number=NUMBERS[len(scene.placements)], things=things)
 
 
+def on_plate(placement: Placement, noun: str) -> str:
+    """A thing, called by a noun, and the colour that it stands on: `an apple on a red plate`."""
+    return f"{with_article(noun)} on {with_article(plate_noun(placement.plate))}"
+
+
 def _several(scene: Scene, random: Random) -> str:
-    """A caption of two things, or of a thing and the ground."""
+    """A caption of two things, on their plates or not, or of a thing and the ground."""
     shown = random.sample(scene.placements, min(2, len(scene.placements)))
-    things = [with_article(p.concept.name) for p in shown]
-    if len(things) == 1 or random.random() < 0.4:
-        return f"{things[0]} on {with_article(scene.color)} background"
-    return f"{things[0]} and {things[1]}"
+    nouns = [p.concept.name if scene.is_single else _some_noun(p, random, named=0.5) for p in shown]
+    draw = random.random()
+    if len(shown) == 1 or draw < 0.2:
+        return f"{with_article(nouns[0])} on {with_article(scene.color)} background"
+    if draw < 0.4:
+        return " and ".join(map(with_article, nouns))
+    bound = [on_plate(p, noun) for p, noun in zip(shown, nouns, strict=True)]
+    if draw < 0.7:
+        return " and ".join(bound)
+    axis, first, _ = in_order(shown[0], shown[1], random)
+    words = dict(zip("ab", bound if first is shown[0] else bound[::-1], strict=True))
+    return random.choice(RELATION[("row", "column")[axis]]).format(**words)
 
 
 def _keywords(scene: Scene, random: Random) -> str:
@@ -169,6 +260,8 @@ def _style(scene: Scene, random: Random) -> str:
 SPEAKERS: dict[str, Callable[[Scene, Random], str]] = {
     "object": _object,
     "position": _position,
+    "relation": _relation,
+    "plate": _plate,
     "place": _places,
     "category": _category,
     "ground": _ground,
@@ -183,65 +276,11 @@ SINGLE_KINDS = {"object": 0.35, "keywords": 0.2, "category": 0.2, "style": 0.1, 
 
 
 def describe(scene: Scene, config: CorpusConfig, random: Random) -> list[tuple[str, str]]:
-    """Distinct captions of an image with their kinds, at most `config.captions`."""
+    """Distinct captions of an image with their kinds, at most `config.captions`. One thing alone has no relation."""
     kinds = SINGLE_KINDS if scene.is_single else vars(config.kinds)
     drawn = random.choices(list(kinds), weights=list(kinds.values()), k=config.captions)
     captions: dict[str, str] = {}
     for kind in drawn:
+        kind = "object" if kind == "relation" and len(scene.placements) < 2 else kind
         captions.setdefault(SPEAKERS[kind](scene, random), kind)
     return list(captions.items())
-
-
-def hard_negatives(scene: Scene, random: Random, counts: range) -> list[tuple[str, list[str]]]:
-    """Captions of which the first alone is true, with the kind of what is wrong in the others.
-
-    `swapped_places`: a thing where another one is · `swapped_objects`: two things the other way round ·
-    `wrong_count`: other numbers of things, of `counts`. Every word of a false caption of the first two kinds occurs in
-    what is true of the image.
-    """
-    found = []
-    if len(scene.placements) > 1:
-        one, other = random.sample(scene.placements, 2)
-        assert one.quarter is not None and other.quarter is not None
-        name = with_article(one.concept.name)
-        places = [f"{name} at the {_place(quarter)}" for quarter in (one.quarter, other.quarter)]
-        found.append(("swapped_places", places))
-        axis = random.choice([i for i in range(2) if one.quarter[i] != other.quarter[i]])
-        first, second = sorted((one, other), key=lambda p: p.quarter[axis])  # type: ignore[index]
-        template = random.choice(RELATION[("row", "column")[axis]])
-        names = [with_article(p.concept.name) for p in (first, second)]
-        swapped = [template.format(a=a, b=b) for a, b in (names, names[::-1])]
-        found.append(("swapped_objects", swapped))
-    if len(counts) > 1:
-        present = len(scene.placements)
-        told = [f"{NUMBERS[n]} thing{'s' * (n > 1)}" for n in (present, *(n for n in counts if n != present))]
-        found.append(("wrong_count", told))
-    return found
-
-
-def object_statement(concept: Concept) -> str:
-    return with_article(concept.name)
-
-
-def statements(scene: Scene) -> list[tuple[str, str]]:
-    """Everything that is true of an image in one phrasing a fact, with the kinds: equal strings are equal facts."""
-    facts: dict[str, str] = {}
-    for placement in scene.placements:
-        concept = placement.concept
-        facts[object_statement(concept)] = "object"
-        for category in concept.subgroups:
-            facts.setdefault(f"a kind of {category}", "category")
-        for group in concept.groups:
-            facts.setdefault(f"something of the group {group}", "category")
-        if scene.is_single:
-            for keyword in concept.keywords:
-                facts.setdefault(keyword, "keywords")
-        if placement.quarter is not None:
-            facts[f"{with_article(concept.name)} at the {_place(placement.quarter)}"] = "position"
-    facts[f"{with_article(scene.color)} background"] = "ground"
-    facts[f"a {scene.texture} background"] = "ground"
-    if not scene.is_single:
-        facts[f"things at {_taken(scene)}"] = "place"
-        count = len(scene.placements)
-        facts[f"{NUMBERS[count]} thing{'s' * (count > 1)}"] = "count"
-    return list(facts.items())

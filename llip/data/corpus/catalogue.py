@@ -1,7 +1,7 @@
 """The drawings of every split, and the concepts that scenes are composed of.
 
-Held out of training: a whole style (Twemoji), and a share of the emoji in every style, chosen by a hash of their first
-code point, which gender and skin-tone variants share.
+Held out of training: a whole style (Twemoji), a share of the emoji in every style, chosen by a hash of their first
+code point, which gender and skin-tone variants share, and the icons of scene concepts.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from functools import cached_property, lru_cache
 from llip.data.corpus import names, sources
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.names import Concept
-from llip.data.corpus.sources import EMOJI_STYLES, HELD_OUT_STYLE, Drawing
+from llip.data.corpus.palette import COLOR_WORDS
+from llip.data.corpus.sources import EMOJI_STYLES, HELD_OUT_STYLE, ICON_STYLES, Drawing
 
 TRAINING_EMOJI_STYLES = tuple(s for s in EMOJI_STYLES if s != HELD_OUT_STYLE)
 
@@ -39,9 +40,9 @@ class Catalogue:
         self._scene_concepts = scene_concepts
         self.concepts: dict[str, Concept] = names.emoji_concepts() | names.icon_concepts()
         self.emoji = sources.emoji_drawings()
-        held_out_names = {f"{c.name} icon".lower() for c in names.emoji_concepts().values() if self.is_held_out(c.key)}
-        icons = sources.phosphor_drawings() + sources.lucide_drawings()
-        self.icons = [d for d in icons if self.concepts[d.concept].name.lower() not in held_out_names]
+        self._icons: dict[str, list[Drawing]] = defaultdict(list)
+        for drawing in sources.phosphor_drawings() + sources.lucide_drawings():
+            self._icons[names.icon_noun(self.concepts[drawing.concept])].append(drawing)
 
     def is_held_out(self, key: str) -> bool:
         """Whether an emoji, given by its code points, is seen in no style in training."""
@@ -62,24 +63,47 @@ class Catalogue:
         return [d for d in self.emoji if d.source != HELD_OUT_STYLE and self.is_held_out(d.concept)]
 
     @cached_property
+    def icons(self) -> list[Drawing]:
+        """Icons of training: none of a held-out emoji's name, and none of a scene concept."""
+        held_out = {c.name.lower() for c in names.emoji_concepts().values() if self.is_held_out(c.key)}
+        held_out |= {noun for concept in self.scene_concepts for noun in names.nouns(concept)}
+        return [d for noun, drawings in self._icons.items() if noun not in held_out for d in drawings]
+
+    @cached_property
     def by_style(self) -> dict[str, dict[str, Drawing]]:
-        """Emoji drawings by style and code points."""
-        found: dict[str, dict[str, Drawing]] = {s: {} for s in EMOJI_STYLES}
+        """Drawings by style and code points: all emoji, and the icons of scene concepts."""
+        found: dict[str, dict[str, Drawing]] = {s: {} for s in (*EMOJI_STYLES, *ICON_STYLES)}
         for drawing in self.emoji:
             found[drawing.source][drawing.concept] = drawing
+        for concept in self.scene_concepts:
+            for drawing in (d for noun in names.nouns(concept) for d in self._icons.get(noun, ())):
+                found[drawing.source].setdefault(concept.key, drawing)
         return found
+
+    def concepts_in(self, style: str) -> list[Concept]:
+        """The scene concepts that a style has drawings of: every one, in a style of emoji."""
+        return self._concepts_by_style[style]
+
+    @cached_property
+    def _concepts_by_style(self) -> dict[str, list[Concept]]:
+        return {s: [c for c in self.scene_concepts if c.key in drawn] for s, drawn in self.by_style.items()}
 
     @cached_property
     def scene_concepts(self) -> list[Concept]:
-        """The concepts of scenes: plain names, drawn in every emoji style, a few of each category.
+        """The concepts of scenes: plain names without a colour, drawn in every emoji style, a few of each category;
+        those of which there are icons come first.
 
         Raises ValueError where there are not as many as wanted.
         """
         candidates: dict[str, list[Concept]] = defaultdict(list)
-        for concept in sorted(names.emoji_concepts().values(), key=lambda c: _fraction("scene/" + c.key)):
-            drawn = all(concept.key in self.by_style[s] for s in EMOJI_STYLES)
+        styles: dict[str, set[str]] = defaultdict(set)
+        for drawing in self.emoji:
+            styles[drawing.concept].add(drawing.source)
+        for concept in sorted(names.emoji_concepts().values(), key=self._scene_order):
             plain = re.fullmatch(r"[A-Za-z]+( [A-Za-z]+)?", concept.name)
-            if drawn and plain and concept.name not in names.SUBGROUPS.values() and not self.is_held_out(concept.key):
+            named = plain and concept.name not in names.SUBGROUPS.values()
+            named = named and not COLOR_WORDS & set(concept.name.lower().split())
+            if named and len(styles[concept.key]) == len(EMOJI_STYLES) and not self.is_held_out(concept.key):
                 candidates[concept.subgroups[0]].append(concept)
         chosen: list[Concept] = []
         while len(chosen) < self._scene_concepts:
@@ -93,6 +117,10 @@ class Catalogue:
                     f"scene_concepts is {self._scene_concepts}; the packages have {before} concepts that suit a scene"
                 )
         return chosen
+
+    def _scene_order(self, concept: Concept) -> tuple[bool, float]:
+        drawn = any(noun in self._icons for noun in names.nouns(concept))
+        return not drawn, _fraction("scene/" + concept.key)
 
 
 def _take(candidates: list[Concept], count: int, chosen: list[Concept]) -> list[Concept]:

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field
 class KindMix:
     """Shares of the caption kinds of a scene. They need not add up to one."""
 
-    object: float = 0.30
-    position: float = 0.20
-    place: float = 0.25
-    category: float = 0.12
-    ground: float = 0.08
-    count: float = 0.05
-    several: float = 0.05
+    object: float = 0.22
+    position: float = 0.16
+    relation: float = 0.18
+    plate: float = 0.15
+    place: float = 0.15
+    category: float = 0.14
+    ground: float = 0.05
+    count: float = 0.07
+    several: float = 0.03
 
     def __post_init__(self) -> None:
         shares = asdict(self)
@@ -38,9 +40,9 @@ class CorpusConfig:
     """Share of composed scenes; the others show a single drawing."""
     icon_share: float = 0.3
     """Share of icons among the single drawings; the others are emoji."""
-    scene_concepts: int = 24
+    scene_concepts: int = 48
     """Concepts that scenes are composed of, spread over categories of up to four at a time."""
-    min_drawings: int = 1
+    min_drawings: int = 2
     """Fewest drawings in a scene."""
     max_drawings: int = 4
     """Most drawings in a scene, one for each quarter of the canvas."""
@@ -54,9 +56,11 @@ class CorpusConfig:
     """Rows of one Parquet file."""
     evaluation_images: int = 600
     """Most images of one evaluation set."""
+    evaluation_captions: int = 600
+    """Most captions of a kind in a retrieval set, drawn by a hash of their words."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "scene_concepts", "captions", "rows_per_file", "evaluation_images"):
+        for name in ("rows", "scene_concepts", "captions", "rows_per_file", "evaluation_images", "evaluation_captions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 1")
         if self.canvas < 16:

@@ -20,13 +20,15 @@ INK, FAINT, PAPER = "#1d1f24", "#6b7078", "#ffffff"
 KIND_COLORS = {
     "object": "#1f6feb",
     "position": "#c2410c",
+    "relation": "#be123c",
+    "plate": "#4d7c0f",
     "place": "#a16207",
     "category": "#15803d",
     "ground": "#7e22ce",
     "count": "#b91c7c",
     "several": "#475569",
     "keywords": "#0e7490",
-    "style": "#a16207",
+    "style": "#78716c",
 }
 
 Card = tuple[Scene, list[tuple[str, str]]]

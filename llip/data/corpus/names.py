@@ -123,6 +123,9 @@ SUBGROUPS = {
 
 MAX_KEYWORDS = 10
 
+OTHER_ICONS = {"mouse"}
+"""Names that an icon has in another sense: the mouse of a computer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
@@ -198,3 +201,14 @@ def icon_concepts() -> dict[str, Concept]:
                 key=key, name=name, keywords=_keywords(record["tags"], name), groups=categories or ("icons",)
             )
     return concepts
+
+
+def icon_noun(icon: Concept) -> str:
+    """What an icon shows: its name without the word icon."""
+    return icon.name.removesuffix(" icon").lower()
+
+
+def nouns(concept: Concept) -> tuple[str, ...]:
+    """Names of a concept, of which an icon of the same thing may have one."""
+    found = dict.fromkeys(name.lower() for name in (concept.name, *concept.aliases))
+    return tuple(name for name in found if name not in OTHER_ICONS)

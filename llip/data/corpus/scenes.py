@@ -13,28 +13,26 @@ from llip.data.corpus import sources
 from llip.data.corpus.catalogue import TRAINING_EMOJI_STYLES, Catalogue
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.names import Concept
+from llip.data.corpus.palette import GROUNDS, INKS, PLATES, SHAPES, TEXTURES, ground_pixels, plate_pixels
 from llip.data.corpus.sources import Drawing
-
-GROUNDS = {
-    "white": (248, 248, 246),
-    "gray": (178, 182, 188),
-    "yellow": (250, 226, 120),
-    "orange": (248, 182, 108),
-    "red": (232, 122, 112),
-    "pink": (248, 184, 210),
-    "purple": (186, 158, 224),
-    "blue": (136, 182, 238),
-    "green": (152, 208, 146),
-    "brown": (184, 152, 120),
-}
-TEXTURES = ("plain", "striped", "dotted", "checkered")
-INKS = {"black": "#161616", "red": "#a3151f", "blue": "#123f9c", "green": "#0d5c2a", "purple": "#551a8b"}
 
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Row and column of the four places of a scene."""
 
-SIZES = (0.38, 0.42, 0.46)
+SIZES = (0.34, 0.36, 0.38)
+PLATE_MARGIN = 0.04
+"""Between a drawing and the edge of its plate, as a share of the canvas."""
 SINGLE_SIZES = (0.70, 0.80, 0.90)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plate:
+    """What a drawing of a scene stands on."""
+
+    color: str
+    """One of `PLATES`."""
+    shape: str
+    """One of `SHAPES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,8 @@ class Placement:
     """Left and upper edge and side, as shares of the canvas."""
     quarter: tuple[int, int] | None = None
     """Row and column of its quarter; None for a single drawing, which has none."""
+    plate: Plate | None = None
+    """None for a single drawing."""
     ink: str = "black"
     """Colour of an icon, of `INKS`."""
 
@@ -79,20 +79,28 @@ def random_of(seed: int, *path: str | int) -> Random:
 
 
 def _ground(random: Random) -> tuple[str, str]:
-    return random.choice(list(GROUNDS)), random.choice(("plain",) * 3 + TEXTURES)
+    return random.choice(list(GROUNDS)), random.choice(("plain", *TEXTURES))
 
 
 def compose(catalogue: Catalogue, config: CorpusConfig, random: Random, style: str) -> Scene:
-    """A scene of different concepts in one emoji style, each in a quarter of its own."""
+    """A scene of different concepts in one style, each on a plate in a quarter of its own.
+
+    Concepts, quarters, plates and ground are drawn independently: none tells of another.
+    """
     count = random.randint(config.min_drawings, config.max_drawings)
     placements = []
     quarters = random.sample(QUARTERS, count)
-    for concept, (row, column) in zip(random.sample(catalogue.scene_concepts, count), quarters, strict=True):
+    for concept, (row, column) in zip(random.sample(catalogue.concepts_in(style), count), quarters, strict=True):
         size = random.choice(SIZES)
-        left, top = (0.5 * cell + random.uniform(0.01, 0.49 - size) for cell in (column, row))
+        left, top = (
+            0.5 * cell + random.uniform(0.01 + PLATE_MARGIN, 0.49 - PLATE_MARGIN - size) for cell in (column, row)
+        )
+        plate = Plate(color=random.choice(list(PLATES)), shape=random.choice(SHAPES))
         drawing = catalogue.by_style[style][concept.key]
         placements.append(
-            Placement(drawing=drawing, concept=concept, left=left, top=top, size=size, quarter=(row, column))
+            Placement(
+                drawing=drawing, concept=concept, left=left, top=top, size=size, quarter=(row, column), plate=plate
+            )
         )
     color, texture = _ground(random)
     return Scene(placements=tuple(placements), color=color, texture=texture)
@@ -121,28 +129,21 @@ def training_scene(catalogue: Catalogue, config: CorpusConfig, index: int) -> Sc
 
 def render(scene: Scene, canvas: int) -> np.ndarray:
     """Pixels of a scene, uint8 RGB [canvas, canvas, 3]."""
-    image = _render_ground(scene.color, scene.texture, canvas)
+    image = ground_pixels(scene.color, scene.texture, canvas).copy()
     for placement in scene.placements:
-        side = max(1, round(placement.size * canvas))
-        left, top = (min(round(edge * canvas), canvas - side) for edge in (placement.left, placement.top))
-        rgba = sources.pixels(placement.drawing, side, INKS[placement.ink]).astype(np.uint16)
-        under = image[top : top + side, left : left + side]
+        if placement.plate is not None:
+            under = _window(image, placement, PLATE_MARGIN)
+            painted, opaque = plate_pixels(placement.plate.color, placement.plate.shape, len(under))
+            np.copyto(under, painted, where=opaque)
+        under = _window(image, placement, 0)
+        rgba = sources.pixels(placement.drawing, len(under), INKS[placement.ink]).astype(np.uint16)
         under[:] = rgba[..., :3] + (under * (255 - rgba[..., 3:]) + 127) // 255
     return image.astype(np.uint8)
 
 
-def _render_ground(color: str, texture: str, canvas: int) -> np.ndarray:
-    """The ground as uint16 [canvas, canvas, 3]: eight periods of a pattern in the colour and a lighter one."""
-    phase = np.arange(canvas) * 8 / canvas
-    x, y = phase[None, :] % 1, phase[:, None] % 1
-    if texture == "striped":
-        light = (x + y) % 1 < 0.5
-    elif texture == "dotted":
-        light = (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.09
-    elif texture == "checkered":
-        light = (x < 0.5) ^ (y < 0.5)
-    else:
-        light = np.zeros((canvas, canvas), bool)
-    dark = np.array(GROUNDS[color], np.uint16)
-    lighter = (dark + (255 - dark) * 0.4).astype(np.uint16) if color != "white" else dark - 18
-    return np.where(light[..., None], lighter, dark)
+def _window(image: np.ndarray, placement: Placement, margin: float) -> np.ndarray:
+    """The square of an image that a drawing covers, and a margin around it, as a view."""
+    canvas = len(image)
+    side = max(1, round((placement.size + 2 * margin) * canvas))
+    left, top = (min(round((edge - margin) * canvas), canvas - side) for edge in (placement.left, placement.top))
+    return image[top : top + side, left : left + side]

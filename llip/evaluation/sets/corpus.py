@@ -4,26 +4,28 @@
 | --- | --- | --- |
 | scenes_in_style | retrieval | new scenes in the styles of training |
 | scenes_held_out_style | retrieval | scenes in the held-out style |
+| scenes_in_icons | retrieval | scenes of icons: training has these icons nowhere, and no icons in scenes |
 | context | context | new scenes in the styles of training, two captions each |
-| hard_negatives | choice | new scenes in the styles of training: swapped places, swapped objects, wrong counts |
+| hard_negatives | choice | new scenes in the styles of training: places, objects, colours, counts |
 | group, subgroup, concept | classification | single drawings in the held-out style |
 | held_out_concepts | retrieval | single drawings of concepts that training never saw |
 | held_out_concepts_group, held_out_concepts_subgroup | classification | the same |
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
 from llip import storage
-from llip.data.corpus.captions import hard_negatives, object_statement, statements
 from llip.data.corpus.catalogue import TRAINING_EMOJI_STYLES, Catalogue, catalogue
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.names import Concept
 from llip.data.corpus.pool import encode
 from llip.data.corpus.scenes import Scene, compose, random_of, render, single
-from llip.data.corpus.sources import HELD_OUT_STYLE, Drawing
-from llip.evaluation.sets import evaluation_set
+from llip.data.corpus.sources import HELD_OUT_STYLE, ICON_STYLES, Drawing
+from llip.data.corpus.statements import hard_negatives, object_statement, statements
+from llip.evaluation.sets import evaluation_set, find_sets
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.fields import differences, to_dict
 from llip.progress import bar
@@ -45,12 +47,12 @@ def write_evaluation(folder: str, config: CorpusConfig, *, progress: bool = True
             raise ValueError(
                 f"{folder} was made with other settings ({'; '.join(changed)}); choose another folder or remove it"
             )
-        return evaluation_set.find(folder)
+        return [found.uri for found in find_sets(folder)]
     for make in bar(BUILDERS, desc="evaluation sets", unit="set", disable=not progress):
         for data in make(catalogue(config), config):
             evaluation_set.write(storage.join(folder, data.name), data)
     storage.write_json(marker, to_dict(config))
-    return evaluation_set.find(folder)
+    return [found.uri for found in find_sets(folder)]
 
 
 def _scenes(drawings: Catalogue, config: CorpusConfig, stream: str, styles: Sequence[str]) -> list[Scene]:
@@ -73,12 +75,22 @@ def _images(scenes: list[Scene], config: CorpusConfig) -> list[bytes]:
 
 def _retrieval(name: str, scenes: list[Scene], config: CorpusConfig) -> EvaluationSet:
     facts = [statements(s) for s in scenes]
+    of_kind: dict[str, set[str]] = {}
+    for text, kind in (fact for of_scene in facts for fact in of_scene):
+        of_kind.setdefault(kind, set()).add(text)
+    used = {text for texts in of_kind.values() for text in sorted(texts, key=_order)[: config.evaluation_captions]}
+    facts = [[(text, kind) for text, kind in of_scene if text in used] for of_scene in facts]
     columns = {
         "image": _images(scenes, config),
         "captions": [[text for text, _ in f] for f in facts],
         "kinds": [[kind for _, kind in f] for f in facts],
     }
     return EvaluationSet(name=name, task="retrieval", table=pa.table(columns))
+
+
+def _order(text: str) -> bytes:
+    """A place that depends on the words alone, whatever images there are."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _classification(
@@ -94,10 +106,11 @@ def _classification(
 def _scene_sets(drawings: Catalogue, config: CorpusConfig) -> list[EvaluationSet]:
     in_style = _scenes(drawings, config, "scenes_in_style", TRAINING_EMOJI_STYLES)
     held_out = _scenes(drawings, config, "scenes_held_out_style", (HELD_OUT_STYLE,))
-    return [
-        _retrieval("scenes_in_style", in_style, config),
-        _retrieval("scenes_held_out_style", held_out, config),
-    ]
+    sets = {"scenes_in_style": in_style, "scenes_held_out_style": held_out}
+    icons = [s for s in ICON_STYLES if len(drawings.concepts_in(s)) >= config.max_drawings]
+    if icons:
+        sets["scenes_in_icons"] = _scenes(drawings, config, "scenes_in_icons", icons)
+    return [_retrieval(name, scenes, config) for name, scenes in sets.items()]
 
 
 def _context_set(drawings: Catalogue, config: CorpusConfig) -> list[EvaluationSet]:

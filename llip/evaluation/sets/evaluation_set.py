@@ -246,8 +246,3 @@ def _table(file: str) -> pa.Table:
             return plain(pq.read_table(handle))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{file} cannot be read as Parquet ({error})") from error
-
-
-def find(folder: str) -> list[str]:
-    """The sets under a folder, sorted by path."""
-    return [uri.removesuffix("/" + DESCRIPTION) for uri in storage.listing(folder, DESCRIPTION)]

@@ -47,6 +47,8 @@ class Run:
     folder: str
     evaluation: str | None = None
     """Folder that holds evaluation sets, for evaluation in training; None: no evaluation."""
+    watched: tuple[str, ...] = ()
+    """Names of the sets that are evaluated on the way, all of them at the end; where none is named, all always."""
     tracking: Tracking | None = None
     recipe: str = ""
     """Name of what the configuration started from, and in `differing` what is other than there."""
@@ -84,6 +86,7 @@ def train_and_evaluate(
         run_folder.tell(run.folder, {"recipe": run.recipe, "differing": list(run.differing), "command": run.command})
     sources = find_sets(run.evaluation) if run.evaluation else []
     sets = [source.read() for source in sources]
+    total = run_folder.for_shards(run.config, run.shards).total_steps
 
     with Tracker(run.tracking, run.folder, enabled=first) as tracker, stopping.watched(run.folder) as stop:
         tracker.parameters(to_dict(run.config) | {"shards": run.shards, "world_size": world.size})
@@ -97,8 +100,10 @@ def train_and_evaluate(
 
         def evaluate(step: int, model: ContrastiveModel) -> None:
             error, outcomes = None, list[Outcome]()
+            everything = not run.watched or step == total
+            measured = [data for data in sets if everything or data.name in run.watched]
             try:
-                outcomes += evaluate_sets(model, sets, OverRanks(model=model, ranks=world))
+                outcomes += evaluate_sets(model, measured, OverRanks(model=model, ranks=world))
                 metrics.update(named(outcomes))
             except ValueError as found:  # on rank 0; the others have to hear of it
                 error = found

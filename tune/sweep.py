@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so t
     from tune.search import Suggestions
     from tune.trials import TrialPlan
 
-STEPS = {"steps": 400}
+STEPS = {"steps": 300}
 """Long enough that the built-in corpus tells models apart."""
 LOOKED_AT = 16
 """Points by which it is found what kinds of models Optuna may ask for."""

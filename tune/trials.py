@@ -160,6 +160,7 @@ def _train(config: dict[str, Any], plan: TrialPlan) -> None:
         shards=plan.shards,
         folder=plan.trial_folder(trial.name),
         evaluation=plan.evaluation,
+        watched=(plan.metric.split("/")[0],),
         tracking=plan.trial_tracking(trial),
         recipe=command.brief_recipe(trial.point.recipe),
         differing=tuple(f"{path}: {value}" for path, value in trial.point.fields),

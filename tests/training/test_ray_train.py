@@ -1,7 +1,9 @@
-"""Training as a worker of Ray Train: notices of preemption, also from a Ray that keeps them elsewhere, and refusals."""
+"""Training as a worker of Ray Train: notices of preemption, also from a Ray that keeps them elsewhere, refusals, and
+what is evaluated on the way."""
 
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +13,13 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
+from helpers.evaluation_samples import make_sets
 from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 
 from llip import storage
 from llip.config import TrainingConfig
+from llip.evaluation.sets.evaluation_set import write
 from llip.fields import override
 from llip.training import checkpoint
 from llip.training.stopping import StoppedError
@@ -111,3 +115,25 @@ def test_workers_ask_for_gpus_that_are_there_or_are_said_to_come(
     monkeypatch.setattr(launching, "_cluster_gpus", lambda: there)
     launching.fit(run["run"], workers=2, gpu=gpu)
     assert found["scaling"].use_gpu is asked
+
+
+def test_sets_that_are_not_watched_are_evaluated_at_the_end_alone(
+    small: TrainingConfig, shards: str, tmp_path: Path
+) -> None:
+    sets = make_sets()
+    for data in sets:
+        write(str(tmp_path / "sets" / data.name), data)
+    seen: dict[int, set[str]] = {}
+    run = launching.Run(
+        config=replace(small, steps=4, evaluate_every=2),
+        shards=shards,
+        folder=str(tmp_path / "run"),
+        evaluation=str(tmp_path / "sets"),
+        watched=(sets[0].name,),
+    )
+
+    def note(step: int, metrics: Mapping[str, object]) -> None:
+        seen[step] = {name.split("/")[0] for name in metrics}
+
+    launching.train_and_evaluate(run, on_evaluation=note, progress=launching.silent)
+    assert seen == {2: {sets[0].name}, 4: {data.name for data in sets}} and len(sets) > 1

@@ -25,7 +25,7 @@ from pipelines.pretrain import Pretrain
 from tune import experiment, results, sweep, trials
 from tune.points import Point
 from tune.results import Evaluation, Trial, TrialResult
-from tune.sweep import Sweep
+from tune.sweep import STEPS, Sweep
 from tune.trials import TrialPlan
 
 METRIC = "scenes_in_style/text_to_image_map"
@@ -60,7 +60,7 @@ def test_contradictions_are_refused_before_anything_is_written(
 
 def test_a_length_of_ones_own_replaces_the_default_one() -> None:
     vary = ["--vary", "recipe=clip_tiny"]
-    assert parse(Sweep, vary).training().steps == 400
+    assert parse(Sweep, vary).training().steps == STEPS["steps"]
     assert parse(Sweep, [*vary, "--steps", "1200"]).training().steps == 1200
     assert parse(Sweep, [*vary, "--epochs", "2"]).training().epochs == 2
     for axis in ("steps=100,200", "epochs=1,2"):

@@ -1,5 +1,6 @@
 """Checkpoints of a run as MLflow's LoggedModels: pending while they are written, ready once complete, deleted after."""
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ FAMILY = "llip"
 TAG = "checkpoint"
 """Tag of a model: the URI of its weights."""
 NOTE, LOADER = "checkpoint.json", "llip.training.served"
+REFUSED = re.compile(r"""[/:.%"']""")
+"""Characters that a model's name must not have; a run's name may, such as those of a learning rate."""
 IMAGE, TEXT, SCORE = "image", "text", "score"
 EXAMPLE = {TEXT: ["a red apple", "two blue stars"]}
 
@@ -33,7 +36,7 @@ class LoggedModels:
     def __init__(self, client: Any, run_id: str, parameters: Callable[[], Mapping[str, str]]) -> None:
         self._client, self._run_id, self._parameters = client, run_id, parameters
         info = client.get_run(run_id).info
-        self._experiment, self._name = info.experiment_id, info.run_name
+        self._experiment, self._name = info.experiment_id, REFUSED.sub("_", info.run_name)
         found = client.search_logged_models([self._experiment], filter_string=f"source_run_id = '{run_id}'")
         self._known = {
             int(model.tags["step"]): _Known(

@@ -22,7 +22,7 @@ def tracking(tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(mlflow_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return Tracking(uri=uri, experiment="models", run_name="tiny", artifact_location=f"{tmp_path}/artifacts")
+    return Tracking(uri=uri, experiment="models", run_name="tiny-0.5", artifact_location=f"{tmp_path}/artifacts")
 
 
 def test_every_kept_checkpoint_is_a_model_of_mlflow_and_the_last_one_is_served(
@@ -53,7 +53,7 @@ def test_every_kept_checkpoint_is_a_model_of_mlflow_and_the_last_one_is_served(
     experiment = client.get_run(run_id).info.experiment_id
     models = {int(m.tags["step"]): m for m in client.search_logged_models([experiment])}
     assert sorted(models) == [4, 6] and {m.status.name for m in models.values()} == {"READY"}
-    assert {m.name for m in models.values()} == {"tiny-step4", "tiny-step6"}
+    assert {m.name for m in models.values()} == {"tiny-0_5-step4", "tiny-0_5-step6"}
     found = client.get_logged_model(models[6].model_id)
     assert [(m.key, m.value, m.dataset_name, m.dataset_digest) for m in found.metrics] == [
         ("eval/set/top1", 0.6, "set", "1" * 32)

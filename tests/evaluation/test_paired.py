@@ -5,7 +5,7 @@ import pytest
 
 from llip.evaluation import paired
 from llip.evaluation.item_scores import ItemScores
-from llip.evaluation.paired import Difference, difference
+from llip.evaluation.paired import Difference, Replicates, difference
 
 UNITS = {"images": np.arange(80)}
 
@@ -51,6 +51,15 @@ def test_what_is_hard_for_both_does_not_count() -> None:
     found = difference([scores(hard)], [scores(hard + 0.05)])
     assert (found.value, found.low, found.high) == pytest.approx((0.05, 0.05, 0.05), abs=1e-6)
     assert found.decided and found.seeds == (1, 1) and found.over == "80 images"
+
+
+def test_the_level_of_two_seeds_has_an_interval_within_what_a_metric_can_be() -> None:
+    seeds = [scores(np.random.default_rng(seed).uniform(low, 1.0, 80)) for seed, low in ((3, 0.8), (4, 0.98))]
+    found = Replicates(seeds).level([0, 1])
+    assert found.value == pytest.approx(np.mean([run.value for run in seeds]))
+    assert found.low < seeds[0].value and found.high == 1.0
+    alone = Replicates(seeds[:1]).level([0])
+    assert alone.low < seeds[0].value < alone.high < 0.93
 
 
 def test_other_items_are_refused() -> None:

@@ -79,7 +79,7 @@ class Replicates:
         )
 
     def level(self, group: Sequence[int]) -> Estimate:
-        """The mean of a group of runs, given by their places among all. Its interval ends at 0 and at 1, as metrics do."""
+        """The mean of a group of runs, given by their places among all. Its interval lies in [0, 1], as metrics do."""
         (mean_B,) = self._means([group])
         low, high = (min(max(end, 0.0), 1.0) for end in interval(mean_B))
         return Estimate(value=float(np.mean([self._values[run] for run in group])), low=low, high=high)

@@ -82,7 +82,7 @@ def test_small_sizes_differ_in_width_depth_and_rate_alone() -> None:
     }
     widths = [run.model.vision.width for run in (mini, tiny, small)]
     assert widths == [64, 128, 192] and [run.model.embed_dim for run in (mini, tiny, small)] == [32, 64, 96]
-    assert [run.optimizer.learning_rate for run in (mini, tiny, small)] == [2e-3, 1e-3, 6.7e-4]
+    assert [run.optimizer.learning_rate for run in (mini, tiny, small)] == [1e-3, 5e-4, 3.3e-4]
 
 
 def test_an_unknown_name_is_answered_with_those_near_it() -> None:

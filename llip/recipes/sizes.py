@@ -46,7 +46,7 @@ def _small(width: int, layers: int, text_layers: int) -> Size:
         text=TextConfig(context_length=32, width=width, heads=width // 32, layers=text_layers),
         mixture_heads=width // 32,
         patch_temperature=5.0,
-        learning_rate=round(1e-3 * 128 / width, 5),
+        learning_rate=round(5e-4 * 128 / width, 5),
         logit_scale=10.0,
         logit_bias=-5.0,
         small_scale=True,

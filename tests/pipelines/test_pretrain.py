@@ -56,7 +56,7 @@ def test_one_mlflow_run_holds_training_and_evaluation(chain: Chain) -> None:
     assert tracking is not None and (tracking.uri, tracking.artifact_location) == default_store(chain.output)
     client, run_id = open_run(tracking, chain.outcome.folder)
     run = client.get_run(run_id)
-    assert run.data.params["model.vision.tokens"] == "8" and run.data.params["optimizer.learning_rate"] == "0.001"
+    assert run.data.params["model.vision.tokens"] == "8" and run.data.params["optimizer.learning_rate"] == "0.0005"
     last = read_metrics(chain.outcome.folder)[0]
     assert run.data.metrics.keys() >= {published(n) for n in last.keys() - {"step"} | chain.outcome.metrics.keys()}
     told = {"recipe": "llip_dense_tiny_k8", "family": "llip", "K": "24", "dataset": "shards", "gpus": "none"}

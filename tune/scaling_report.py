@@ -40,7 +40,7 @@ class ScalingFound:
     metric: str
     cells: list[Cell]
     folders: dict[str, str]
-    """TrainedSize folder of every trial, by its name."""
+    """Run folder of every trial, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ def _headlines(found: StudyFound, judged: Judged) -> Iterator[tuple[str, str, st
 
 
 def _kept(found: StudyFound) -> dict[str, Any]:
-    """As JSON."""
+    """What stays of a study, as JSON values."""
 
     def by_name(values: Mapping[Variant, Any]) -> dict[str, Any]:
         return {variant.name: value for variant, value in values.items()}

@@ -1,7 +1,7 @@
 """What sweeps, studies and scaling share: settings, the data, the folder and the MLflow run of their trials."""
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,6 +205,35 @@ def write(folder: str, files: Mapping[str, bytes]) -> None:
     """Write a report, by file name, into the experiment's folder."""
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)
+
+
+def kept(settings: Experiment, extended: Collection[str]) -> dict[str, Any]:
+    """What an experiment goes on with: all its options but those that may change, and what is learned by."""
+    learned = {p: v for p, v in settings.fixed().items() if not find_leaf(TrainingConfig, p).operational}
+    return {name: value for name, value in asdict(settings).items() if name not in extended} | {"overrides": learned}
+
+
+def seed_by_seed(
+    plan: "TrialPlan",
+    settings: Experiment,
+    seeds: int,
+    make: Callable[[int], Mapping[str, bytes]],
+    names: tuple[str, str, str],
+) -> str:
+    """Train one seed after the other, with the report written after each and logged at the end; returns its table.
+
+    `make` trains a seed and returns the report by file name; `names` are those of its table, figure and page.
+    """
+    table, figure, page = names
+    files: Mapping[str, bytes] = {}
+    for seed in range(seeds):
+        files = make(seed)
+        write(plan.folder, files)
+        print(f"\nseeds {seed + 1} of {seeds}: {storage.join(plan.folder, page)}")
+    text = files[table].decode()
+    log_report(plan, settings, files, {}, text)
+    print(f"\n{text}\nplot         {storage.join(plan.folder, figure)}")
+    return text
 
 
 def log_report(

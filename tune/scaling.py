@@ -9,13 +9,13 @@ The recipe's towers, width of the embedding, heads and learning rate are replace
 is written after each seed; run again, it goes on where it was, and more seeds, sizes or lengths add what is missing.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llip import recipes, storage
+from llip import recipes
 from llip.config import QUERIED_HEADS, TrainingConfig
-from llip.fields import find_leaf, override, value_of
+from llip.fields import override, value_of
 from llip.recipes.sizes import SIZES
 from pipelines import command
 from tune import clock, experiment, laws
@@ -101,25 +101,18 @@ def scaling(settings: Scaling) -> str:
 
     check(settings)
     heads = {settings.training().model.head.kind}
-    plan = experiment.prepare(settings, settings.place("scaling"), "scaling", _fixed(settings), heads)
+    plan = experiment.prepare(
+        settings, settings.place("scaling"), "scaling", experiment.kept(settings, EXTENDED), heads
+    )
     grid = Grid(plan, settings)
     print(grid.cost())
-    files: dict[str, bytes] = {}
-    for seed in range(settings.seeds):
+
+    def made(seed: int) -> dict[str, bytes]:
         grid.train(seed)
-        files = scaling_report.files(grid.found())
-        experiment.write(plan.folder, files)
-        print(f"\nseeds {seed + 1} of {settings.seeds}: {storage.join(plan.folder, scaling_report.PAGE)}")
-    table = files[scaling_report.TABLE].decode()
-    experiment.log_report(plan, settings, files, {}, table)
-    print(f"\n{table}\nplot         {storage.join(plan.folder, scaling_report.FIGURE)}")
-    return table
+        return scaling_report.files(grid.found())
 
-
-def _fixed(settings: Scaling) -> dict[str, Any]:
-    """What it goes on with: all but where, how much at a time, and how many."""
-    learned = {p: v for p, v in settings.fixed().items() if not find_leaf(TrainingConfig, p).operational}
-    return {name: value for name, value in asdict(settings).items() if name not in EXTENDED} | {"overrides": learned}
+    names = (scaling_report.TABLE, scaling_report.FIGURE, scaling_report.PAGE)
+    return experiment.seed_by_seed(plan, settings, settings.seeds, made, names)
 
 
 @dataclass(frozen=True)

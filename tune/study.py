@@ -12,13 +12,13 @@ of the default recipe: all of them on one seed, then on the next, with the repor
 on where it was; other variants and more seeds add what is missing.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llip import recipes, storage
 from llip.config import TrainingConfig
-from llip.fields import find_leaf, override, value_of
+from llip.fields import override, value_of
 from pipelines import command
 from tune import clock, experiment, variants
 from tune.clock import Clock
@@ -134,26 +134,17 @@ def study(settings: Study) -> str:
 
     check(settings)
     heads = {settings.config(v, {}, steps=1, seed=0).model.head.kind for v in settings.variants()}
-    plan = experiment.prepare(settings, settings.place("studies"), "study", _fixed(settings), heads)
+    plan = experiment.prepare(settings, settings.place("studies"), "study", experiment.kept(settings, EXTENDED), heads)
     rounds = Rounds(plan, settings)
     print(rounds.cost())
     rounds.choose()
-    files: dict[str, bytes] = {}
-    for seed in range(settings.seeds):
+
+    def made(seed: int) -> dict[str, bytes]:
         rounds.compare(seed)
-        files = study_report.files(rounds.found())
-        experiment.write(plan.folder, files)
-        print(f"\nseeds {seed + 1} of {settings.seeds}: {storage.join(plan.folder, study_report.PAGE)}")
-    table = files[study_report.TABLE].decode()
-    experiment.log_report(plan, settings, files, {}, table)
-    print(f"\n{table}\nplot         {storage.join(plan.folder, study_report.FIGURE)}")
-    return table
+        return study_report.files(rounds.found())
 
-
-def _fixed(settings: Study) -> dict[str, Any]:
-    """What a study goes on with: all but where, how much at a time, and how many."""
-    learned = {p: v for p, v in settings.fixed().items() if not find_leaf(TrainingConfig, p).operational}
-    return {name: value for name, value in asdict(settings).items() if name not in EXTENDED} | {"overrides": learned}
+    names = (study_report.TABLE, study_report.FIGURE, study_report.PAGE)
+    return experiment.seed_by_seed(plan, settings, settings.seeds, made, names)
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,7 @@ def _select(
 
     from pipelines.stages import balance, card, card_page, select
     from pipelines.stages.match import matching
-    from pipelines.stages.work import Stage, digest, run, tallies
+    from pipelines.stages.work import Stage, counts, digest, run
 
     progress = storage.join(output, "progress")
     markers = storage.join(progress, digest(config))
@@ -312,7 +312,7 @@ def _select(
         },
     )
     entries_of = partial(matching.matched_entries, folder=matched.folder, kept=markers)
-    kept_counts = tallies.total(pool.units, entries_of, len(matched.entries))
+    kept_counts = counts.total(pool.units, entries_of, len(matched.entries))
     data_card = card.make(
         results,
         rows=matched.rows,

@@ -80,19 +80,19 @@ def build(settings: Metadata) -> Manifest:
 
 
 def _build(settings: Metadata, corpus: Pool | None, config: dict[str, Any], output: str) -> Manifest:
-    from pipelines.stages.match import lexicon, metadata
+    from pipelines.stages.match import metadata, wordnet
     from pipelines.stages.work import digest
 
     sources: dict[str, list[str]] = {}
     if settings.wordnet:
-        sources["wordnet"] = lexicon.lemmas(storage.absolute(settings.wordnet))
+        sources["wordnet"] = wordnet.lemmas(storage.absolute(settings.wordnet))
     if corpus:
         progress = storage.join(output, "progress", digest(config))
         sources["corpus"] = metadata.of_corpus(
             corpus, folder=progress, markers=progress, min_count=settings.min_count, min_pmi=settings.min_pmi
         )
     if settings.titles:
-        sources["titles"] = lexicon.titles(storage.absolute(settings.titles), settings.min_views)
+        sources["titles"] = wordnet.titles(storage.absolute(settings.titles), settings.min_views)
     entries = list(dict.fromkeys(entry for source in sources.values() for entry in source))[: settings.limit]
     if not entries:
         raise ValueError("nothing is left to make entries of: lower --min-count or --min-views")

@@ -15,7 +15,7 @@ from pipelines.stages.columns import set_in_lists, whole
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import CAPTION, KEPT, ROW, ImageRules
 from pipelines.stages.match import matching
-from pipelines.stages.work import Unit, tallies
+from pipelines.stages.work import Unit, counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def select_unit(
         raise ValueError(
             f"{unit.file} has {row} rows where {decided.num_rows} were matched: the pool changed while it was curated"
         )
-    tallies.write(kept_folder, matching.kept_name(unit), np.concatenate([np.zeros(0, bool), *kept_captions]))
+    counts.write(kept_folder, matching.kept_name(unit), np.concatenate([np.zeros(0, bool), *kept_captions]))
     return {"file": asdict(file.entry), "tally": tally, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
 
 

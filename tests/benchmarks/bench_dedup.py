@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 
 from llip import storage
-from pipelines.stages.dedup import copies, deduplicating
-from pipelines.stages.dedup.copies import Level, Part
+from pipelines.stages.dedup import deduplicating, duplicates
+from pipelines.stages.dedup.duplicates import Level, Part
 from pipelines.stages.options import Dedup
 from pipelines.stages.work import spill
 
@@ -63,16 +63,16 @@ def measure(rows: int, distance: int, out: "multiprocessing.Queue[str]") -> None
         sizes = []
         for unit in range(units):
             ranks = splitmix(np.arange(unit * UNIT_ROWS, (unit + 1) * UNIT_ROWS) + rows)
-            uri = storage.join(folder, copies.spill_name("unit", unit))
-            sizes.append(copies.scatter(uri, unit, prints_of(unit, rows), ranks, [level], bins)["bytes"])
+            uri = storage.join(folder, duplicates.spill_name("unit", unit))
+            sizes.append(duplicates.scatter(uri, unit, prints_of(unit, rows), ranks, [level], bins)["bytes"])
         scattered = time.process_time() - start
         ends = spill.ends(sizes)
-        files = [storage.join(folder, copies.spill_name("unit", unit)) for unit in range(units)]
+        files = [storage.join(folder, duplicates.spill_name("unit", unit)) for unit in range(units)]
         lost = 0
         for index in range(bins):
             part = Part(index=index, pieces=spill.pieces(files, ends, index, index))
-            result = copies.compare_bin(part, folder=folder, levels=[level], copies=True, units=units)
-            name = storage.join(folder, copies.spill_name("lost", index))
+            result = duplicates.compare_bin(part, folder=folder, levels=[level], copies=True, units=units)
+            name = storage.join(folder, duplicates.spill_name("lost", index))
             lost += sum(t.num_rows for t in spill.read([(name, 0, sum(result["bytes"]))]))
         compared = time.process_time() - start - scattered
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

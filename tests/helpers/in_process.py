@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.stages.work import passes
+from pipelines.stages.work import runner
 
 
 def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
@@ -20,7 +20,7 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the data jobs run here: their passes are those of any run, but for who does the tasks."""
-    monkeypatch.setattr(passes, "_dataset", _dataset)
+    monkeypatch.setattr(runner, "_dataset", _dataset)
     fake = SimpleNamespace(
         put=lambda value: value,
         get=lambda values: values,

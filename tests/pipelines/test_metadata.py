@@ -7,7 +7,7 @@ from helpers.small_pools import pool_rows, write_parquet
 
 from llip import storage
 from pipelines.metadata import Metadata, build
-from pipelines.stages.match import lexicon, metadata
+from pipelines.stages.match import metadata, wordnet
 
 WORDNET = Path("/usr/share/wordnet")
 TEXT = ["new york is big", "new york, new haven", "is new york", "a red cat", "a red"]
@@ -64,7 +64,7 @@ class TestCorpus:
     ) -> None:
         (tmp_path / "titles").write_text("New York\t500\nred\t90\nObscure\t3\nBig Cat\t900\n")
         settings = Metadata(
-            wordnet=wordnet(tmp_path / "wordnet"),
+            wordnet=wordnet_folder(tmp_path / "wordnet"),
             corpus=corpus(tmp_path / "corpus", 1),
             titles=str(tmp_path / "titles"),
             output=str(tmp_path / "out"),
@@ -84,7 +84,7 @@ class TestCorpus:
             build(settings)
 
 
-def wordnet(folder: Path) -> str:
+def wordnet_folder(folder: Path) -> str:
     """Files of a WordNet database with a few synsets."""
     folder.mkdir()
     licence = "  1 This software and database is being provided to you\n"
@@ -101,7 +101,7 @@ def wordnet(folder: Path) -> str:
 
 
 def test_lemmas_keep_their_case_and_lose_their_markers(tmp_path: Path) -> None:
-    found = lexicon.lemmas(wordnet(tmp_path / "wordnet"))
+    found = wordnet.lemmas(wordnet_folder(tmp_path / "wordnet"))
     assert found == ["physical entity", "Bank of England", "cat", "run", "red", "galore"]
 
 
@@ -109,29 +109,29 @@ def test_lemmas_keep_their_case_and_lose_their_markers(tmp_path: Path) -> None:
 @pytest.mark.skipif(not WORDNET.exists(), reason="Debian's package wordnet-base is not installed")
 def test_wordnet_itself() -> None:
     """WordNet 3.0 has 147,306 words, which its own index lists in small letters."""
-    lines = [line for part in lexicon.PARTS for line in (WORDNET / f"index.{part}").read_text().splitlines()]
+    lines = [line for part in wordnet.PARTS for line in (WORDNET / f"index.{part}").read_text().splitlines()]
     listed = {line.partition(" ")[0].replace("_", " ") for line in lines if not line.startswith("  ")}
-    found = lexicon.lemmas(str(WORDNET))
+    found = wordnet.lemmas(str(WORDNET))
     assert {lemma.lower() for lemma in found} == listed and len(listed) == 147_306
     assert "Abraham Lincoln" in found and len(set(found)) == len(found)
 
 
 def test_a_broken_database_is_refused(tmp_path: Path) -> None:
-    folder = Path(wordnet(tmp_path / "wordnet"))
+    folder = Path(wordnet_folder(tmp_path / "wordnet"))
     (folder / "data.verb").write_text("01926311 38 v 04 run 0\n")
     with pytest.raises(ValueError, match=r"data.verb, line 1 is no synset"):
-        lexicon.lemmas(str(folder))
+        wordnet.lemmas(str(folder))
     (folder / "data.verb").unlink()
     with pytest.raises(ValueError, match=r"data.verb does not exist; --wordnet is the folder"):
-        lexicon.lemmas(str(folder))
+        wordnet.lemmas(str(folder))
 
 
 def test_titles_by_views(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("b\t70\na\t71\nb\t80\nc\t69\n\nplain\n")
-    assert lexicon.titles(str(tmp_path / "t"), 70) == ["b", "a", "plain"]
+    assert wordnet.titles(str(tmp_path / "t"), 70) == ["b", "a", "plain"]
     (tmp_path / "t").write_text("a\tmany\n")
     with pytest.raises(ValueError, match="line 1: 'many' is no number of views"):
-        lexicon.titles(str(tmp_path / "t"), 70)
+        wordnet.titles(str(tmp_path / "t"), 70)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.stages.work import Stage, Unit, passes, run, tallies
+from pipelines.stages.work import Stage, Unit, counts, run, runner
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -60,14 +60,14 @@ def test_totals_are_counts_over_all_units() -> None:
 
     units = [Unit(index=i, file="", name="", size=1) for i in range(20)]
     expected = np.bincount(np.concatenate(drawn), minlength=60)
-    assert tallies.total(units, entries_of, 60).tolist() == expected.tolist()
+    assert counts.total(units, entries_of, 60).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("units", "cpus"), [(1, 2), (3, 2), (8, 2), (200, 2), (5_000, 16), (200_000, 1_000)])
 def test_tasks_are_long_at_first_and_end_together(units: int, cpus: int) -> None:
-    sizes = passes.task_sizes(units, cpus)
+    sizes = runner.task_sizes(units, cpus)
     assert sum(sizes) == units and min(sizes) > 0 and sizes[:-1] == sorted(sizes[:-1], reverse=True)
-    assert sizes[0] <= passes.UNITS and len(sizes) >= min(units, 2 * cpus)
+    assert sizes[0] <= runner.UNITS and len(sizes) >= min(units, 2 * cpus)
     assert sizes[-1] <= -(-units // (4 * cpus))  # not so long that the others wait for it
 
 
@@ -75,11 +75,11 @@ def test_a_task_that_was_begun_by_a_worker_that_died_does_only_what_is_left(tmp_
     stage = Stage(name="double", markers=str(tmp_path / "markers"))
     shared = {"folder": str(tmp_path), "bad": None}
     task = pa.table({"index": list(range(6)), "unit": [pickle.dumps(unit) for unit in range(6)]})
-    attempt = passes.perform(task, stage=stage, function=doubling(), shared=shared)
+    attempt = runner.perform(task, stage=stage, function=doubling(), shared=shared)
     assert isinstance(attempt, Generator)
     first = next(attempt)  # of HANDED_OVER units; the worker dies
     attempt.close()
-    again = list(passes.perform(task, stage=stage, function=doubling(), shared=shared))
+    again = list(runner.perform(task, stage=stage, function=doubling(), shared=shared))
     assert again[0].equals(first)  # Ray drops what it has from the first attempt: parts have to be the same
     found = [tuple(pair) for part in again for pair in json.loads(part["results"][0].as_py())]
     assert found == [(unit, {"double": 2 * unit}) for unit in range(6)]

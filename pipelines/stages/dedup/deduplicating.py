@@ -7,14 +7,14 @@ from typing import Any
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import Manifest
-from pipelines.stages.dedup import copies, fingerprint
-from pipelines.stages.dedup.copies import Level, Part
+from pipelines.stages.dedup import duplicates, fingerprint
+from pipelines.stages.dedup.duplicates import Level, Part
 from pipelines.stages.filter.rules import ImageRules
 from pipelines.stages.match import matching
 from pipelines.stages.match.matched import Matched
 from pipelines.stages.options import Dedup
 from pipelines.stages.read import Pool
-from pipelines.stages.work import Stage, digest, run, spill, tallies
+from pipelines.stages.work import Stage, counts, digest, run, spill
 
 BIN_RECORDS = 1 << 20
 """Records of a bin, about: what one task holds."""
@@ -32,12 +32,12 @@ def without_copies(pool: Pool, matched: Matched, dedup: Dedup, image_rules: Imag
     folder = storage.join(matched.folder, "copies", digest(config))
     if manifest.is_done(folder, "copies", config):
         print(f"{folder} says already which rows are copies")
-        return replace(matched, counts=tallies.read(storage.join(folder, matching.COUNTS)), dropped=folder)
+        return replace(matched, counts=counts.read(storage.join(folder, matching.COUNTS)), dropped=folder)
     progress = storage.join(folder, "progress")
     _resolve(pool, matched, dedup, image_rules, [source.uri for source in sets], folder, progress)
     entries_of = partial(matching.matched_entries, folder=matched.folder, dropped=folder)
-    left = tallies.total(pool.units, entries_of, len(matched.entries))
-    tallies.write(folder, matching.COUNTS, left)
+    left = counts.total(pool.units, entries_of, len(matched.entries))
+    counts.write(folder, matching.COUNTS, left)
     manifest.write(folder, Manifest(kind="copies", files=(), config=config))
     storage.remove(progress)
     return replace(matched, counts=left, dropped=folder)
@@ -61,7 +61,7 @@ def _resolve(
     of_units = run(
         Stage(name="fingerprint", markers=progress, noun=pool.noun),
         pool.units,
-        copies.fingerprint_unit,
+        duplicates.fingerprint_unit,
         sizes=sizes,
         shared=shared | reading | {"bins": bins},
     )
@@ -70,7 +70,7 @@ def _resolve(
         of_sets = run(
             Stage(name="fingerprint-sets", markers=progress, noun="sets"),
             list(enumerate(sets)),
-            copies.fingerprint_evaluation,
+            duplicates.fingerprint_evaluation,
             sizes=[1] * len(sets),
             shared=shared | {"bins": bins},
         )
@@ -78,14 +78,14 @@ def _resolve(
     lost = run(
         Stage(name="compare", markers=progress, noun="bins"),
         _parts(progress, {"unit": of_units, "evaluation": of_sets}, [0] * bins),
-        copies.compare_bin,
+        duplicates.compare_bin,
         sizes=[1] * bins,
         shared=shared | {"units": len(pool.units)},
     )
     run(
         Stage(name="resolve", markers=progress, noun=pool.noun),
         _parts(progress, {"lost": lost}, [result["rows"] for result in of_units]),
-        copies.resolve_unit,
+        duplicates.resolve_unit,
         sizes=sizes,
         shared=shared | {"folder": folder, "progress": progress},
     )
@@ -102,6 +102,8 @@ def levels(dedup: Dedup, rows: int) -> list[Level]:
 
 def _parts(folder: str, results: dict[str, list[dict[str, Any]]], rows: list[int]) -> list[Part]:
     """Where each part of the next pass lies in what the last one wrote, by the name of its files."""
-    files = [storage.join(folder, copies.spill_name(name, i)) for name, of in results.items() for i in range(len(of))]
+    files = [
+        storage.join(folder, duplicates.spill_name(name, i)) for name, of in results.items() for i in range(len(of))
+    ]
     ends = spill.ends([result["bytes"] for of in results.values() for result in of])
     return [Part(index=i, pieces=spill.pieces(files, ends, i, i), rows=n) for i, n in enumerate(rows)]

@@ -16,7 +16,7 @@ from pipelines.stages.match.by_language import LanguageMatcher, Lists
 from pipelines.stages.match.matching import TextRules
 from pipelines.stages.options import Semantics
 from pipelines.stages.read import Pool
-from pipelines.stages.work import Stage, digest, run, tallies
+from pipelines.stages.work import Stage, counts, digest, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def matches_of(
             folder=folder,
             entries=storage.read_json(storage.join(folder, metadata.NAME)),
             languages=done.summary["languages"],
-            counts=tallies.read(storage.join(folder, matching.COUNTS)),
+            counts=counts.read(storage.join(folder, matching.COUNTS)),
             rows=done.summary["rows"],
             unread=done.summary["unread"],
         )
@@ -85,8 +85,8 @@ def matches_of(
     entries = by_language.labels(lists)
     storage.write_json(storage.join(folder, metadata.NAME), entries)
     rows, unread = _match(pool, lists, semantics, text_rules, folder, progress)
-    totals = tallies.total(pool.units, partial(matching.matched_entries, folder=folder), len(entries))
-    tallies.write(folder, matching.COUNTS, totals)
+    totals = counts.total(pool.units, partial(matching.matched_entries, folder=folder), len(entries))
+    counts.write(folder, matching.COUNTS, totals)
     sizes = {code: len(of_language) for code, of_language in lists.items()}
     summary = {"languages": sizes, "rows": rows, "unread": unread}
     manifest.write(folder, Manifest(kind="matches", files=(), config=config, summary=summary))

@@ -17,7 +17,7 @@ from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import Condition
 from pipelines.stages.hashing import MIX, hash64, uniform
 from pipelines.stages.match.by_language import OTHER, LanguageMatcher
-from pipelines.stages.work import Unit, intermediate, tallies
+from pipelines.stages.work import Unit, counts, intermediate
 
 SCHEMA = pa.schema(
     [("row_reason", pa.uint8()), ("caption_reasons", pa.list_(pa.uint8())), ("matches", pa.list_(pa.list_(pa.int32())))]
@@ -74,7 +74,7 @@ def matches_name(unit: Unit) -> str:
 def read_matches(folder: str, unit: Unit, dropped: str = "") -> pa.Table:
     """The table that `match_unit` wrote, less the rows that a later pass dropped into a folder (`dropped_name`)."""
     table = intermediate.read(storage.join(folder, matches_name(unit)))
-    return _without(table, tallies.read(storage.join(dropped, dropped_name(unit.index)))) if dropped else table
+    return _without(table, counts.read(storage.join(dropped, dropped_name(unit.index)))) if dropped else table
 
 
 def dropped_name(index: int) -> str:
@@ -105,7 +105,7 @@ def matched_entries(unit: Unit, *, folder: str, dropped: str = "", kept: str = "
     table = read_matches(folder, unit, dropped)
     matches = whole(table["matches"]).flatten()
     if kept:
-        matches = matches.filter(pa.array(tallies.read(storage.join(kept, kept_name(unit)))))
+        matches = matches.filter(pa.array(counts.read(storage.join(kept, kept_name(unit)))))
     elif dropped:
         matches = matches.filter(pc.equal(whole(table["caption_reasons"]).flatten(), rules.KEPT))
     return matches.flatten().to_numpy()

@@ -30,7 +30,7 @@ from pipelines.stages.filter.rules import ImageRules
 from pipelines.stages.hashing import RANK, hash64
 from pipelines.stages.match import matching
 from pipelines.stages.pixels import UnusableImageError
-from pipelines.stages.work import Unit, spill, tallies
+from pipelines.stages.work import Unit, counts, spill
 from pipelines.stages.work.spill import Piece
 
 EVALUATION = -1
@@ -159,7 +159,7 @@ def resolve_unit(part: Part, *, folder: str, progress: str, levels: Sequence[Lev
         codes = np.minimum(codes, of_rows)
     result = np.zeros(part.rows, np.uint8)
     result[candidates["row"].to_numpy()] = np.where(codes == NOT_LOST, rules.KEPT, codes)
-    tallies.write(folder, matching.dropped_name(part.index), result)
+    counts.write(folder, matching.dropped_name(part.index), result)
     return dict(Counter(rules.ROW_REASONS[code] for code in result[result != rules.KEPT]))
 
 

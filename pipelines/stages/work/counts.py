@@ -8,7 +8,7 @@ from numba import types
 
 from pipelines.stages.compiled import In, Out, jit
 from pipelines.stages.work import intermediate
-from pipelines.stages.work.units import Unit
+from pipelines.stages.work.partitions import Unit
 
 GROUPS, GROUP = 64, 8
 """Most tasks that counts are summed in, each of which returns one count an entry, and the fewest units of each."""

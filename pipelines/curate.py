@@ -64,16 +64,16 @@ class PoolRules:
     max_pixels: int = 100_000_000
     """Drop images with more pixels without decoding them: a small file can unpack to more than the memory."""
     dedup: Dedup = field(default_factory=Dedup)
-    """Copies of images."""
+    """Duplicates of images."""
     where: tuple[str, ...] = ()
     """Keep rows whose columns satisfy these, for instance 'nsfw < 0.5'."""
-    unit_rows: int = 100_000
+    partition_rows: int = 100_000
     """Rows that are read, matched and written together; fewer where their images are large."""
 
     def __post_init__(self) -> None:
         if any(weight <= 0 for weight in self.weights):
             raise ValueError(f"--weights are {self.weights}; each has to be above 0")
-        for name in ("max_pixels", "unit_rows"):
+        for name in ("max_pixels", "partition_rows"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
         if self.max_aspect is not None and self.max_aspect < 1:
@@ -165,7 +165,9 @@ def curate(settings: Curate) -> Manifest:
     from pipelines.stages.match import by_language, matching
 
     output = storage.absolute(settings.output)
-    pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
+    pool = read.open_pools(
+        settings.pools, partition_rows=settings.partition_rows, caption_column=settings.caption_column
+    )
     lists = by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None
     config = _config(settings, pool, lists)
     if manifest.is_done(output, "curated", config):
@@ -218,11 +220,11 @@ def _curate(
         min_count=settings.metadata_min_count or metadata.MIN_COUNT,
         semantics=settings.semantics,
         text_rules=text_rules,
-        unit_rows=settings.unit_rows,
+        partition_rows=settings.partition_rows,
         folder=storage.absolute(settings.matches or storage.beside(output, "matches")),
     )
     if settings.dedup.active:
-        matched = deduplicating.without_copies(pool, matched, settings.dedup, image_rules)
+        matched = deduplicating.without_duplicates(pool, matched, settings.dedup, image_rules)
     share = TAIL_SHARE if settings.tail_share is None else settings.tail_share
     if not balanced:
         t = {"": 1}
@@ -268,7 +270,9 @@ def config_of(settings: Curate, *, images: bool) -> dict[str, Any]:
     from pipelines.stages import read
     from pipelines.stages.match import by_language
 
-    pool = read.open_pools(settings.pools, unit_rows=settings.unit_rows, caption_column=settings.caption_column)
+    pool = read.open_pools(
+        settings.pools, partition_rows=settings.partition_rows, caption_column=settings.caption_column
+    )
     if images and not pool.has_images:
         raise ValueError(f"{pool.uri} holds links; pipelines/fetch.py fetches their images")
     return _config(settings, pool, by_language.load(storage.absolute(settings.metadata)) if settings.metadata else None)
@@ -297,9 +301,9 @@ def _select(
     markers = storage.join(progress, digest(config))
     results = run(
         Stage(name="balance", markers=markers, noun=pool.noun),
-        pool.units,
-        select.select_unit,
-        sizes=[unit.size for unit in pool.units],
+        pool.partitions,
+        select.select_partition,
+        sizes=[partition.size for partition in pool.partitions],
         shared={
             "folder": output,
             "kept_folder": markers,
@@ -312,7 +316,7 @@ def _select(
         },
     )
     entries_of = partial(matching.matched_entries, folder=matched.folder, kept=markers)
-    kept_counts = counts.total(pool.units, entries_of, len(matched.entries))
+    kept_counts = counts.total(pool.partitions, entries_of, len(matched.entries))
     data_card = card.make(
         results,
         rows=matched.rows,

@@ -24,7 +24,7 @@ from pipelines.stages.fetch.addresses import Allowed
 if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
     from pipelines.stages.fetch.download import Limits
     from pipelines.stages.fetch.links import Columns
-    from pipelines.stages.work import Unit
+    from pipelines.stages.work import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,13 @@ class Fetch:
     """What the program calls itself; name an address where you can be reached."""
     allow: tuple[str, ...] = ()
     """Networks besides the public internet that may be connected to, such as 10.0.0.0/8."""
-    unit_rows: int = 10_000
+    partition_rows: int = 10_000
     """Links that are fetched and written together."""
     only_list: bool = False
     """Fetch nothing: write the links down as Parquet, which curate.py takes."""
 
     def __post_init__(self) -> None:
-        for name in ("connections", "per_host", "timeout", "max_bytes", "max_pixels", "unit_rows"):
+        for name in ("connections", "per_host", "timeout", "max_bytes", "max_pixels", "partition_rows"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be above 0")
         for name in ("retries", "backoff"):
@@ -96,7 +96,7 @@ def fetch(settings: Fetch) -> Manifest:
     """
     from pipelines.stages.fetch import fetching, links
     from pipelines.stages.read import fields, files
-    from pipelines.stages.work import Unit
+    from pipelines.stages.work import Partition
 
     output, source = storage.absolute(settings.output), storage.absolute(settings.links)
     unread = Counter[str]()
@@ -105,7 +105,7 @@ def fetch(settings: Fetch) -> Manifest:
     config = {
         "links_digest": files.identity(found),
         "columns": asdict(settings.columns()),
-        "unit_rows": settings.unit_rows,
+        "partition_rows": settings.partition_rows,
     } | ({"only_list": True} if settings.only_list else {})
     purpose = "curated" if manifest.kind_of(source) == "curated" else "pool"
 
@@ -117,7 +117,7 @@ def fetch(settings: Fetch) -> Manifest:
         return before
     if purpose == "pool":  # beside curated links lies what curation says of them
         unread.update(f"files {fields.ending(f.name)}" for f in found if f not in chosen)
-    lists = [Unit(index=i, file=f.uri, name=f.name, size=1) for i, f in enumerate(chosen)]
+    lists = [Partition(index=i, file=f.uri, name=f.name, size=1) for i, f in enumerate(chosen)]
     command.start_ray()
     with sole_writer(output):
         result = _fetch(settings, lists, kind, config, done(), unread, curated=purpose == "curated")
@@ -130,7 +130,7 @@ def fetch(settings: Fetch) -> Manifest:
 
 def _fetch(
     settings: Fetch,
-    lists: list[Unit],
+    lists: list[Partition],
     kind: str,
     config: dict[str, Any],
     done: Manifest | None,
@@ -149,13 +149,13 @@ def _fetch(
         results = run(
             Stage(name="list", markers=markers, noun="files"),
             lists,
-            links.list_unit,
+            links.list_partition,
             sizes=[1] * len(lists),
             shared={
                 "folder": listed,
                 "kind": kind,
                 "columns": settings.columns(),
-                "row_group_size": settings.unit_rows,
+                "row_group_size": settings.partition_rows,
                 "curated": curated,
             },
         )
@@ -168,36 +168,41 @@ def _fetch(
             links.refuse_repeated_ids(_listed(listed, lists), rows)
     else:
         not_read = done.summary["not_read"]
-    units = _units(listed, lists, settings.unit_rows)
+    partitions = _partitions(listed, lists, settings.partition_rows)
     if settings.only_list:
         summary = {"links": rows, "not_read": not_read}
         return Manifest(kind="pool", files=tuple(e for e in entries if e.rows), config=config, summary=summary)
-    result = _attempt(settings, units, config, done, output, markers)
+    result = _attempt(settings, partitions, config, done, output, markers)
     return replace(result, summary=result.summary | {"not_read": not_read})
 
 
-def _listed(folder: str, lists: list[Unit]) -> list[tuple[str, str]]:
+def _listed(folder: str, lists: list[Partition]) -> list[tuple[str, str]]:
     """The files of links, each with the list that it comes from."""
     from pipelines.stages.fetch import links
 
-    return [(storage.join(folder, links.links_name(unit)), unit.name) for unit in lists]
+    return [(storage.join(folder, links.links_name(partition)), partition.name) for partition in lists]
 
 
-def _units(folder: str, lists: list[Unit], unit_rows: int) -> list[Unit]:
-    """Units of the links as they were written down. Raises ValueError where lists have columns of one name and of
+def _partitions(folder: str, lists: list[Partition], partition_rows: int) -> list[Partition]:
+    """Partitions of the links as they were written down. Raises ValueError where lists have columns of one name and of
     types that are none together."""
     from pipelines.stages.read import parquet
 
     listed = _listed(folder, lists)
     footers = parquet.read_footers(listed)
     parquet.unified(
-        {unit.file: f.schema.to_arrow_schema() for unit, f in zip(lists, footers, strict=True) if f.num_rows}
+        {partition.file: f.schema.to_arrow_schema() for partition, f in zip(lists, footers, strict=True) if f.num_rows}
     )
-    return parquet.units(listed, footers, unit_rows)
+    return parquet.partitions(listed, footers, partition_rows)
 
 
 def _attempt(
-    settings: Fetch, units: list[Unit], config: dict[str, Any], done: Manifest | None, output: str, markers: str
+    settings: Fetch,
+    partitions: list[Partition],
+    config: dict[str, Any],
+    done: Manifest | None,
+    output: str,
+    markers: str,
 ) -> Manifest:
     from pipelines.stages.fetch import fetching
     from pipelines.stages.work import Stage, run, worker_count
@@ -205,19 +210,19 @@ def _attempt(
     attempt = done.summary["attempts"] if done else 0
     results = run(
         Stage(name=f"fetch-{attempt}", markers=markers, noun="links"),
-        units,
-        fetching.fetch_unit,
-        sizes=[u.size for u in units],
+        partitions,
+        fetching.fetch_partition,
+        sizes=[p.size for p in partitions],
         shared={
             "folder": output,
             "attempt": attempt,
-            "limits": settings.limits(worker_count(len(units))),
+            "limits": settings.limits(worker_count(len(partitions))),
             "sha256": settings.sha256_column,
         },
     )
     new = tuple(FileEntry(**r["file"]) for r in results if r["file"]["rows"])
     failed = dict(sum((Counter(r["failed"]) for r in results), Counter[str]()).most_common())
-    links = sum(u.size for u in units)
+    links = sum(p.size for p in partitions)
     result = Manifest(kind="pool", files=(*(done.files if done else ()), *new), config=config)
     assert links == result.rows + sum(failed.values()), f"{links} links, but {result.rows} fetched and {failed} failed"
     return replace(result, summary={"links": links, "fetched": result.rows, "failed": failed, "attempts": attempt + 1})

@@ -46,13 +46,13 @@ class Metadata:
     """Entries at most."""
     output: str = "output/metadata"
     """Folder of the list."""
-    unit_rows: int = 10_000
+    partition_rows: int = 10_000
     """Rows of a pool that are read and counted together."""
 
     def __post_init__(self) -> None:
         if not (self.wordnet or self.corpus or self.titles):
             raise ValueError("nothing to build from: give --corpus, --wordnet or --titles")
-        for name in ("min_count", "limit", "unit_rows"):
+        for name in ("min_count", "limit", "partition_rows"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it has to be at least 1")
 
@@ -66,7 +66,9 @@ def build(settings: Metadata) -> Manifest:
     from pipelines.stages.read import files
 
     output = storage.absolute(settings.output)
-    corpus = metadata.open_corpus(storage.absolute(settings.corpus), settings.unit_rows) if settings.corpus else None
+    corpus = (
+        metadata.open_corpus(storage.absolute(settings.corpus), settings.partition_rows) if settings.corpus else None
+    )
     listed = {name: files.identity(files.find(storage.absolute(uri))) for name, uri in _listed(settings).items()}
     values = {k: v for k, v in asdict(settings).items() if k not in ("output", "corpus", *listed)}
     config = values | {"corpus_digest": corpus.digest if corpus else None} | listed
@@ -92,7 +94,7 @@ def _build(settings: Metadata, corpus: Pool | None, config: dict[str, Any], outp
             corpus, folder=progress, markers=progress, min_count=settings.min_count, min_pmi=settings.min_pmi
         )
     if settings.titles:
-        sources["titles"] = wordnet.titles(storage.absolute(settings.titles), settings.min_views)
+        sources["titles"] = metadata.titles(storage.absolute(settings.titles), settings.min_views)
     entries = list(dict.fromkeys(entry for source in sources.values() for entry in source))[: settings.limit]
     if not entries:
         raise ValueError("nothing is left to make entries of: lower --min-count or --min-views")

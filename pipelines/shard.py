@@ -147,7 +147,7 @@ def _shard(
     scattered = run(
         Stage(name="encode", markers=progress),
         files,
-        shuffle.scatter_unit,
+        shuffle.scatter_partition,
         sizes=[f.rows for f in files],
         shared={
             "folder": output,

@@ -50,6 +50,11 @@ def read_lines(uri: str | os.PathLike[str]) -> list[str]:
     return lines(storage.read_bytes(uri), uri)
 
 
+def numbered_lines(uri: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """All lines of a file with their numbers, from 1. Raises ValueError as `decoded` does."""
+    return [*enumerate(all_lines(decoded(storage.read_bytes(uri), uri)), 1)]
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text can be written: JSON may hold halves of characters (lone surrogates)."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -24,19 +24,19 @@ def make(
     languages: dict[str, int],
     unread: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The card of a curated pool from the results of `select_unit`.
+    """The card of a curated pool from the results of `select_partition`.
 
-    results: a dictionary a unit; rows: rows of the pool; counts, kept_counts: int64 [E], texts that match an entry
+    results: a dictionary a partition; rows: rows of the pool; counts, kept_counts: int64 [E], texts that match an entry
     before and after balancing; thresholds, languages: t and number of entries of each language; unread: what was found
     in the pool and not read, by kind. Without entries nothing is said of matching. An image or a caption
     that is neither kept nor dropped for a named reason is a bug, and stops the run.
     """
-    row_tally, caption_tally = (_sum(results, name) for name in ("rows", "captions"))
+    row_counts, caption_counts = (_sum(results, name) for name in ("rows", "captions"))
     histograms = {name: _histogram(results, name) for name in ("side", "bytes", "captions", "characters")}
-    kept_rows, kept_captions = row_tally.pop("kept", 0), caption_tally.pop("kept", 0)
-    captions = kept_captions + sum(caption_tally.values())
-    assert rows == kept_rows + sum(row_tally.values()), (
-        f"{rows} rows, but {kept_rows} kept and {dict(row_tally)} dropped"
+    kept_rows, kept_captions = row_counts.pop("kept", 0), caption_counts.pop("kept", 0)
+    captions = kept_captions + sum(caption_counts.values())
+    assert rows == kept_rows + sum(row_counts.values()), (
+        f"{rows} rows, but {kept_rows} kept and {dict(row_counts)} dropped"
     )
     assert kept_rows == sum(r["file"]["rows"] for r in results), "as many rows are written as kept"
     assert kept_captions == sum(n * times for n, times in histograms["captions"].items()), (
@@ -47,13 +47,13 @@ def make(
         numbers = _matching(entries, counts, kept_counts, balance.by_entry(thresholds, languages))
         matching = {"matching": numbers | _languages(counts, thresholds, languages)}
     return matching | {
-        "rows": {"in": rows, "kept": kept_rows, "kept_share": _share(kept_rows, rows), "dropped": dict(row_tally)},
+        "rows": {"in": rows, "kept": kept_rows, "kept_share": _share(kept_rows, rows), "dropped": dict(row_counts)},
         "not_read": dict(sorted(unread.items())),
         "captions": {
             "in": captions,
             "kept": kept_captions,
             "kept_share": _share(kept_captions, captions),
-            "dropped": dict(caption_tally),
+            "dropped": dict(caption_counts),
         },
         "shorter_side_pixels": _quantiles(histograms["side"]),
         "image_bytes_below": _quantiles(histograms["bytes"]),
@@ -119,7 +119,7 @@ def _curve(before: np.ndarray, after: np.ndarray) -> list[dict[str, float]]:
 def _sum(results: Sequence[dict[str, Any]], name: str) -> Counter[str]:
     total: Counter[str] = Counter()
     for result in results:
-        total.update(result["tally"][name])
+        total.update(result["counts"][name])
     return total
 
 

@@ -36,7 +36,10 @@ def documents(folder: str) -> dict[str, dict[str, Any] | str]:
 
 
 def samples(folder: str, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that stayed, drawn by a hash of their ids: the same whatever the partitioning. results: of `select_unit`."""
+    """Rows that stayed, drawn by a hash of their ids: the same whatever the partitioning.
+
+    results: of `select_partition`.
+    """
     drawn = heapq.nsmallest(SAMPLES, ((h, r["file"]["name"], row) for r in results for h, row in r["samples"]))
     return [_row(storage.join(folder, name), row) for _, name, row in drawn]
 

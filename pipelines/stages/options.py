@@ -37,25 +37,27 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dedup:
-    """Which copies of images are dropped."""
+    """Which duplicates of images are dropped."""
 
-    copies: bool = False
-    """Keep one of the copies of an image in the pool: the row whose id has the smallest hash."""
+    duplicates: bool = False
+    """Keep one of the rows of the pool with the same image: the one whose id has the smallest hash."""
     evaluation: tuple[str, ...] = ()
-    """Drop copies of the images of the evaluation sets under these folders."""
+    """Drop duplicates of the images of the evaluation sets under these folders."""
     distance: int | None = None
-    """Images are copies too where at most so many of the 256 bits of their perceptual hashes differ: 12 finds what
-    was encoded anew or scaled. Where not given, only files with the same bytes are copies."""
+    """Near-duplicates count too: images whose perceptual hashes differ in at most so many of their 256 bits. 12 finds
+    what was encoded anew or scaled. Where not given, only files with the same bytes are duplicates."""
 
     def __post_init__(self) -> None:
         if self.distance is not None and not 0 <= self.distance <= MOST_DISTANCE:
             raise ValueError(f"--dedup.distance is {self.distance}; it has to be in 0 to {MOST_DISTANCE}")
         if self.distance is not None and not self.active:
-            raise ValueError("--dedup.distance says what a copy is; it needs --dedup.copies or --dedup.evaluation")
+            raise ValueError(
+                "--dedup.distance says what a near-duplicate is; it needs --dedup.duplicates or --dedup.evaluation"
+            )
 
     @property
     def active(self) -> bool:
-        return self.copies or bool(self.evaluation)
+        return self.duplicates or bool(self.evaluation)
 
     def sets(self) -> list[FoundSet]:
         """The evaluation sets. Raises ValueError for a folder that holds none."""

@@ -15,7 +15,7 @@ from pipelines.stages.columns import set_in_lists, whole
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import CAPTION, KEPT, ROW, ImageRules
 from pipelines.stages.match import matching
-from pipelines.stages.work import Unit, counts
+from pipelines.stages.work import Partition, counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ SAMPLES = 24
 """Kept rows that the data card shows."""
 
 
-def file_name(unit: Unit) -> str:
-    return f"curated-{unit.index:06d}.parquet"
+def file_name(partition: Partition) -> str:
+    return f"curated-{partition.index:06d}.parquet"
 
 
-def select_unit(
-    unit: Unit,
+def select_partition(
+    partition: Partition,
     *,
     folder: str,
     kept_folder: str,
@@ -51,19 +51,22 @@ def select_unit(
     draw: Draw,
     log_misses: np.ndarray,
 ) -> dict[str, Any]:
-    """Write the kept rows of a unit, and to `kept_folder` which captions these are. Returns the file's entry and what
-    the data card adds up. columns: of the pool; log_misses: of the entries, see `balance.log_misses`."""
-    decided = matching.read_matches(matches, unit, dropped)
+    """Write the kept rows of a partition, and to `kept_folder` which captions these are.
+
+    columns: of the pool; log_misses: of the entries, see `balance.log_misses`. Returns the file's entry and what the
+    data card adds up.
+    """
+    decided = matching.read_matches(matches, partition, dropped)
     kept_captions: list[np.ndarray] = []
     samples: list[tuple[int, int]] = []
-    tally: dict[str, Counter[str]] = {"rows": Counter(), "captions": Counter()}
+    reasons: dict[str, Counter[str]] = {"rows": Counter(), "captions": Counter()}
     sizes: dict[str, Counter[int]] = {name: Counter() for name in ("side", "characters", "captions", "bytes")}
     row = 0
     of_pool = columns.names
     if draw.online:
         columns = columns.append(pa.field(schema.KEEP_PROBABILITY, pa.list_(pa.float64())))
-    with write.parquet_file(folder, file_name(unit), columns) as file:
-        for table in read.tables(pool_format, unit, of_pool):
+    with write.parquet_file(folder, file_name(partition), columns) as file:
+        for table in read.tables(pool_format, partition, of_pool):
             part = decided.slice(row, table.num_rows).combine_chunks()
             row += table.num_rows
             matched = whole(part["matches"]).flatten()
@@ -72,8 +75,8 @@ def select_unit(
             numbers = 0.0 if draw.online else balance.draws(states, whole(part["caption_reasons"]).offsets.to_numpy())
             drawn = np.full(len(matched), True) if draw.everything else numbers < probability
             row_reasons, caption_reasons = _decide(table, part, drawn, draw.image_rules, sizes["side"])
-            tally["rows"].update(_named(row_reasons, rules.ROW_REASONS))
-            tally["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
+            reasons["rows"].update(_named(row_reasons, rules.ROW_REASONS))
+            reasons["captions"].update(_named(caption_reasons, rules.CAPTION_REASONS))
             if draw.online:
                 offsets = whole(table[schema.CAPTIONS]).offsets
                 lists = pa.ListArray.from_arrays(pc.subtract(offsets, offsets[0]), pa.array(probability))
@@ -86,10 +89,10 @@ def select_unit(
             kept_captions.append(caption_reasons == KEPT)
     if row != decided.num_rows:
         raise ValueError(
-            f"{unit.file} has {row} rows where {decided.num_rows} were matched: the pool changed while it was curated"
+            f"{partition.file} has {row} rows where {decided.num_rows} were matched: the pool changed during curation"
         )
-    counts.write(kept_folder, matching.kept_name(unit), np.concatenate([np.zeros(0, bool), *kept_captions]))
-    return {"file": asdict(file.entry), "tally": tally, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
+    counts.write(kept_folder, matching.kept_name(partition), np.concatenate([np.zeros(0, bool), *kept_captions]))
+    return {"file": asdict(file.entry), "counts": reasons, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
 
 
 def _decide(

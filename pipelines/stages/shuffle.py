@@ -1,9 +1,9 @@
 """A global shuffle in two passes that is a pure function of (seed, ids).
 
-A row's key is a hash of the seed and its id; the order is the order of the keys. *Scatter*: every unit encodes its rows
-and writes them in that order, in bins of the key's upper bits. *Gather*: a shard is a range of ranks; it reads the bins
-that hold them, one contiguous range of bytes from each unit's file, sorts and cuts. So memory holds a unit or a shard,
-and neither units nor bins show in the result.
+A row's key is a hash of the seed and its id; the order is the order of the keys. *Scatter*: every partition encodes its
+rows and writes them in that order, in bins of the key's upper bits. *Gather*: a shard is a range of ranks; it reads the
+bins that hold them, one contiguous range of bytes from each partition's file, sorts and cuts. So memory holds a
+partition or a shard, and neither partitions nor bins show in the result.
 """
 
 from collections import Counter
@@ -46,16 +46,16 @@ class PlannedShard:
     skip: int
     """Rows of the bins that come before the shard's first."""
     pieces: tuple[Piece, ...]
-    """Where the shard's bins are in each unit's file."""
+    """Where the shard's bins are in each partition's file."""
 
 
-def scatter_unit(
-    unit: Curated, *, folder: str, encoding: Encoding, blur: str | None, seed: int, bits: int
+def scatter_partition(
+    partition: Curated, *, folder: str, encoding: Encoding, blur: str | None, seed: int, bits: int
 ) -> dict[str, Any]:
     """Encode the images of a curated file, blurred where the column `blur` has boxes, and write its rows by bin.
     Returns rows and bytes of each bin and what was dropped."""
     tables, dropped, captions = [], Counter[str](), 0
-    with parquet.opened(unit.file) as file:
+    with parquet.opened(partition.file) as file:
         for batch in file.iter_batches(normalise.BATCH_ROWS):
             given = pa.Table.from_batches([batch])
             tables.append(_encoded(given, encoding, blur, dropped))
@@ -64,7 +64,7 @@ def scatter_unit(
     keys = hash64(whole(table[schema.ID]), seed)
     order = np.argsort(keys, kind="stable")
     rows = np.bincount(bin_of(keys, bits), minlength=1 << bits)
-    uri = storage.join(folder, spill_name(unit.index))
+    uri = storage.join(folder, spill_name(partition.index))
     sizes = spill.write(uri, table.append_column(KEY, pa.array(keys)), order, rows)
     return {
         "rows": rows.tolist(),
@@ -92,10 +92,10 @@ def shard_name(index: int) -> str:
 
 
 def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[PlannedShard]:
-    """Which bytes make up each shard. results: those of `scatter_unit`; sizes: rows of each shard, in order."""
+    """Which bytes make up each shard. results: those of `scatter_partition`; sizes: rows of each shard, in order."""
     rows = np.array([r["rows"] for r in results]).sum(axis=0)
     bin_ends = np.cumsum(rows)
-    files = [storage.join(folder, spill_name(unit)) for unit in range(len(results))]
+    files = [storage.join(folder, spill_name(partition)) for partition in range(len(results))]
     ends = spill.ends([r["bytes"] for r in results])
     shards = []
     for index, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):

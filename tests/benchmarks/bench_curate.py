@@ -52,8 +52,8 @@ class Bench:
     """Numbers of workers that take turns."""
     rounds: int = 3
     """Timed curations of either pool, whose median counts."""
-    unit_rows: int = Curate(pool="").unit_rows
-    """Rows of a unit of work."""
+    partition_rows: int = Curate(pool="").partition_rows
+    """Rows of a partition."""
 
 
 def write_pool(folder: Path, rows: int) -> None:
@@ -188,7 +188,7 @@ def measure(bench: Bench) -> dict[int, float]:
         write_pool(home / "pool", bench.rows)
         write_pool(home / "tenth", bench.rows // 10)
         matcher = EntryMatcher(entries)
-        settings = Curate(pool="", metadata=str(home / "entries.json"), unit_rows=bench.unit_rows)
+        settings = Curate(pool="", metadata=str(home / "entries.json"), partition_rows=bench.partition_rows)
         for processes in set(bench.workers) - {1}:
             ratios = machine_scaling(matcher, home / "pool", processes)
             print(

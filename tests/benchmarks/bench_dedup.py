@@ -1,10 +1,10 @@
-"""Finding copies among made-up fingerprints: time a million rows, and the memory of the process that compares a bin,
-which should not grow with the pool.
+"""Finding near-duplicates among made-up fingerprints: the time for a million rows, and the memory of the process that
+compares a bin, which should not grow with the pool.
 
     uv run tests/benchmarks/bench_dedup.py
 
-Pools of 10,000 rows a unit; one row in ten is a near-copy (8 flipped bits of 256) of a row anywhere in the pool, and
-one in a hundred is the same white image.
+Pools of 10,000 rows a partition; one row in ten is a near-duplicate (8 flipped bits of 256) of a row anywhere in
+the pool, and one in a hundred is the same white image.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipelines.stages.dedup.duplicates import Level, Part
 from pipelines.stages.options import Dedup
 from pipelines.stages.work import spill
 
-UNIT_ROWS = 10_000
+PARTITION_ROWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,15 @@ class Settings:
     rows: tuple[int, ...] = (100_000, 300_000, 1_000_000)
     """Sizes of pools."""
     distance: int = 8
-    """Bits by which copies may differ."""
+    """Bits by which duplicates may differ."""
 
 
-def prints_of(unit: int, rows: int) -> np.ndarray:
-    """Fingerprints of a unit, uint64 [10,000, 1, 4]: a function of their number, so that copies need no memory."""
-    numbers = np.arange(unit * UNIT_ROWS, (unit + 1) * UNIT_ROWS)
-    original = np.where(numbers % 10 == 3, numbers * 7919 % rows // 10 * 10, numbers)  # those end in 0: no copy itself
+def prints_of(partition: int, rows: int) -> np.ndarray:
+    """Fingerprints of a partition, uint64 [10,000, 1, 4]: a function of their numbers, so that none need memory."""
+    numbers = np.arange(partition * PARTITION_ROWS, (partition + 1) * PARTITION_ROWS)
+    original = np.where(
+        numbers % 10 == 3, numbers * 7919 % rows // 10 * 10, numbers
+    )  # those end in 0: no duplicate itself
     words = np.stack([splitmix(original * 4 + word) for word in range(4)], axis=1)
     flips = numbers % 10 == 3
     words[flips, 0] ^= splitmix(numbers[flips]) & np.uint64(0x0101010101010101)
@@ -56,23 +58,23 @@ def splitmix(values: np.ndarray) -> np.ndarray:
 
 def measure(rows: int, distance: int, out: "multiprocessing.Queue[str]") -> None:
     """One size, in a process of its own: its highest memory is that of this size."""
-    level: Level = deduplicating.levels(Dedup(copies=True, distance=distance), rows)[1]
-    units, bins = rows // UNIT_ROWS, -(-rows * len(level.masks) // deduplicating.BIN_RECORDS)
+    level: Level = deduplicating.levels(Dedup(duplicates=True, distance=distance), rows)[1]
+    partitions, bins = rows // PARTITION_ROWS, -(-rows * len(level.masks) // deduplicating.BIN_RECORDS)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         sizes = []
-        for unit in range(units):
-            ranks = splitmix(np.arange(unit * UNIT_ROWS, (unit + 1) * UNIT_ROWS) + rows)
-            uri = storage.join(folder, duplicates.spill_name("unit", unit))
-            sizes.append(duplicates.scatter(uri, unit, prints_of(unit, rows), ranks, [level], bins)["bytes"])
+        for partition in range(partitions):
+            ranks = splitmix(np.arange(partition * PARTITION_ROWS, (partition + 1) * PARTITION_ROWS) + rows)
+            uri = storage.join(folder, duplicates.spill_name("partition", partition))
+            sizes.append(duplicates.scatter(uri, partition, prints_of(partition, rows), ranks, [level], bins)["bytes"])
         scattered = time.process_time() - start
         ends = spill.ends(sizes)
-        files = [storage.join(folder, duplicates.spill_name("unit", unit)) for unit in range(units)]
+        files = [storage.join(folder, duplicates.spill_name("partition", partition)) for partition in range(partitions)]
         lost = 0
         for index in range(bins):
             part = Part(index=index, pieces=spill.pieces(files, ends, index, index))
-            result = duplicates.compare_bin(part, folder=folder, levels=[level], copies=True, units=units)
-            name = storage.join(folder, duplicates.spill_name("lost", index))
+            result = duplicates.compare_bin(part, folder=folder, levels=[level], duplicates=True, partitions=partitions)
+            name = storage.join(folder, duplicates.spill_name("dropped", index))
             lost += sum(t.num_rows for t in spill.read([(name, 0, sum(result["bytes"]))]))
         compared = time.process_time() - start - scattered
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

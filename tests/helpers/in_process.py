@@ -12,9 +12,11 @@ import pytest
 from pipelines.stages.work import runner
 
 
-def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
-    """One task of all units, which is done here."""
-    task = pa.table({"index": [i for i, _ in units], "unit": [pickle.dumps(unit) for _, unit in units]})
+def _dataset(partitions: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
+    """One task of all partitions, which is done here."""
+    task = pa.table(
+        {"index": [i for i, _ in partitions], "partition": [pickle.dumps(partition) for _, partition in partitions]}
+    )
     return SimpleNamespace(iter_rows=lambda: (row for part in work(task) for row in part.to_pylist()))
 
 

@@ -16,10 +16,10 @@ Rows = list[dict[str, Any]]
 
 def rows_of(uri: Path | str, **options: Any) -> tuple[Rows, Counter[str]]:
     """The rows of a pool with the reasons of those that cannot be used, and what is not read."""
-    pool = read.open_pool(str(uri), unit_rows=10, **options)
+    pool = read.open_pool(str(uri), partition_rows=10, **options)
     unread = Counter[str](pool.unread)
     columns = (*pool.columns.names, schema.REASON)
-    rows = [r for u in pool.units for t in read.tables(pool.format, u, columns, unread) for r in t.to_pylist()]
+    rows = [r for p in pool.partitions for t in read.tables(pool.format, p, columns, unread) for r in t.to_pylist()]
     assert {r[schema.REASON] for r in rows} - {None} <= set(rules.ROW_REASONS)
     assert len({r["id"] for r in rows}) == len(rows), "ids are unique"
     return rows, unread

@@ -16,10 +16,10 @@ from pipelines.stages import card, card_page
 
 
 def result(name: str, rows: int, samples: list[tuple[int, int]]) -> dict[str, Any]:
-    """What `select_unit` returns for rows of one caption each."""
-    tally = {"rows": {"kept": rows, "no captions": 1}, "captions": {"kept": rows, "empty": 2}}
+    """What `select_partition` returns for rows of one caption each."""
+    counts = {"rows": {"kept": rows, "no captions": 1}, "captions": {"kept": rows, "empty": 2}}
     sizes = {"side": {16: rows}, "bytes": {128: rows}, "captions": {1: rows}, "characters": {0: 1, 5: rows - 1}}
-    return {"file": {"name": name, "rows": rows}, "tally": tally, "sizes": sizes, "samples": samples}
+    return {"file": {"name": name, "rows": rows}, "counts": counts, "sizes": sizes, "samples": samples}
 
 
 def small_card() -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_curation_leaves_the_same_samples_and_curve_whatever_the_partitioning(tm
     rows = pool_rows(120)
     settings = Curate(pool=write_parquet(tmp_path / "a", rows), output=str(tmp_path / "out/a"), t=20)
     other = replace(settings, pool=write_parquet(tmp_path / "b", rows[::-1], files=5, row_group_size=9))
-    other = replace(other, output=str(tmp_path / "out/b"), unit_rows=10)
+    other = replace(other, output=str(tmp_path / "out/b"), partition_rows=10)
     pages = []
     for s in (settings, other):
         curate(s)

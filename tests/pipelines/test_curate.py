@@ -78,7 +78,7 @@ class TestCurate:
     ) -> None:
         whole, pieces = (
             replace(settings, seed=3),
-            replace(settings, seed=3, unit_rows=30, output=str(tmp_path / "other")),
+            replace(settings, seed=3, partition_rows=30, output=str(tmp_path / "other")),
         )
         pieces = replace(pieces, pool=write_parquet(tmp_path / "shuffled", rows[::-1], files=5, row_group_size=8))
         curate(whole)
@@ -266,9 +266,9 @@ def test_metadata_that_does_not_exist_is_refused() -> None:
 def test_a_killed_run_goes_on_where_it_stopped(settings: Curate, tmp_path: Path) -> None:
     rows = pool_rows(6000)
     pool = write_parquet(tmp_path / "large", rows, files=10, row_group_size=100)
-    whole = replace(settings, pool=pool, t=300, unit_rows=100)
+    whole = replace(settings, pool=pool, t=300, partition_rows=100)
     output, command = Path(whole.output), [sys.executable, "-m", "pipelines.curate", "--pool", pool, "--t", "300"]
-    command += ["--output", whole.output, "--metadata", str(whole.metadata), "--unit-rows", "100"]
+    command += ["--output", whole.output, "--metadata", str(whole.metadata), "--partition-rows", "100"]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 240
     while len(finished := list(output.glob("progress/*/balance/*.json"))) < 10:

@@ -27,7 +27,7 @@ def test_a_truncated_parquet_file_is_refused_before_any_work(tmp_path: Path) -> 
     file = tmp_path / "pool/part-1.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{file} cannot be read as Parquet"):
-        read.open_pools([uri], unit_rows=10)
+        read.open_pools([uri], partition_rows=10)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -59,8 +59,8 @@ def test_after_a_damaged_file_is_restored_only_what_was_not_finished_is_done(tmp
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_unit_of_a_worker_that_dies_is_done_by_another(tmp_path: Path) -> None:
-    """The first task has seven of forty units; its worker dies in the sixth, after results of four were handed over."""
+def test_the_partition_of_a_worker_that_dies_is_done_by_another(tmp_path: Path) -> None:
+    """The first task has seven of forty partitions; its worker dies in the sixth, after four results."""
     results = run(
         Stage(name="dying", markers=str(tmp_path / "markers")),
         range(40),
@@ -74,13 +74,13 @@ def test_the_unit_of_a_worker_that_dies_is_done_by_another(tmp_path: Path) -> No
 
 
 def dying() -> Callable[..., dict[str, Any]]:
-    def square(unit: int, *, folder: str) -> dict[str, Any]:
-        calls = Path(folder, f"calls-{unit}")
+    def square(partition: int, *, folder: str) -> dict[str, Any]:
+        calls = Path(folder, f"calls-{partition}")
         with calls.open("a") as file:
             file.write("x")
-        if unit == 5 and len(calls.read_text()) == 1:
+        if partition == 5 and len(calls.read_text()) == 1:
             os._exit(1)
-        return {"square": unit * unit}
+        return {"square": partition * partition}
 
     return square
 
@@ -94,7 +94,7 @@ def test_an_object_store_that_fails_at_times_and_one_that_fails_for_good(
     for file in storage.listing(local):
         storage.write_bytes(f"{s3_bucket}/pool/{Path(file).name}", Path(file).read_bytes())
     command = [sys.executable, "-m", "pipelines.curate", "--pool", f"{s3_bucket}/pool", "--t", "50"]
-    command += ["--metadata", str(tmp_path / "entries.json"), "--unit-rows", "40"]
+    command += ["--metadata", str(tmp_path / "entries.json"), "--partition-rows", "40"]
 
     def curated(endpoint: str, name: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | s3_environment(endpoint)

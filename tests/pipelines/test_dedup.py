@@ -1,5 +1,5 @@
-"""Copies of images: found as the definition says, whatever the partitioning; precision and recall on a corpus with
-injected copies."""
+"""Duplicates of images: found as the definition says, whatever the partitioning; precision and recall on a corpus with
+injected duplicates."""
 
 import io
 import json
@@ -81,7 +81,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return target.getvalue()
 
 
-def copies(data: bytes) -> Iterator[tuple[str, bytes]]:
+def variants(data: bytes) -> Iterator[tuple[str, bytes]]:
     """What happens to images on their way through the web."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     yield "same", data
@@ -100,11 +100,11 @@ def originals() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def pool(originals: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The originals, each second one with a copy of every kind."""
+    """The originals, each second one with a variant of every kind."""
     made = [
         row | {"id": f"{row['id']}-{kind}", "image": data}
         for row in originals[::2]
-        for kind, data in copies(row["image"])
+        for kind, data in variants(row["image"])
     ]
     return originals + made
 
@@ -118,7 +118,7 @@ def settings(tmp_path: Path, pool: list[dict[str, Any]]) -> Curate:
     (tmp_path / "entries.json").write_text(json.dumps(["a", "on", "the", "with"]))
     folder = write_parquet(tmp_path / "pool", pool, files=3, row_group_size=60)
     entries = str(tmp_path / "entries.json")
-    return Curate(pool=folder, output=str(tmp_path / "out/all"), metadata=entries, t=10**6, unit_rows=100)
+    return Curate(pool=folder, output=str(tmp_path / "out/all"), metadata=entries, t=10**6, partition_rows=100)
 
 
 def closed(output: str) -> dict[str, int]:
@@ -131,13 +131,13 @@ def closed(output: str) -> dict[str, int]:
 
 @pytest.mark.usefixtures("ray_session")
 class TestDedup:
-    def test_copies_are_found_with_high_precision_and_recall(
+    def test_duplicates_are_found_with_high_precision_and_recall(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path
     ) -> None:
         curate(settings)
         candidates = {r["id"] for r in read_all(settings.output)}
         assert len(candidates) > 0.95 * len(pool)
-        single = replace(settings, output=str(tmp_path / "out/dedup"), dedup=Dedup(copies=True, distance=DISTANCE))
+        single = replace(settings, output=str(tmp_path / "out/dedup"), dedup=Dedup(duplicates=True, distance=DISTANCE))
         curate(single)
         kept = {r["id"] for r in read_all(single.output)}
         dropped = [r for r in pool if r["id"] in candidates - kept]
@@ -146,7 +146,7 @@ class TestDedup:
         alive = {original_of(r) for r in pool if r["id"] in kept}
         wrong = len(groups - alive)  # images of which nothing is left
         recall, precision = (len(dropped) - wrong) / true, 1 - wrong / len(dropped)
-        print(f"{len(pool)} rows, {true} copies: precision {precision:.4f}, recall {recall:.4f}")
+        print(f"{len(pool)} rows, {true} duplicates: precision {precision:.4f}, recall {recall:.4f}")
         assert precision == 1 and recall > 0.97
         reasons = closed(single.output)
         assert reasons["duplicate"] + reasons["near_duplicate"] == len(dropped) and reasons["duplicate"] > 20
@@ -159,12 +159,12 @@ class TestDedup:
         alike = distances(prints) <= DISTANCE
         rank = np.array([plain_hash(0, r["id"], RANK) for r in pool], np.uint64)
         expected = [r["id"] for i, r in enumerate(pool) if not (alike[i] & (rank < rank[i])).any()]
-        near = replace(settings, output=str(tmp_path / "out/near"), dedup=Dedup(copies=True, distance=DISTANCE))
+        near = replace(settings, output=str(tmp_path / "out/near"), dedup=Dedup(duplicates=True, distance=DISTANCE))
         curate(near)
         assert [r["id"] for r in read_all(near.output)] == expected
         monkeypatch.setattr(deduplicating, "BIN_RECORDS", 500)
         moved = write_parquet(tmp_path / "moved", pool[::-1], files=2, row_group_size=37)
-        other = replace(near, pool=moved, output=str(tmp_path / "out/moved"), unit_rows=37)
+        other = replace(near, pool=moved, output=str(tmp_path / "out/moved"), partition_rows=37)
         curate(other)
         assert {r["id"] for r in read_all(other.output)} == set(expected)
         assert closed(near.output) == closed(other.output)
@@ -172,7 +172,7 @@ class TestDedup:
     def test_files_with_the_same_bytes_are_duplicates(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path
     ) -> None:
-        exact = replace(settings, metadata=None, output=str(tmp_path / "out/exact"), dedup=Dedup(copies=True))
+        exact = replace(settings, metadata=None, output=str(tmp_path / "out/exact"), dedup=Dedup(duplicates=True))
         curate(exact)
         assert closed(exact.output) == {"duplicate": 60}
         images = [r["image"] for r in read_all(exact.output)]
@@ -182,7 +182,7 @@ class TestDedup:
         self, settings: Curate, originals: list[dict[str, Any]], tmp_path: Path
     ) -> None:
         shown = originals[:10]
-        images = [dict(copies(r["image"]))["jpeg" if i % 2 else "same"] for i, r in enumerate(shown)]
+        images = [dict(variants(r["image"]))["jpeg" if i % 2 else "same"] for i, r in enumerate(shown)]
         data = EvaluationSet.of_captions("shown", pa.array(images), [["x"]] * 10)
         evaluation_set.write(str(tmp_path / "evaluation/shown"), data)
         settings = replace(settings, metadata=None)
@@ -190,20 +190,20 @@ class TestDedup:
         clean = replace(settings, output=str(tmp_path / "out/clean"), dedup=Dedup(evaluation=where, distance=DISTANCE))
         curate(clean)
         gone = {original_of(r) for r in shown}
-        assert closed(clean.output) == {"evaluation": 5 * 7 + 5}  # each second original has six copies
+        assert closed(clean.output) == {"evaluation": 5 * 7 + 5}  # each second original has six variants
         assert not gone & {original_of(r) for r in read_all(clean.output)}
-        both = replace(settings, output=str(tmp_path / "out/both"), dedup=replace(clean.dedup, copies=True))
+        both = replace(settings, output=str(tmp_path / "out/both"), dedup=replace(clean.dedup, duplicates=True))
         curate(both)
         assert closed(both.output)["evaluation"] == 40 and not gone & {original_of(r) for r in read_all(both.output)}
         exact = replace(settings, output=str(tmp_path / "out/same"), dedup=Dedup(evaluation=where))
         curate(exact)
-        assert closed(exact.output) == {"evaluation": 10}  # five originals and the copy of each with the same bytes
+        assert closed(exact.output) == {"evaluation": 10}  # five originals and the variant of each with the same bytes
 
     def test_a_picture_that_the_rules_drop_wins_nothing(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path
     ) -> None:
         chosen = replace(settings, metadata=None, min_side=100, output=str(tmp_path / "out/large"))
-        chosen = replace(chosen, dedup=Dedup(copies=True, distance=DISTANCE))
+        chosen = replace(chosen, dedup=Dedup(duplicates=True, distance=DISTANCE))
         curate(chosen)
         assert closed(chosen.output)["shorter side below the minimum"] == 60
         assert {original_of(r) for r in read_all(chosen.output)} == {original_of(r) for r in pool}
@@ -211,7 +211,7 @@ class TestDedup:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"distance": 12}, "needs --dedup.copies or"), ({"copies": True, "distance": 33}, "distance is 33")],
+    [({"distance": 12}, "needs --dedup.duplicates or"), ({"duplicates": True, "distance": 33}, "distance is 33")],
 )
 def test_contradicting_settings_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

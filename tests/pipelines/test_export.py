@@ -61,8 +61,8 @@ class TestExport:
         self, tmp_path: Path, rows: list[dict[str, Any]]
     ) -> None:
         export(Export(shards=shards(tmp_path / "shards", rows), output=str(tmp_path / "tars")))
-        pool = read.open_pool(str(tmp_path / "tars"), unit_rows=100)
-        tables = [t for unit in pool.units for t in read.tables(pool.format, unit, pool.columns.names)]
+        pool = read.open_pool(str(tmp_path / "tars"), partition_rows=100)
+        tables = [t for partition in pool.partitions for t in read.tables(pool.format, partition, pool.columns.names)]
         found = pa.concat_tables(tables).to_pylist()
         assert [(r["image"], r["captions"]) for r in found] == [(r["image"], r["captions"]) for r in rows]
 

@@ -24,7 +24,7 @@ from pipelines.fetch import Fetch, fetch
 from pipelines.stages.fetch import links
 from pipelines.stages.fetch.download import Limits
 from pipelines.stages.fetch.links import Columns
-from pipelines.stages.work import Unit, run
+from pipelines.stages.work import Partition, run
 
 PICTURE = picture(1)
 
@@ -43,12 +43,12 @@ def site() -> Iterator[Site]:
 def links_of(
     file: Path, kind: str, columns: Columns | None = None, unread: Counter[str] | None = None
 ) -> list[dict[str, Any]]:
-    unit = Unit(index=0, file=str(file), name=file.name, size=1)
+    partition = Partition(index=0, file=str(file), name=file.name, size=1)
     columns = columns or Columns(url=None, captions=None, sha256=None)
     kind = links.LIST if kind in ("csv", "jsonl") else kind
-    result = links.list_unit(unit, folder=str(file.parent), kind=kind, columns=columns, row_group_size=2)
+    result = links.list_partition(partition, folder=str(file.parent), kind=kind, columns=columns, row_group_size=2)
     (Counter() if unread is None else unread).update(result["unread"])
-    return pq.read_table(file.parent / links.links_name(unit)).to_pylist()
+    return pq.read_table(file.parent / links.links_name(partition)).to_pylist()
 
 
 def test_links_of_a_parquet_file(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_ids_are_checked(
             name = f"{i}.parquet"
             rows = {"id": pa.array(ids, pa.string()), "url": ["http://a"] * len(ids), "text": ["x"] * len(ids)}
             pq.write_table(pa.table(rows), tmp_path / name)
-            unit = Unit(index=i, file=str(tmp_path / name), name=name, size=1)
-            links.list_unit(unit, folder=str(tmp_path), kind="parquet", columns=columns, row_group_size=2)
-            listed.append((str(tmp_path / links.links_name(unit)), name))
+            partition = Partition(index=i, file=str(tmp_path / name), name=name, size=1)
+            links.list_partition(partition, folder=str(tmp_path), kind="parquet", columns=columns, row_group_size=2)
+            listed.append((str(tmp_path / links.links_name(partition)), name))
         links.refuse_repeated_ids(listed, sum(map(len, files)))
 
 
@@ -151,9 +151,9 @@ def test_links_of_csv_and_jsonl(tmp_path: Path) -> None:
 )
 def test_ids_of_lists_of_links_are_counted(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    unit = Unit(index=0, file=str(tmp_path / name), name=name, size=1)
+    partition = Partition(index=0, file=str(tmp_path / name), name=name, size=1)
     columns = Columns(url=None, captions=None, sha256=None)
-    found = links.list_unit(unit, folder=str(tmp_path), kind=links.LIST, columns=columns, row_group_size=2)
+    found = links.list_partition(partition, folder=str(tmp_path), kind=links.LIST, columns=columns, row_group_size=2)
     assert (found["file"]["rows"], found["unread"]) == (2, {"ids of lists": 2})
 
 
@@ -309,7 +309,7 @@ def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: P
         links=str(tmp_path / "links"),
         output=str(tmp_path / "pool"),
         sha256_column="md",
-        unit_rows=8,
+        partition_rows=8,
         allow=("127.0.0.1/32",),
     )
     result = fetch(settings)
@@ -328,13 +328,13 @@ def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: P
         k: n for k, n in failed.items() if k != "HTTP 404"
     }
     reasons = [pq.read_table(f).to_pylist() for f in sorted((tmp_path / "pool/_failed/001").iterdir())]
-    assert Counter(r["reason"] for unit in reasons for r in unit) == result.summary["failed"]
+    assert Counter(r["reason"] for partition in reasons for r in partition) == result.summary["failed"]
     assert curate(Curate(pool=settings.output, output=str(tmp_path / "curated"), metadata_min_count=1)).rows == 31
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are four CPUs, and no more workers than units."""
+    """There are four CPUs, and no more workers than partitions."""
 
     def recording(*arguments: Any, shared: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
         limits.extend([shared["limits"]] if "limits" in shared else [])
@@ -344,12 +344,12 @@ def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path, monk
     monkeypatch.setattr("pipelines.stages.work.run", recording)
     rows = {"url": [f"{site.address}/good?{i}" for i in range(24)], "text": ["a cat"] * 24}
     pq.write_table(pa.table(rows), tmp_path / "links.parquet")
-    for unit_rows in (24, 12, 6, 2):
+    for partition_rows in (24, 12, 6, 2):
         settings = Fetch(
             links=str(tmp_path / "links.parquet"),
-            output=str(tmp_path / f"pool-{unit_rows}"),
+            output=str(tmp_path / f"pool-{partition_rows}"),
             per_host=3,
-            unit_rows=unit_rows,
+            partition_rows=partition_rows,
             allow=("127.0.0.1/32",),
         )
         assert fetch(settings).summary["fetched"] == 24

@@ -79,13 +79,13 @@ def test_curating_before_fetching_keeps_what_curating_after_it_keeps(tmp_path: P
     [
         ({"min_side": 100}, "--min-side ask"),
         ({"preset": "datacomp_basic"}, "--min-side and --max-aspect ask"),
-        ({"dedup": "copies"}, "--dedup ask"),
+        ({"dedup": "duplicates"}, "--dedup ask"),
     ],
 )
 def test_rules_about_pictures_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     settings = Curate(pool=write_links(tmp_path / "links", None), output=str(tmp_path / "curated"))
     if "dedup" in changes:
-        changes = {"dedup": replace(settings.dedup, copies=True)}
+        changes = {"dedup": replace(settings.dedup, duplicates=True)}
     with pytest.raises(ValueError, match=rf"links holds links, and {message} for images"):
         curate(replace(settings, **changes))
 
@@ -93,7 +93,7 @@ def test_rules_about_pictures_are_refused(tmp_path: Path, changes: dict[str, Any
 def test_links_beside_pictures_are_refused(tmp_path: Path) -> None:
     pools = write_links(tmp_path / "links", None), write_parquet(tmp_path / "pool", pool_rows(4))
     with pytest.raises(ValueError, match=r"--pool: .*links has links, others have images"):
-        read.open_pools(pools, unit_rows=10)
+        read.open_pools(pools, partition_rows=10)
 
 
 @pytest.mark.usefixtures("ray_session")

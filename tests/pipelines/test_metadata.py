@@ -128,10 +128,10 @@ def test_a_broken_database_is_refused(tmp_path: Path) -> None:
 
 def test_titles_by_views(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("b\t70\na\t71\nb\t80\nc\t69\n\nplain\n")
-    assert wordnet.titles(str(tmp_path / "t"), 70) == ["b", "a", "plain"]
+    assert metadata.titles(str(tmp_path / "t"), 70) == ["b", "a", "plain"]
     (tmp_path / "t").write_text("a\tmany\n")
     with pytest.raises(ValueError, match="line 1: 'many' is no number of views"):
-        wordnet.titles(str(tmp_path / "t"), 70)
+        metadata.titles(str(tmp_path / "t"), 70)
 
 
 @pytest.mark.parametrize(

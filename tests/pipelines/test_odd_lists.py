@@ -115,7 +115,7 @@ def test_columns_of_lists_and_folders_have_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["http://x/1.jpg\ta cat\nhttp://x/2\tb\n", "a cat\thttp://x/1.jpg\nb\thttp://x/2\n"])
 def test_links_of_conceptual_captions_are_curated_without_pictures(tmp_path: Path, text: str) -> None:
     (tmp_path / "cc.tsv").write_text(text)
-    pool = read.open_pool(str(tmp_path), unit_rows=10)
+    pool = read.open_pool(str(tmp_path), partition_rows=10)
     rows, _ = rows_of(tmp_path)
     assert not pool.has_images and [(r["url"], r["captions"]) for r in rows] == [
         ("http://x/1.jpg", ["a cat"]), ("http://x/2", ["b"])

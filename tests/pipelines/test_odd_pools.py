@@ -150,7 +150,7 @@ def test_text_in_parquet_that_is_no_unicode_ends_nothing(tmp_path: Path) -> None
     assert [r["note"] for r in rows] == ["ok", "\ufffd", "caf\ufffd"]
 
 
-@pytest.mark.parametrize("name", ["key", "unit", "row", "rank", "matches", "caption_file", "row_reason"])
+@pytest.mark.parametrize("name", ["key", "partition", "row", "rank", "matches", "caption_file", "row_reason"])
 def test_no_column_of_a_user_collides_with_one_of_a_stage(tmp_path: Path, name: str) -> None:
     write(tmp_path / "a.parquet", image=[b"x"], captions=[["a"]], **{name: ["mine"]})
     assert rows_of(tmp_path)[0][0][name] == "mine"
@@ -171,7 +171,7 @@ def test_two_columns_of_one_name_and_a_second_pool_column_are_refused(tmp_path: 
     for name in ("one", "two"):
         write(tmp_path / name / "a.parquet", image=[b"x"], captions=[["a"]], pool=["mine"])
     with pytest.raises(ValueError, match="has a column 'pool', a name that curation writes"):
-        read.open_pools([str(tmp_path / "one"), str(tmp_path / "two")], unit_rows=10)
+        read.open_pools([str(tmp_path / "one"), str(tmp_path / "two")], partition_rows=10)
 
 
 def test_another_letter_anywhere_is_another_pool(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_pool_is_sharded_as_it_is(
     with pytest.raises(ValueError, match=r"links.tsv holds links; pipelines/fetch.py"):
         shard(Shard(pool=str(tmp_path / "links.tsv"), output=str(tmp_path / "none")))
     options: dict[str, Any] = {"pool": str(tmp_path / "pool"), "output": str(tmp_path / "shards"), "min_words": 2}
-    result = shard(Shard(dedup=Dedup(copies=True), **options))
+    result = shard(Shard(dedup=Dedup(duplicates=True), **options))
     assert result.summary["rows"]["in"] == 15 and result.summary["rows"]["kept"] == result.rows == 11
     reasons = {"no caption kept": 1, "unreadable image": 1, "duplicate": 1, "undecodable image": 1}
     assert result.summary["rows"]["dropped"] == reasons
@@ -276,10 +276,10 @@ def test_a_pool_is_sharded_as_it_is(
     assert {"data_card.json", "data_card.html", "manifest.json"} < {p.name for p in (tmp_path / "shards").iterdir()}
     assert not (tmp_path / "shards/progress").exists()
     capsys.readouterr()
-    assert shard(Shard(dedup=Dedup(copies=True), **options)) == result
+    assert shard(Shard(dedup=Dedup(duplicates=True), **options)) == result
     assert "holds the shards already" in capsys.readouterr().out
     with pytest.raises(ValueError, match="min_words"):
-        shard(Shard(dedup=Dedup(copies=True), **(options | {"min_words": 3})))
+        shard(Shard(dedup=Dedup(duplicates=True), **(options | {"min_words": 3})))
 
 
 def test_settings_that_would_be_ignored_are_refused() -> None:

@@ -82,7 +82,7 @@ def test_weights_that_do_not_fit_are_refused(changes: dict[str, Any], message: s
 
 def test_pools_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'pool' names several pools; write name=URI"):
-        read.open_pools([str(tmp_path / "a/pool"), f"pool={tmp_path}"], unit_rows=10)
+        read.open_pools([str(tmp_path / "a/pool"), f"pool={tmp_path}"], partition_rows=10)
 
 
 def test_other_content_of_the_same_size_is_another_pool(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_repeated_ids_are_refused_before_any_work(tmp_path: Path, files: list[An
             curate(Curate(pool=places, output=str(tmp_path / "curated"), curation="none"))
         assert not (tmp_path / "curated").exists()
     else:
-        read.refuse_repeated_ids(read.open_pools(places, unit_rows=10))
+        read.refuse_repeated_ids(read.open_pools(places, partition_rows=10))
 
 
 def test_of_large_pools_the_first_ids_of_files_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_of_large_pools_the_first_ids_of_files_are_compared(tmp_path: Path, monk
     for i, ids in enumerate((["a", "b", "x"], ["c", "d", "x"])):
         columns = {"id": ids, "image": pa.array([b"x"] * 3, pa.binary()), "caption": ["a"] * 3}
         pq.write_table(pa.table(columns), tmp_path / f"{i}.parquet")
-    pool = read.open_pool(str(tmp_path), unit_rows=10)
+    pool = read.open_pool(str(tmp_path), partition_rows=10)
     read.refuse_repeated_ids(pool)
     monkeypatch.setattr(repeated, "IDS", 6)
     with pytest.raises(ValueError, match="the id 'x' names several rows"):

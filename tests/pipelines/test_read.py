@@ -17,10 +17,10 @@ from pipelines.stages import read
 from pipelines.stages.read import parquet
 
 
-def rows_of(uri: str, *, unit_rows: int = 10, images: bool = True) -> list[dict[str, Any]]:
-    pool = read.open_pool(uri, unit_rows=unit_rows)
+def rows_of(uri: str, *, partition_rows: int = 10, images: bool = True) -> list[dict[str, Any]]:
+    pool = read.open_pool(uri, partition_rows=partition_rows)
     columns = [name for name in pool.columns.names if images or name != "image"]
-    tables = [t for unit in pool.units for t in read.tables(pool.format, unit, columns)]
+    tables = [t for partition in pool.partitions for t in read.tables(pool.format, partition, columns)]
     return pa.concat_tables(tables).to_pylist()
 
 
@@ -44,10 +44,10 @@ def test_parquet_keeps_ids_images_captions_and_other_columns(tmp_path: Path) -> 
     assert rows_of(write_parquet(tmp_path / "pool", rows)) == rows
 
 
-def test_units_are_whole_row_groups(tmp_path: Path) -> None:
+def test_partitions_are_whole_row_groups(tmp_path: Path) -> None:
     uri = write_parquet(tmp_path / "pool", pool_rows(100), files=2, row_group_size=10)
-    units = read.open_pool(uri, unit_rows=25).units
-    assert [(u.name, u.start, u.stop, u.first_row, u.size) for u in units] == [
+    partitions = read.open_pool(uri, partition_rows=25).partitions
+    assert [(p.name, p.start, p.stop, p.first_row, p.size) for p in partitions] == [
         ("part-0.parquet", 0, 3, 0, 30),
         ("part-0.parquet", 3, 5, 30, 20),
         ("part-1.parquet", 0, 3, 0, 30),
@@ -55,21 +55,21 @@ def test_units_are_whole_row_groups(tmp_path: Path) -> None:
     ]
 
 
-def test_units_of_large_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_of_large_rows_have_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = write_parquet(tmp_path / "pool", pool_rows(100), files=1, row_group_size=10)
     group = pq.read_metadata(tmp_path / "pool/part-0.parquet").row_group(0).total_byte_size
-    monkeypatch.setattr(parquet, "UNIT_BYTES", 2.5 * group)
-    units = read.open_pool(uri, unit_rows=10**6).units
-    assert [(u.start, u.stop, u.first_row) for u in units] == [(0, 3, 0), (3, 6, 30), (6, 9, 60), (9, 10, 90)]
+    monkeypatch.setattr(parquet, "PARTITION_BYTES", 2.5 * group)
+    partitions = read.open_pool(uri, partition_rows=10**6).partitions
+    assert [(p.start, p.stop, p.first_row) for p in partitions] == [(0, 3, 0), (3, 6, 30), (6, 9, 60), (9, 10, 90)]
 
 
-def test_derived_ids_do_not_depend_on_units_or_row_groups(tmp_path: Path) -> None:
+def test_derived_ids_do_not_depend_on_partitions_or_row_groups(tmp_path: Path) -> None:
     images, captions = [picture(i) for i in range(50)], [[f"image {i}"] for i in range(50)]
     uri = write_table(tmp_path / "pool", image=images, captions=captions)
     ids = [r["id"] for r in rows_of(uri)]
     assert len(set(ids)) == 50
     pq.write_table(pa.table({"image": images, "captions": captions}), tmp_path / "pool/part.parquet", row_group_size=7)
-    assert [r["id"] for r in rows_of(uri, unit_rows=1)] == ids
+    assert [r["id"] for r in rows_of(uri, partition_rows=1)] == ids
 
 
 @pytest.mark.parametrize("name", ["caption", "text"])
@@ -113,7 +113,7 @@ def test_csv_and_jsonl_name_files_beside_them(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(picture(i))
     with (tmp_path / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["filepath", "caption"], ["0.png", 'a "cat", sleeping'], ["missing.png", "dog"]])
-    rows = rows_of(str(tmp_path / "list.csv"), unit_rows=1)
+    rows = rows_of(str(tmp_path / "list.csv"), partition_rows=1)
     assert [(r["image"], r["captions"]) for r in rows] == [(picture(0), ['a "cat", sleeping']), (None, ["dog"])]
     lines = [{"image": "1.png", "captions": ["a", "b"]}, {"image": str(tmp_path / "2.png"), "captions": []}]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -160,13 +160,13 @@ IMAGE = [b"x"]
 def test_unusable_columns_are_refused_by_name(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     uri = write_table(tmp_path / "pool", **columns)
     with pytest.raises(ValueError, match=f"part.parquet.*{message}"):
-        read.open_pool(uri, unit_rows=10)
+        read.open_pool(uri, partition_rows=10)
 
 
 def test_a_null_id_is_refused_with_its_row(tmp_path: Path) -> None:
     uri = write_table(tmp_path / "pool", image=IMAGE * 3, captions=[["a"]] * 3, id=["a", "b", None])
     with pytest.raises(ValueError, match=r"part.parquet: column 'id' is null in 1 of the rows"):
-        read.open_pool(uri, unit_rows=10)
+        read.open_pool(uri, partition_rows=10)
     pq.write_table(pq.read_table(uri), f"{uri}/part.parquet", write_statistics=False)  # then found when it is read
     with pytest.raises(ValueError, match=r"part.parquet: column 'id' is null in row 2"):
         rows_of(uri)
@@ -176,7 +176,7 @@ def test_columns_of_types_that_do_not_agree_are_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "pool", image=IMAGE, captions=[["a"]], score=[1.0])
     pq.write_table(pa.table({"image": IMAGE, "captions": [["a"]], "score": ["high"]}), tmp_path / "pool/z.parquet")
     with pytest.raises(ValueError, match=r"z.parquet has the column 'score' as string, .*part.parquet as double"):
-        read.open_pool(str(tmp_path / "pool"), unit_rows=10)
+        read.open_pool(str(tmp_path / "pool"), partition_rows=10)
 
 
 @pytest.mark.parametrize(
@@ -199,22 +199,22 @@ def test_unusable_files_are_refused_by_name(tmp_path: Path, files: dict[str, byt
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read.open_pool(str(tmp_path), unit_rows=10)
+        read.open_pool(str(tmp_path), partition_rows=10)
 
 
 def test_a_pool_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no rows"):
-        read.open_pool(write_parquet(tmp_path / "pool", [], files=1), unit_rows=10)
+        read.open_pool(write_parquet(tmp_path / "pool", [], files=1), partition_rows=10)
 
 
 def test_a_tar_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a.tar holds no row"):
-        read.open_pool(write_tar(tmp_path / "a.tar", {"notes.md": b"x"}), unit_rows=10)
+        read.open_pool(write_tar(tmp_path / "a.tar", {"notes.md": b"x"}), partition_rows=10)
 
 
 def test_a_missing_bucket_is_refused(s3_bucket: str) -> None:
     with pytest.raises(ValueError, match=r"s3://no-such-bucket/pool (does not exist|cannot be listed)"):
-        read.open_pool("s3://no-such-bucket/pool", unit_rows=10)
+        read.open_pool("s3://no-such-bucket/pool", partition_rows=10)
 
 
 def test_an_unreachable_bucket_is_refused(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_an_unreachable_bucket_is_refused(s3_bucket: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(ValueError, match=r"s3://bucket/pool cannot be listed.*AWS_ENDPOINT_URL"):
-        read.open_pool("s3://bucket/pool", unit_rows=10)
+        read.open_pool("s3://bucket/pool", partition_rows=10)
 
 
 @pytest.mark.parametrize("damage", ["header", "end", "data"])

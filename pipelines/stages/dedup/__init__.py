@@ -1,1 +1,1 @@
-"""Copies of images, found in bins of shared keys."""
+"""Duplicates and near-duplicates of images, found in bins of shared keys."""

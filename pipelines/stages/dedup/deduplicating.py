@@ -1,4 +1,4 @@
-"""Dropping copies of images: the pool's own, and those of evaluation sets."""
+"""Drops duplicates of images: those inside the pool, and those of the images of evaluation sets."""
 
 from dataclasses import replace
 from functools import partial
@@ -20,25 +20,25 @@ BIN_RECORDS = 1 << 20
 """Records of a bin, about: what one task holds."""
 
 
-def without_copies(pool: Pool, matched: Matched, dedup: Dedup, image_rules: ImageRules) -> Matched:
-    """The matches without those of rows that are copies; which rows are is kept beside the matches."""
+def without_duplicates(pool: Pool, matched: Matched, dedup: Dedup, image_rules: ImageRules) -> Matched:
+    """The matches without those of duplicates; which rows these are is kept beside the matches."""
     sets = dedup.sets()
     config = {
-        "copies": dedup.copies,
+        "duplicates": dedup.duplicates,
         "distance": dedup.distance,
         "evaluation": [source.digest() for source in sets],
         "image_rules": repr(image_rules),
     }
-    folder = storage.join(matched.folder, "copies", digest(config))
-    if manifest.is_done(folder, "copies", config):
-        print(f"{folder} says already which rows are copies")
+    folder = storage.join(matched.folder, "duplicates", digest(config))
+    if manifest.is_done(folder, "duplicates", config):
+        print(f"{folder} says already which rows are duplicates")
         return replace(matched, counts=counts.read(storage.join(folder, matching.COUNTS)), dropped=folder)
     progress = storage.join(folder, "progress")
     _resolve(pool, matched, dedup, image_rules, [source.uri for source in sets], folder, progress)
     entries_of = partial(matching.matched_entries, folder=matched.folder, dropped=folder)
-    left = counts.total(pool.units, entries_of, len(matched.entries))
+    left = counts.total(pool.partitions, entries_of, len(matched.entries))
     counts.write(folder, matching.COUNTS, left)
-    manifest.write(folder, Manifest(kind="copies", files=(), config=config))
+    manifest.write(folder, Manifest(kind="duplicates", files=(), config=config))
     storage.remove(progress)
     return replace(matched, counts=left, dropped=folder)
 
@@ -52,16 +52,16 @@ def _resolve(
     folder: str,
     progress: str,
 ) -> None:
-    """The three passes of `copies`."""
+    """The three passes of `duplicates`."""
     kinds = levels(dedup, matched.rows)
     bins = -(-matched.rows * sum(len(kind.masks) for kind in kinds) // BIN_RECORDS)
     shared: dict[str, Any] = {"folder": progress, "levels": kinds}
     reading = {"matches": matched.folder, "pool_format": pool.format, "image_rules": image_rules}
-    sizes = [unit.size for unit in pool.units]
-    of_units = run(
+    sizes = [partition.size for partition in pool.partitions]
+    of_partitions = run(
         Stage(name="fingerprint", markers=progress, noun=pool.noun),
-        pool.units,
-        duplicates.fingerprint_unit,
+        pool.partitions,
+        duplicates.fingerprint_partition,
         sizes=sizes,
         shared=shared | reading | {"bins": bins},
     )
@@ -74,18 +74,18 @@ def _resolve(
             sizes=[1] * len(sets),
             shared=shared | {"bins": bins},
         )
-    shared |= {"copies": dedup.copies}
-    lost = run(
+    shared |= {"duplicates": dedup.duplicates}
+    dropped = run(
         Stage(name="compare", markers=progress, noun="bins"),
-        _parts(progress, {"unit": of_units, "evaluation": of_sets}, [0] * bins),
+        _parts(progress, {"partition": of_partitions, "evaluation": of_sets}, [0] * bins),
         duplicates.compare_bin,
         sizes=[1] * bins,
-        shared=shared | {"units": len(pool.units)},
+        shared=shared | {"partitions": len(pool.partitions)},
     )
     run(
         Stage(name="resolve", markers=progress, noun=pool.noun),
-        _parts(progress, {"lost": lost}, [result["rows"] for result in of_units]),
-        duplicates.resolve_unit,
+        _parts(progress, {"dropped": dropped}, [result["rows"] for result in of_partitions]),
+        duplicates.resolve_partition,
         sizes=sizes,
         shared=shared | {"folder": folder, "progress": progress},
     )

@@ -1,13 +1,14 @@
-"""Copies of an image inside a pool, and copies of the images of evaluation sets: found without bringing the pool
-together in one place.
+"""Duplicates and near-duplicates of images in a pool, and of the images of evaluation sets, found without bringing the
+pool together in one place.
 
-1. *fingerprint*: every unit decodes its candidates and writes their fingerprints, by bins of keys that copies share.
-2. *compare*: every bin finds the rows that lose to another one, and writes them by unit.
-3. *resolve*: every unit reads what the bins say of its rows, and keeps one reason a row.
+1. *fingerprint*: every partition decodes its candidates and writes their fingerprints, by bins of keys that duplicates
+   share.
+2. *compare*: every bin finds the rows that another one makes redundant, and writes them by partition.
+3. *resolve*: every partition reads what the bins say of its rows, and keeps one reason a row.
 
-Of rows that are alike, the one with the smallest hash of its id wins: of any two rows within the distance at most one
+The row with the smallest hash of its id is kept of rows that are alike: at most one of any two rows within the distance
 stays, and every chain of alike rows keeps one or more. What is dropped is a pure function of the candidates' ids and
-bytes. Candidates are rows that nothing else drops before balancing: a row that the size rules drop can't win.
+bytes. Candidates are rows that nothing else drops before balancing: a row that the size rules drop replaces none.
 """
 
 from collections import Counter
@@ -30,11 +31,11 @@ from pipelines.stages.filter.rules import ImageRules
 from pipelines.stages.hashing import RANK, hash64
 from pipelines.stages.match import matching
 from pipelines.stages.pixels import UnusableImageError
-from pipelines.stages.work import Unit, counts, spill
+from pipelines.stages.work import Partition, counts, spill
 from pipelines.stages.work.spill import Piece
 
 EVALUATION = -1
-"""In the place of a unit: the row is an image of an evaluation set."""
+"""In the place of a partition: the row is an image of an evaluation set."""
 
 PRINT = pa.binary(fingerprint.BITS // 8)
 RECORD = pa.schema(
@@ -43,14 +44,14 @@ RECORD = pa.schema(
         ("level", pa.uint8()),
         ("fingerprint", PRINT),
         ("rank", pa.uint64()),
-        ("unit", pa.int32()),
+        ("partition", pa.int32()),
         ("row", pa.int32()),
     ]
 )
-"""A row under one of its keys. `row` counts the candidates of the unit."""
-LOST = pa.schema([("row", pa.int32()), ("level", pa.uint8()), ("code", pa.uint8())])
-"""A candidate of a unit that loses, and its code of ROW_REASONS."""
-NOT_LOST = 255
+"""A row under one of its keys. `row` counts the candidates of the partition."""
+DROPPED = pa.schema([("row", pa.int32()), ("level", pa.uint8()), ("code", pa.uint8())])
+"""A candidate of a partition that is dropped, and its code of ROW_REASONS."""
+NOT_DROPPED = 255
 """Above all codes of ROW_REASONS: of several reasons the first in that list counts."""
 
 
@@ -66,20 +67,20 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A bin, or what the bins say of a unit."""
+    """A bin, or what the bins say of a partition."""
 
     index: int
     pieces: tuple[Piece, ...]
     rows: int = 0
-    """Rows of the unit."""
+    """Rows of the partition."""
 
 
 def spill_name(stage: str, index: int) -> str:
     return f"{stage}-{index:06d}.arrows"
 
 
-def fingerprint_unit(
-    unit: Unit,
+def fingerprint_partition(
+    partition: Partition,
     *,
     folder: str,
     matches: str,
@@ -88,10 +89,10 @@ def fingerprint_unit(
     levels: Sequence[Level],
     bins: int,
 ) -> dict[str, Any]:
-    """Write the fingerprints of a unit's candidates, and their records by bin. Returns the bytes of each bin."""
-    decided, row = matching.read_matches(matches, unit), 0
+    """Write the fingerprints of a partition's candidates, and their records by bin. Returns the bytes of each bin."""
+    decided, row = matching.read_matches(matches, partition), 0
     rows, ranks, prints = [np.zeros(0, np.int32)], [np.zeros(0, np.uint64)], [_no_prints(levels)]
-    for table in read.tables(pool_format, unit, (schema.ID, schema.IMAGE)):
+    for table in read.tables(pool_format, partition, (schema.ID, schema.IMAGE)):
         candidates = np.flatnonzero(matching.is_left(decided.slice(row, table.num_rows)))
         images = whole(table[schema.IMAGE])
         codes, _ = rules.judge(images, candidates, image_rules)
@@ -104,10 +105,10 @@ def fingerprint_unit(
         row += table.num_rows
     found = np.concatenate(prints)
     candidates = pa.table({"row": np.concatenate(rows), "rank": np.concatenate(ranks), "prints": _binary(found)})
-    with storage.atomic_writer(storage.join(folder, _candidates_name(unit.index))) as file:
+    with storage.atomic_writer(storage.join(folder, _candidates_name(partition.index))) as file:
         pq.write_table(candidates, file)
-    uri = storage.join(folder, spill_name("unit", unit.index))
-    return scatter(uri, unit.index, found, candidates["rank"].to_numpy(), levels, bins) | {"rows": row}
+    uri = storage.join(folder, spill_name("partition", partition.index))
+    return scatter(uri, partition.index, found, candidates["rank"].to_numpy(), levels, bins) | {"rows": row}
 
 
 def fingerprint_evaluation(item: tuple[int, str], *, folder: str, levels: Sequence[Level], bins: int) -> dict[str, Any]:
@@ -126,39 +127,46 @@ def fingerprint_evaluation(item: tuple[int, str], *, folder: str, levels: Sequen
     return scatter(target, EVALUATION, np.array(prints), np.zeros(len(prints), np.uint64), levels, bins)
 
 
-def compare_bin(part: Part, *, folder: str, levels: Sequence[Level], copies: bool, units: int) -> dict[str, Any]:
-    """Write which rows of a bin lose, by unit. Returns the bytes of each unit."""
+def compare_bin(
+    part: Part, *, folder: str, levels: Sequence[Level], duplicates: bool, partitions: int
+) -> dict[str, Any]:
+    """Write which rows of a bin are dropped, by partition. Returns the bytes of each partition."""
     records = pa.concat_tables([RECORD.empty_table(), *spill.read(part.pieces)]).combine_chunks()
-    lost = [np.zeros((0, 4), np.int64)]
+    dropped = [np.zeros((0, 4), np.int64)]
     for number, level in enumerate(levels):
         some = records.filter(pa.compute.equal(records["level"], number))
-        lost.append(_duplicates(some, number, level, copies))
-    unit, row, number, code = np.unique(np.concatenate(lost), axis=0).T
-    table = pa.table([row.astype(np.int32), number.astype(np.uint8), code.astype(np.uint8)], schema=LOST)
-    uri = storage.join(folder, spill_name("lost", part.index))
-    return {"bytes": spill.write(uri, table, np.arange(len(unit)), np.bincount(unit, minlength=units))}
+        dropped.append(_duplicates(some, number, level, duplicates))
+    partition, row, number, code = np.unique(np.concatenate(dropped), axis=0).T
+    table = pa.table([row.astype(np.int32), number.astype(np.uint8), code.astype(np.uint8)], schema=DROPPED)
+    uri = storage.join(folder, spill_name("dropped", part.index))
+    return {"bytes": spill.write(uri, table, np.arange(len(partition)), np.bincount(partition, minlength=partitions))}
 
 
-def resolve_unit(part: Part, *, folder: str, progress: str, levels: Sequence[Level], copies: bool) -> dict[str, Any]:
-    """Write the code of ROW_REASONS of every row of a unit, KEPT for those that no copy drops. Returns a tally."""
+def resolve_partition(
+    part: Part, *, folder: str, progress: str, levels: Sequence[Level], duplicates: bool
+) -> dict[str, Any]:
+    """Write the code of ROW_REASONS of every row of a partition, KEPT for those that stay.
+
+    Returns how many rows are dropped, by reason.
+    """
     candidates = pq.read_table(
         pa.BufferReader(storage.read_bytes(storage.join(progress, _candidates_name(part.index))))
     )
     prints, ranks = _array(candidates["prints"], len(levels)), candidates["rank"].to_numpy()
-    lost = pa.concat_tables([LOST.empty_table(), *spill.read(part.pieces)])
-    codes = np.full(len(ranks), NOT_LOST, np.uint8)
+    dropped = pa.concat_tables([DROPPED.empty_table(), *spill.read(part.pieces)])
+    codes = np.full(len(ranks), NOT_DROPPED, np.uint8)
     for number, level in enumerate(levels):
         first = fingerprint.representatives(prints[:, number], ranks)
-        said = np.full(len(ranks), NOT_LOST, np.uint8)
-        of_level = lost.filter(pa.compute.equal(lost["level"], number))
+        said = np.full(len(ranks), NOT_DROPPED, np.uint8)
+        of_level = dropped.filter(pa.compute.equal(dropped["level"], number))
         np.minimum.at(said, of_level["row"].to_numpy(), of_level["code"].to_numpy())
         of_rows = said[first]
-        if copies:
+        if duplicates:
             repeats = first != np.arange(len(first))
             of_rows[repeats] = np.minimum(of_rows[repeats], rules.ROW[level.reason])
         codes = np.minimum(codes, of_rows)
     result = np.zeros(part.rows, np.uint8)
-    result[candidates["row"].to_numpy()] = np.where(codes == NOT_LOST, rules.KEPT, codes)
+    result[candidates["row"].to_numpy()] = np.where(codes == NOT_DROPPED, rules.KEPT, codes)
     counts.write(folder, matching.dropped_name(part.index), result)
     return dict(Counter(rules.ROW_REASONS[code] for code in result[result != rules.KEPT]))
 
@@ -179,18 +187,18 @@ FINGERPRINTS = {"duplicate": fingerprint.exact, "near_duplicate": fingerprint.pe
 
 
 def scatter(
-    uri: str, unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level], bins: int
+    uri: str, partition: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level], bins: int
 ) -> dict[str, Any]:
-    """Write records by bin, one for all rows of a unit that share a fingerprint: however often an image repeats, its
-    bin gets it once from each unit."""
-    parts = list(_records(unit, prints, ranks, levels))
+    """Write records by bin, one for all rows of a partition that share a fingerprint: however often an image repeats,
+    its bin gets it once from each partition."""
+    parts = list(_records(partition, prints, ranks, levels))
     table = pa.concat_tables([RECORD.empty_table(), *parts])
     where = (table["key"].to_numpy() % np.uint64(bins)).astype(np.int64)
     sizes = spill.write(uri, table, np.argsort(where, kind="stable"), np.bincount(where, minlength=bins))
     return {"bytes": sizes}
 
 
-def _records(unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level]) -> Iterator[pa.Table]:
+def _records(partition: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[Level]) -> Iterator[pa.Table]:
     for number, level in enumerate(levels):
         first = np.unique(fingerprint.representatives(prints[:, number], ranks))
         keys = fingerprint.keys(prints[first, number], level.masks)
@@ -200,26 +208,26 @@ def _records(unit: int, prints: np.ndarray, ranks: np.ndarray, levels: Sequence[
             "level": np.full(len(rows), number, np.uint8),
             "fingerprint": _binary(prints[rows, number]),
             "rank": ranks[rows],
-            "unit": np.full(len(rows), unit, np.int32),
+            "partition": np.full(len(rows), partition, np.int32),
             "row": rows.astype(np.int32),
         }
         yield pa.table(columns, schema=RECORD)
 
 
-def _duplicates(records: pa.Table, number: int, level: Level, copies: bool) -> np.ndarray:
-    """(unit, row, level, code of ROW_REASONS) of records that lose, int64 [L, 4]."""
-    key, rank, unit, row = (records[name].to_numpy() for name in ("key", "rank", "unit", "row"))
-    order = np.lexsort((row, unit, rank, unit != EVALUATION, key))
-    key, unit, row = key[order], unit[order], row[order]
+def _duplicates(records: pa.Table, number: int, level: Level, duplicates: bool) -> np.ndarray:
+    """(partition, row, level, code of ROW_REASONS) of the records that are dropped, int64 [L, 4]."""
+    key, rank, partition, row = (records[name].to_numpy() for name in ("key", "rank", "partition", "row"))
+    order = np.lexsort((row, partition, rank, partition != EVALUATION, key))
+    key, partition, row = key[order], partition[order], row[order]
     starts = np.append(np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)]), len(key))
     ends = starts[1:]
-    if not copies:
-        shown = np.append(0, np.cumsum(unit == EVALUATION))
+    if not duplicates:
+        shown = np.append(0, np.cumsum(partition == EVALUATION))
         ends = starts[:-1] + shown[ends] - shown[starts[:-1]]
     won = fingerprint.winners(_array(records["fingerprint"], 1)[order, 0], starts, ends, level.distance)
-    lost = np.flatnonzero((won >= 0) & (unit != EVALUATION))
-    code = np.where(unit[won[lost]] == EVALUATION, rules.ROW["evaluation"], rules.ROW[level.reason])
-    return np.stack([unit[lost], row[lost], np.full(len(lost), number), code], axis=1).astype(np.int64)
+    dropped = np.flatnonzero((won >= 0) & (partition != EVALUATION))
+    code = np.where(partition[won[dropped]] == EVALUATION, rules.ROW["evaluation"], rules.ROW[level.reason])
+    return np.stack([partition[dropped], row[dropped], np.full(len(dropped), number), code], axis=1).astype(np.int64)
 
 
 def _no_prints(levels: Sequence[Level]) -> np.ndarray:

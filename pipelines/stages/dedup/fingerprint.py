@@ -1,7 +1,7 @@
 """Fingerprints of images, and the keys by which alike ones meet without comparing all with all.
 
 Every fingerprint has 256 bits. *Exact*: a hash of the file's bytes. *Perceptual*: the signs of the 16 × 16 lowest
-frequencies of a 64 × 64 grey copy against their median (pHash, by the library `imagehash`); copies that were encoded
+frequencies of a 64 × 64 grey copy against their median (pHash, by the library `imagehash`). Images that were encoded
 anew, scaled or brightened differ in a few bits.
 
 Two fingerprints that differ in at most d bits agree on at least m of any m + d disjoint bands (the pigeonhole

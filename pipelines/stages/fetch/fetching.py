@@ -14,7 +14,7 @@ from pipelines import schema
 from pipelines.stages import write
 from pipelines.stages.fetch.download import Client, FetchError, Limits
 from pipelines.stages.read import normalise, parquet
-from pipelines.stages.work import Unit
+from pipelines.stages.work import Partition
 
 FAILED = pa.schema(
     [
@@ -25,47 +25,49 @@ FAILED = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""Links without an image; `row` counts the rows of the unit."""
+"""Links without an image; `row` counts the rows of the partition."""
 FINAL = ("invalid address", "no captions", "opted out of AI use")
 """Reasons that another run does not try again."""
 GROUP_BYTES = 64 << 20
 """Images that are in memory before they are written, about."""
 
 
-def file_name(unit: Unit, attempt: int) -> str:
-    return f"fetched-{unit.index:06d}-{attempt:03d}.parquet"
+def file_name(partition: Partition, attempt: int) -> str:
+    return f"fetched-{partition.index:06d}-{attempt:03d}.parquet"
 
 
-def failed_name(unit: Unit, attempt: int) -> str:
-    return f"_failed/{attempt:03d}/{unit.index:06d}.parquet"
+def failed_name(partition: Partition, attempt: int) -> str:
+    return f"_failed/{attempt:03d}/{partition.index:06d}.parquet"
 
 
-def fetch_unit(unit: Unit, *, folder: str, attempt: int, limits: Limits, sha256: str | None) -> dict[str, Any]:
-    """Fetch the images of a unit that the attempts before have not. Returns the file's entry, and how many links
+def fetch_partition(
+    partition: Partition, *, folder: str, attempt: int, limits: Limits, sha256: str | None
+) -> dict[str, Any]:
+    """Fetch the images of a partition that the attempts before have not. Returns the file's entry, and how many links
     are left by which reason."""
-    with parquet.opened(unit.file) as file:
-        links = file.read_row_groups(list(range(unit.start, unit.stop)))
+    with parquet.opened(partition.file) as file:
+        links = file.read_row_groups(list(range(partition.start, partition.stop)))
     rows, failed = list(range(links.num_rows)), FAILED.empty_table()
     if attempt:
-        before = read_failed(folder, unit, attempt - 1)
+        before = read_failed(folder, partition, attempt - 1)
         final = pc.is_in(before["reason"], pa.array(FINAL))
         rows, failed = before["row"].filter(pc.invert(final)).to_pylist(), before.filter(final)
     columns = schema.with_extras(f for f in links.schema if f.name not in schema.REQUIRED)
-    with write.parquet_file(folder, file_name(unit, attempt), columns) as target:
+    with write.parquet_file(folder, file_name(partition, attempt), columns) as target:
         sink = _Sink(links, target)
         asyncio.run(_fetch(links, rows, limits, sha256, sink))
         sink.flush()
     if not target.rows:
-        storage.remove(storage.join(folder, file_name(unit, attempt)))
+        storage.remove(storage.join(folder, file_name(partition, attempt)))
     failed = pa.concat_tables([failed, pa.Table.from_pylist(sink.failed, schema=FAILED)]).sort_by("row")
-    with write.parquet_file(folder, failed_name(unit, attempt), FAILED) as ledger:
+    with write.parquet_file(folder, failed_name(partition, attempt), FAILED) as ledger:
         ledger.write(failed)
     reasons = Counter(failed["reason"].to_pylist())
     return {"file": asdict(target.entry), "failed": reasons}
 
 
-def read_failed(folder: str, unit: Unit, attempt: int) -> pa.Table:
-    with parquet.opened(storage.join(folder, failed_name(unit, attempt))) as file:
+def read_failed(folder: str, partition: Partition, attempt: int) -> pa.Table:
+    with parquet.opened(storage.join(folder, failed_name(partition, attempt))) as file:
         return file.read()
 
 

@@ -26,7 +26,7 @@ from pipelines import schema
 from pipelines.stages import write
 from pipelines.stages.hashing import hash64
 from pipelines.stages.read import fields, normalise, parquet, records
-from pipelines.stages.work import Unit
+from pipelines.stages.work import Partition
 
 LIST = "list"
 SUFFIXES = {".parquet": "parquet", ".wat": "WAT"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".json"), LIST)
@@ -66,12 +66,12 @@ class Columns:
         return Columns(url=url, captions=captions, sha256=self.sha256)
 
 
-def links_name(unit: Unit) -> str:
-    return f"links-{unit.index:06d}.parquet"
+def links_name(partition: Partition) -> str:
+    return f"links-{partition.index:06d}.parquet"
 
 
-def list_unit(
-    unit: Unit, *, folder: str, kind: str, columns: Columns, row_group_size: int, curated: bool = False
+def list_partition(
+    partition: Partition, *, folder: str, kind: str, columns: Columns, row_group_size: int, curated: bool = False
 ) -> dict[str, Any]:
     """Write the links of a file to `folder`: id, captions, url and its other columns, of `curated` ones those of
     curation too. Returns the file's entry, of no rows where it holds no links, and what was found and not read, by
@@ -81,11 +81,11 @@ def list_unit(
     """
     unread = Counter[str]()
     if kind == "parquet":
-        tables = _parquet(unit, columns, curated)
+        tables = _parquet(partition, columns, curated)
     else:
-        tables = _listed(unit, columns, unread) if kind == LIST else _wat(unit, columns, unread)
+        tables = _listed(partition, columns, unread) if kind == LIST else _wat(partition, columns, unread)
     first = next(tables, _shape([]).empty_table())
-    with write.parquet_file(folder, links_name(unit), first.schema) as file:
+    with write.parquet_file(folder, links_name(partition), first.schema) as file:
         for table in _regrouped(first, tables, row_group_size):
             file.write(table)
     return {"file": asdict(file.entry), "unread": unread}
@@ -105,23 +105,25 @@ def _regrouped(first: pa.Table, others: Iterator[pa.Table], rows: int) -> Iterat
         yield waiting
 
 
-def _parquet(unit: Unit, columns: Columns, curated: bool) -> Iterator[pa.Table]:
-    with parquet.opened(unit.file) as file:
+def _parquet(partition: Partition, columns: Columns, curated: bool) -> Iterator[pa.Table]:
+    with parquet.opened(partition.file) as file:
         names = file.schema_arrow.names
         if not file.metadata.num_rows:
             return
-        columns = columns.resolved(names, unit.file)
-        _refuse(names, columns, unit.file, curated=curated)
+        columns = columns.resolved(names, partition.file)
+        _refuse(names, columns, partition.file, curated=curated)
         row = 0
         for batch in file.iter_batches(ROWS):
             given = {name: normalise.plain(batch[name]) for name in names}
             urls = normalise.unicode(given.pop(columns.url).cast(pa.string()))
             captions = normalise.captions(given.pop(columns.captions))
             if (ids := given.pop(schema.ID, None)) is None:
-                ids = normalise.derived_ids(unit.name, range(row, row + len(urls)))
+                ids = normalise.derived_ids(partition.name, range(row, row + len(urls)))
             if ids.null_count:
                 missing = row + ids.is_null().to_pylist().index(True)
-                raise ValueError(f"{unit.file}: row {missing} has no id; every row needs one, or the column must go")
+                raise ValueError(
+                    f"{partition.file}: row {missing} has no id; every row needs one, or the column must go"
+                )
             if PAGE in given:
                 urls = _resolved(urls, given[PAGE])
             carried = {name: values for name, values in given.items() if name not in (schema.CAPTIONS, schema.URL)}
@@ -146,8 +148,10 @@ def _refuse(names: Sequence[str], columns: Columns, file: str, *, curated: bool 
 
 
 def refuse_repeated_ids(files: Sequence[tuple[str, str]], rows: int) -> None:
-    """Raises ValueError naming an id that several links have, and where. files: as `list_unit` wrote them, each with
-    the list that it comes from."""
+    """Raises ValueError naming an id that several links have, and where.
+
+    files: as `list_partition` wrote them, each with the list that it comes from.
+    """
     parts = -(-rows // HASHES)
     for part in range(parts):  # each reads all ids, so that memory is bounded for a list of any length
         found = np.sort(np.concatenate([h[h % parts == part] for h in (hash64(ids, 0) for _, ids in _ids(files))]))
@@ -194,9 +198,11 @@ def _shape(extras: Iterable[pa.Field]) -> pa.Schema:
     return schema.with_extras([pa.field(schema.URL, pa.string()), *extras], images=False)
 
 
-def _rows(unit: Unit, links: Iterator[dict[str, Any]], shape: pa.Schema, unread: Counter[str]) -> Iterator[pa.Table]:
+def _rows(
+    partition: Partition, links: Iterator[dict[str, Any]], shape: pa.Schema, unread: Counter[str]
+) -> Iterator[pa.Table]:
     """Tables of links, with ids of their own."""
-    prefix = normalise.prefix(unit.name)
+    prefix = normalise.prefix(partition.name)
     rows = ({schema.ID: f"{prefix}-{i:09d}"} | link for i, link in enumerate(links))
     while part := list(islice(rows, ROWS)):
         found = {field.name: fields.array([row.get(field.name) for row in part], field.type) for field in shape}
@@ -205,12 +211,12 @@ def _rows(unit: Unit, links: Iterator[dict[str, Any]], shape: pa.Schema, unread:
         yield pa.table({name: values for name, (values, _) in found.items()}, schema=shape)
 
 
-def _listed(unit: Unit, columns: Columns, unread: Counter[str]) -> Iterator[pa.Table]:
+def _listed(partition: Partition, columns: Columns, unread: Counter[str]) -> Iterator[pa.Table]:
     """Links of a list, which is read twice: what its columns are shows in all of their values."""
     known = [n for n in (columns.url, columns.captions, columns.sha256, PAGE, *ADDRESSES, *CAPTIONS) if n]
     kinds: dict[str, pa.DataType | None] = {}
     problem = None
-    found = records.records(unit.file, known=known, unread=Counter())
+    found = records.records(partition.file, known=known, unread=Counter())
     while part := list(islice(found, ROWS)):
         problem = problem or next((record for record in part if record.problem), None)
         values = [record.values for record in part if not record.problem]
@@ -218,15 +224,15 @@ def _listed(unit: Unit, columns: Columns, unread: Counter[str]) -> Iterator[pa.T
             kinds[name] = fields.wider(kinds.get(name), fields.of_all([v.get(name) for v in values]))
     if not kinds:
         if problem:
-            raise ValueError(f"{unit.file} cannot be read: line {problem.line}: {problem.detail}")
+            raise ValueError(f"{partition.file} cannot be read: line {problem.line}: {problem.detail}")
         return
-    columns = columns.resolved([*kinds], unit.file)
-    _refuse([*kinds], columns, unit.file)
+    columns = columns.resolved([*kinds], partition.file)
+    _refuse([*kinds], columns, partition.file)
     texts = {name: pa.string() for name in (PAGE, columns.sha256) if name in kinds}
     of_link = {columns.url, columns.captions, schema.ID, schema.CAPTIONS, schema.URL}
     extras = [pa.field(n, kind) for n, kind in (kinds | texts).items() if kind is not None and n not in of_link]
-    again = records.count_ids(records.records(unit.file, known=known, unread=unread), unread)
-    yield from _rows(unit, _links(again, columns, unread), _shape(extras), unread)
+    again = records.count_ids(records.records(partition.file, known=known, unread=unread), unread)
+    yield from _rows(partition, _links(again, columns, unread), _shape(extras), unread)
 
 
 def _links(found: Iterable[records.Record], columns: Columns, unread: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -252,14 +258,14 @@ def _counted(record: records.Record, unread: Counter[str]) -> bool:
     return bool(record.problem)
 
 
-def _wat(unit: Unit, columns: Columns, unread: Counter[str]) -> Iterator[pa.Table]:
+def _wat(partition: Partition, columns: Columns, unread: Counter[str]) -> Iterator[pa.Table]:
     """Images with alt texts of the pages in a WAT file; an address is resolved as the page's browser would."""
     try:
-        with storage.opened(unit.file) as handle:
+        with storage.opened(partition.file) as handle:
             shape = _shape([pa.field(PAGE, pa.string())])
-            yield from _rows(unit, _pages(ArchiveIterator(handle), unread), shape, unread)
+            yield from _rows(partition, _pages(ArchiveIterator(handle), unread), shape, unread)
     except DAMAGED as error:
-        raise ValueError(f"{unit.file} cannot be read as WAT ({error})") from error
+        raise ValueError(f"{partition.file} cannot be read as WAT ({error})") from error
 
 
 def _pages(archive: Iterable[Any], unread: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ class Matched:
     unread: dict[str, int]
     """What was found in the files of the pool and not read, by kind."""
     dropped: str = ""
-    """Folder that says which rows are copies; nothing where none was looked for."""
+    """Folder that says which rows are duplicates; empty where none were looked for."""
 
 
 def matches_of(
@@ -46,7 +46,7 @@ def matches_of(
     min_count: int,
     semantics: Semantics,
     text_rules: TextRules,
-    unit_rows: int,
+    partition_rows: int,
     folder: str,
 ) -> Matched:
     """Matches of a pool with the entries of `lists` (None: built from its captions), kept in a folder of their own in
@@ -60,7 +60,7 @@ def matches_of(
         "metadata": digest(lists) if lists else f"built from words seen {min_count} times" if balanced else "none",
         "semantics": semantics,
         "text_rules": repr(text_rules),
-        "unit_rows": unit_rows,
+        "partition_rows": partition_rows,
         "format": "arrows, sum of mixed words",
         "reasons": [*rules.ROW_REASONS, *rules.CAPTION_REASONS],
     }
@@ -85,7 +85,7 @@ def matches_of(
     entries = by_language.labels(lists)
     storage.write_json(storage.join(folder, metadata.NAME), entries)
     rows, unread = _match(pool, lists, semantics, text_rules, folder, progress)
-    totals = counts.total(pool.units, partial(matching.matched_entries, folder=folder), len(entries))
+    totals = counts.total(pool.partitions, partial(matching.matched_entries, folder=folder), len(entries))
     counts.write(folder, matching.COUNTS, totals)
     sizes = {code: len(of_language) for code, of_language in lists.items()}
     summary = {"languages": sizes, "rows": rows, "unread": unread}
@@ -98,7 +98,7 @@ def matches_of(
 def _match(
     pool: Pool, lists: Lists, semantics: Semantics, text_rules: TextRules, folder: str, progress: str
 ) -> tuple[int, dict[str, int]]:
-    """Match every unit; returns how many rows the pool has, and what its files hold that is not read."""
+    """Match every partition; returns how many rows the pool has, and what its files hold that is not read."""
     import ray
 
     columns = {schema.CAPTIONS} | {c.column for c in text_rules.where} | ({schema.KINDS} & set(pool.extras.names))
@@ -116,7 +116,7 @@ def _match(
         ),  # one copy a node, whose tasks map its arrays
     }
     stage = Stage(name="match", markers=progress, noun=pool.noun)
-    sizes = [unit.size for unit in pool.units]
-    results = run(stage, pool.units, matching.match_unit, sizes=sizes, shared=shared)
+    sizes = [partition.size for partition in pool.partitions]
+    results = run(stage, pool.partitions, matching.match_partition, sizes=sizes, shared=shared)
     unread = sum((Counter(result["unread"]) for result in results), Counter[str]())
     return sum(result["rows"] for result in results), dict(unread)

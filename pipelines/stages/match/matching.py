@@ -17,7 +17,7 @@ from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import Condition
 from pipelines.stages.hashing import MIX, hash64, uniform
 from pipelines.stages.match.by_language import OTHER, LanguageMatcher
-from pipelines.stages.work import Unit, counts, intermediate
+from pipelines.stages.work import Partition, counts, intermediate
 
 SCHEMA = pa.schema(
     [("row_reason", pa.uint8()), ("caption_reasons", pa.list_(pa.uint8())), ("matches", pa.list_(pa.list_(pa.int32())))]
@@ -47,8 +47,8 @@ class TextRules:
     """Column of the language of a row's captions; None: each caption's is identified."""
 
 
-def match_unit(
-    unit: Unit,
+def match_partition(
+    partition: Partition,
     *,
     folder: str,
     pool_format: str,
@@ -56,29 +56,31 @@ def match_unit(
     text_rules: TextRules,
     matcher: LanguageMatcher | None,
 ) -> dict[str, Any]:
-    """Match the captions of a unit and write `folder/matches-….arrows`. `columns`: captions, and those of the pool that
-    the rules look at; matcher: None where captions need no match."""
+    """Match the captions of a partition and write `folder/matches-….arrows`.
+
+    columns: captions, and those of the pool that the rules look at; matcher: None where captions need no match.
+    """
     unread = Counter[str]()
-    tables = read.tables(pool_format, unit, (*columns, schema.REASON), unread)
+    tables = read.tables(pool_format, partition, (*columns, schema.REASON), unread)
     found = pa.concat_tables(
         [SCHEMA.empty_table(), *(_matched(table, text_rules, matcher) for table in tables if table.num_rows)]
     )
-    intermediate.write(folder, matches_name(unit), found)
+    intermediate.write(folder, matches_name(partition), found)
     return {"rows": found.num_rows, "unread": unread}
 
 
-def matches_name(unit: Unit) -> str:
-    return f"matches-{unit.index:06d}.arrows"
+def matches_name(partition: Partition) -> str:
+    return f"matches-{partition.index:06d}.arrows"
 
 
-def read_matches(folder: str, unit: Unit, dropped: str = "") -> pa.Table:
-    """The table that `match_unit` wrote, less the rows that a later pass dropped into a folder (`dropped_name`)."""
-    table = intermediate.read(storage.join(folder, matches_name(unit)))
-    return _without(table, counts.read(storage.join(dropped, dropped_name(unit.index)))) if dropped else table
+def read_matches(folder: str, partition: Partition, dropped: str = "") -> pa.Table:
+    """The table that `match_partition` wrote, less the rows that a later pass drops: `dropped_name` in that folder."""
+    table = intermediate.read(storage.join(folder, matches_name(partition)))
+    return _without(table, counts.read(storage.join(dropped, dropped_name(partition.index)))) if dropped else table
 
 
 def dropped_name(index: int) -> str:
-    """File with a code of ROW_REASONS for each row of a unit, KEPT for those that stay."""
+    """File with a code of ROW_REASONS for each row of a partition, KEPT for those that stay."""
     return f"dropped-{index:06d}.arrows"
 
 
@@ -99,21 +101,21 @@ def is_left(table: pa.Table) -> np.ndarray:
     return set_in_lists(lists.flatten().to_numpy() == rules.KEPT, lists.offsets.to_numpy()) > 0
 
 
-def matched_entries(unit: Unit, *, folder: str, dropped: str = "", kept: str = "") -> np.ndarray:
-    """The entries that the captions of a unit's rows match, int32, one after another; of those that `kept_name` in
+def matched_entries(partition: Partition, *, folder: str, dropped: str = "", kept: str = "") -> np.ndarray:
+    """The entries that the captions of a partition's rows match, int32, one after another; of those that `kept_name` in
     `kept` says were kept, where it is given."""
-    table = read_matches(folder, unit, dropped)
+    table = read_matches(folder, partition, dropped)
     matches = whole(table["matches"]).flatten()
     if kept:
-        matches = matches.filter(pa.array(counts.read(storage.join(kept, kept_name(unit)))))
+        matches = matches.filter(pa.array(counts.read(storage.join(kept, kept_name(partition)))))
     elif dropped:
         matches = matches.filter(pc.equal(whole(table["caption_reasons"]).flatten(), rules.KEPT))
     return matches.flatten().to_numpy()
 
 
-def kept_name(unit: Unit) -> str:
-    """File that says which captions of a unit were kept, a bit a caption."""
-    return f"kept-{unit.index:06d}.arrows"
+def kept_name(partition: Partition) -> str:
+    """File that says which captions of a partition were kept, a bit a caption."""
+    return f"kept-{partition.index:06d}.arrows"
 
 
 def _matched(table: pa.Table, text_rules: TextRules, matcher: LanguageMatcher | None) -> pa.Table:
@@ -174,6 +176,6 @@ def _row_reasons(table: pa.Table, captions: pa.ListArray, text_rules: TextRules)
                 reasons[row] = rules.ROW[reason]
     if text_rules.shares:
         drawn = uniform(hash64(whole(table[schema.ID]), 0, MIX))
-        pool = dict(text_rules.shares)[table[schema.POOL][0].as_py()]  # a unit's rows are of one pool
+        pool = dict(text_rules.shares)[table[schema.POOL][0].as_py()]  # a partition's rows are of one pool
         reasons[drawn >= pool] = rules.ROW["thinned out by its pool's weight"]
     return reasons

@@ -1,5 +1,5 @@
-"""Metadata: the list of entries that captions are matched with, read from a file or built from the pool's own
-captions."""
+"""Metadata: the list of entries that captions are matched with, read from a file, from titles, or built from the pool's
+own captions."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ from pipelines.stages.columns import whole
 from pipelines.stages.match.matcher import refuse_repetition
 from pipelines.stages.options import MIN_PMI, MOST_ENTRIES
 from pipelines.stages.read import Pool, files
-from pipelines.stages.work import Stage, Unit, run
+from pipelines.stages.work import Partition, Stage, run
 
 NAME = "metadata.json"
 TEXT = "text"
@@ -95,61 +95,83 @@ def _parse(uri: str, content: bytes) -> list[Any]:
     return [*text_files.lines(content, uri)]
 
 
-def open_corpus(uri: str, unit_rows: int) -> Pool:
+def titles(uri: str, min_views: int) -> list[str]:
+    """Distinct titles of a text file with one a line, or a title, a tab and its page views.
+
+    Those with `min_views` stay, by falling views and else in the order of the file. Raises ValueError naming a line
+    whose views are no number.
+    """
+    if not storage.exists(uri):
+        raise ValueError(f"{uri} does not exist; --titles is a text file with a title a line")
+    found: dict[str, int] = {}
+    for number, line in text_files.numbered_lines(uri):
+        title, tab, views = line.partition("\t")
+        if tab and not views.strip().isdecimal():
+            raise ValueError(f"{uri}, line {number}: {views!r} is no number of views")
+        if title.strip():
+            found[title.strip()] = max(found.get(title.strip(), 0), int(views) if tab else min_views)
+    return sorted((title for title, views in found.items() if views >= min_views), key=lambda title: -found[title])
+
+
+def open_corpus(uri: str, partition_rows: int) -> Pool:
     """Texts to count: .txt files with a text a line, or a pool with captions. Raises ValueError for neither."""
     found = files.find(uri)
     if any(files.suffix(f.name) != ".txt" for f in found):
-        return read.open_pool(uri, unit_rows=unit_rows)
-    units = tuple(Unit(index=i, file=f.uri, name=f.name, size=1) for i, f in enumerate(found))
+        return read.open_pool(uri, partition_rows=partition_rows)
+    partitions = tuple(Partition(index=i, file=f.uri, name=f.name, size=1) for i, f in enumerate(found))
     digest = files.identity(found)
-    return Pool(uri=uri, format=TEXT, units=units, columns=schema.with_extras([]), noun="files", digest=digest)
+    return Pool(
+        uri=uri, format=TEXT, partitions=partitions, columns=schema.with_extras([]), noun="files", digest=digest
+    )
 
 
-def count_unit(unit: Unit, *, pool_format: str, folder: str) -> dict[str, Any]:
-    """Count the words and pairs of neighbouring words of a unit's texts into `folder`."""
+def count_partition(partition: Partition, *, pool_format: str, folder: str) -> dict[str, Any]:
+    """Count the words and pairs of neighbouring words of a partition's texts into `folder`."""
     parts: list[pa.Table] = []
-    for texts in _texts(pool_format, unit):
+    for texts in _texts(pool_format, partition):
         parts.append(_grams(texts))
         if len(parts) == PARTS:
             parts = [_merge(parts)]
     merged = _merge(parts)
-    with storage.atomic_writer(_counts_name(folder, unit)) as file:
+    with storage.atomic_writer(_counts_name(folder, partition)) as file:
         pq.write_table(merged, file, compression="zstd")
     return {"words": pc.sum(pc.if_else(merged["pair"], 0, merged["count"])).as_py() or 0}
 
 
-def _texts(pool_format: str, unit: Unit) -> Iterator[pa.StringArray]:
+def _texts(pool_format: str, partition: Partition) -> Iterator[pa.StringArray]:
     if pool_format == TEXT:
-        with storage.opened(unit.file) as handle:
+        with storage.opened(partition.file) as handle:
             lines = io.TextIOWrapper(handle, "utf-8-sig", errors="replace", newline="\n")
             while block := list(islice(lines, TEXT_LINES)):
                 yield pa.array(block, pa.string())
         return
-    for table in read.tables(pool_format, unit, (schema.CAPTIONS,)):
+    for table in read.tables(pool_format, partition, (schema.CAPTIONS,)):
         yield whole(table[schema.CAPTIONS]).flatten()
 
 
 def of_corpus(corpus: Pool, *, folder: str, markers: str, min_count: int, min_pmi: float = MIN_PMI) -> list[str]:
-    """`build` over all units of a corpus, counted by Ray into `folder`; markers: see `Stage`."""
+    """`build` over all partitions of a corpus, counted by Ray into `folder`; markers: see `Stage`."""
     results = run(
         Stage(name="metadata", markers=markers, noun=corpus.noun),
-        corpus.units,
-        count_unit,
-        sizes=[unit.size for unit in corpus.units],
+        corpus.partitions,
+        count_partition,
+        sizes=[partition.size for partition in corpus.partitions],
         shared={"pool_format": corpus.format, "folder": folder},
     )
     words = sum(result["words"] for result in results)
-    return build(corpus.units, folder=folder, words=words, min_count=min_count, min_pmi=min_pmi)
+    return build(corpus.partitions, folder=folder, words=words, min_count=min_count, min_pmi=min_pmi)
 
 
-def build(units: Sequence[Unit], *, folder: str, words: int, min_count: int, min_pmi: float = MIN_PMI) -> list[str]:
+def build(
+    partitions: Sequence[Partition], *, folder: str, words: int, min_count: int, min_pmi: float = MIN_PMI
+) -> list[str]:
     """Entries by falling count: words, and pairs whose pointwise mutual information is at least `min_pmi` bits, seen
     `min_count` times or more.
 
     PMI of a pair (a, b) is log2(p(a b) / (p(a) p(b))) with probabilities relative to the number of words (Church and
     Hanks, 1990). A pure function of the texts.
     """
-    table = _merge([_read_counts(folder, unit) for unit in units])
+    table = _merge([_read_counts(folder, partition) for partition in partitions])
     texts, pairs, counts = (whole(table[name]) for name in ("text", "pair", "count"))
     single = dict(
         zip(texts.filter(pc.invert(pairs)).to_pylist(), counts.filter(pc.invert(pairs)).to_pylist(), strict=True)
@@ -198,16 +220,16 @@ def _merge(parts: Sequence[pa.Table]) -> pa.Table:
     return grouped.rename_columns(["text", "pair", "count"])
 
 
-def _counts_name(folder: str, unit: Unit) -> str:
-    return storage.join(folder, f"words-{unit.index:06d}.parquet")
+def _counts_name(folder: str, partition: Partition) -> str:
+    return storage.join(folder, f"words-{partition.index:06d}.parquet")
 
 
 def remove_counts(folder: str) -> None:
-    """Remove what `count_unit` left."""
+    """Remove what `count_partition` left."""
     for uri in storage.listing(folder, ".parquet"):
         if uri.rsplit("/", 1)[-1].startswith("words-"):
             storage.remove(uri)
 
 
-def _read_counts(folder: str, unit: Unit) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(_counts_name(folder, unit))))
+def _read_counts(folder: str, partition: Partition) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(_counts_name(folder, partition))))

@@ -18,19 +18,19 @@ from llip.data import text_files
 from pipelines import schema
 from pipelines.stages.read import fields, normalise, records
 from pipelines.stages.read.records import IMAGES
-from pipelines.stages.work import THREADS, Listed, Unit
+from pipelines.stages.work import THREADS, Listed, Partition
 
 NOUN = "rows"
-UNIT_ROWS = 10_000
-"""Most rows of a unit: how many bytes its files have is not known."""
+PARTITION_ROWS = 10_000
+"""Most rows of a partition: how many bytes its files have is not known."""
 SIDECARS = (".txt", ".json", ".TXT", ".JSON")
 """Files beside an image, of its name, that may hold its captions."""
 
 
 def plan(
-    files: Sequence[tuple[str, str]], unit_rows: int, caption_column: str | None, unread: Counter[str]
-) -> tuple[list[Unit], pa.Schema]:
-    """Units of `unit_rows` listed images, at most UNIT_ROWS; the lists themselves are read here.
+    files: Sequence[tuple[str, str]], partition_rows: int, caption_column: str | None, unread: Counter[str]
+) -> tuple[list[Partition], pa.Schema]:
+    """Partitions of `partition_rows` listed images, at most PARTITION_ROWS; the lists themselves are read here.
 
     files: lists, or images with the text files beside them; those that are named by a list are given too.
     """
@@ -50,13 +50,15 @@ def plan(
         for file, name in files:
             if file not in used and not is_list(name):
                 unread[f"files {fields.ending(name)}"] += 1
-    units: list[Unit] = []
-    most = min(unit_rows, UNIT_ROWS)
+    partitions: list[Partition] = []
+    most = min(partition_rows, PARTITION_ROWS)
     for file, name, of_list in rows:
         for start in range(0, len(of_list), most):
             part = tuple(of_list[start : start + most])
-            units.append(Unit(index=len(units), file=file, name=name, size=len(part), first_row=start, listed=part))
-    return units, columns
+            partitions.append(
+                Partition(index=len(partitions), file=file, name=name, size=len(part), first_row=start, listed=part)
+            )
+    return partitions, columns
 
 
 def is_list(name: str) -> bool:
@@ -72,16 +74,18 @@ def has_sidecars(names: Iterable[str]) -> bool:
     )
 
 
-def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
+def tables(partition: Partition, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
     """Rows in the order of the list (a folder: of the names). An image that cannot be read is null."""
-    numbers = iter(enumerate(unit.listed, unit.first_row))
+    numbers = iter(enumerate(partition.listed, partition.first_row))
     with ThreadPoolExecutor(THREADS) as pool:  # many small requests: they wait together
         while batch := list(islice(numbers, normalise.BATCH_ROWS)):
-            rows = pool.map(lambda item: _row(unit, item[0], item[1], columns), batch)
-            yield normalise.table(list(rows), [listed.extras for _, listed in batch], unit.columns, columns, unread)
+            rows = pool.map(lambda item: _row(partition, item[0], item[1], columns), batch)
+            yield normalise.table(
+                list(rows), [listed.extras for _, listed in batch], partition.columns, columns, unread
+            )
 
 
-def _row(unit: Unit, number: int, listed: Listed, columns: Sequence[str]) -> dict[str, Any]:
+def _row(partition: Partition, number: int, listed: Listed, columns: Sequence[str]) -> dict[str, Any]:
     captions: list[str | None] = list(listed.captions)
     reason, unread = listed.problem, Counter[str]()
     if listed.caption_file and not reason:
@@ -90,9 +94,9 @@ def _row(unit: Unit, number: int, listed: Listed, columns: Sequence[str]) -> dic
     if schema.IMAGE in columns and listed.image:
         image, too_large = normalise.image_file(listed.image)
         reason = reason or too_large
-    name = listed.image.removeprefix(unit.file) if not unit.name else f"{number:09d}"
+    name = listed.image.removeprefix(partition.file) if not partition.name else f"{number:09d}"
     return {
-        schema.ID: f"{normalise.prefix(unit.name)}-{name}",
+        schema.ID: f"{normalise.prefix(partition.name)}-{name}",
         schema.IMAGE: image,
         schema.CAPTIONS: captions,
         schema.REASON: reason or None,

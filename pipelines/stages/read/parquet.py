@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 from llip import storage
 from pipelines import schema
 from pipelines.stages.read import normalise
-from pipelines.stages.work import Unit, concurrently
+from pipelines.stages.work import Partition, concurrently
 
 NOUN = "rows"
 IMAGES = (schema.IMAGE, "jpg", "jpeg", "png", "webp")
 """Columns that may hold the images; the first there is does."""
-UNIT_BYTES = 128 << 20
-"""Size of a unit, about: what is done again after an interruption, and what a later task holds in memory."""
+PARTITION_BYTES = 128 << 20
+"""Size of a partition, about: what is done again after an interruption, and what a later task holds in memory."""
 BATCH_BYTES = 32 << 20
 """Size of a table that passes from reading to matching and writing."""
 BATCH_ROWS = 1 << 17
@@ -24,9 +24,9 @@ BATCH_ROWS = 1 << 17
 
 
 def plan(
-    files: Sequence[tuple[str, str]], unit_rows: int, caption_column: str | None, unread: Counter[str]
-) -> tuple[list[Unit], pa.Schema]:
-    """Units (`units`) and the columns of their rows. Reads the footers only.
+    files: Sequence[tuple[str, str]], partition_rows: int, caption_column: str | None, unread: Counter[str]
+) -> tuple[list[Partition], pa.Schema]:
+    """Partitions, and the columns of their rows. Reads the footers only.
 
     Columns are matched by name, and their types made one where no value changes: null with any, integers and floats of
     any width, texts however they are stored. A file without rows does not count; a column that is not in all files is
@@ -41,7 +41,7 @@ def plan(
             _refuse_null_ids(file, footer)
     if not found:
         return [], schema.with_extras([])
-    return units(files, footers, unit_rows), unified(found)
+    return partitions(files, footers, partition_rows), unified(found)
 
 
 @contextmanager
@@ -62,36 +62,40 @@ def read_footers(files: Sequence[tuple[str, str]]) -> list[pq.FileMetaData]:
     return concurrently(lambda f: storage.patient(lambda: _footer(f[0]), f[0]), files)
 
 
-def units(files: Sequence[tuple[str, str]], footers: Sequence[pq.FileMetaData], unit_rows: int) -> list[Unit]:
-    """Whole row groups, about `unit_rows` rows each, fewer where these are more than UNIT_BYTES."""
-    found: list[Unit] = []
+def partitions(
+    files: Sequence[tuple[str, str]], footers: Sequence[pq.FileMetaData], partition_rows: int
+) -> list[Partition]:
+    """Whole row groups, about `partition_rows` rows each, fewer where these are more than PARTITION_BYTES."""
+    found: list[Partition] = []
     for (file, name), footer in zip(files, footers, strict=True):
         begin, before, rows, size = 0, 0, 0, 0
         for group in range(footer.num_row_groups):
             rows += footer.row_group(group).num_rows
             size += footer.row_group(group).total_byte_size
-            if rows >= unit_rows or size >= UNIT_BYTES or (group == footer.num_row_groups - 1 and rows):
+            if rows >= partition_rows or size >= PARTITION_BYTES or (group == footer.num_row_groups - 1 and rows):
                 index, stop = len(found), group + 1
                 found.append(
-                    Unit(index=index, file=file, name=name, size=rows, start=begin, stop=stop, first_row=before)
+                    Partition(index=index, file=file, name=name, size=rows, start=begin, stop=stop, first_row=before)
                 )
                 begin, before, rows, size = group + 1, before + rows, 0, 0
     return found
 
 
-def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
-    with opened(unit.file) as file:
+def tables(partition: Partition, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
+    with opened(partition.file) as file:
         names = file.schema_arrow.names
         sources = {name: name for name in columns if name in names}
-        sources[schema.CAPTIONS] = normalise.caption_column(names, unit.file, unit.caption_column)
+        sources[schema.CAPTIONS] = normalise.caption_column(names, partition.file, partition.caption_column)
         if schema.IMAGE in columns:
             sources[schema.IMAGE] = image_column(names)
         stored = [sources[name] for name in columns if name in sources]
-        row, groups = unit.first_row, list(range(unit.start, unit.stop))
+        row, groups = partition.first_row, list(range(partition.start, partition.stop))
         for batch in file.iter_batches(_batch_rows(file, groups, stored), row_groups=groups, columns=stored):
             reasons: dict[int, str] = {}
             found = {
-                name: _column(name, sources, batch, unit, row, reasons) for name in columns if name != schema.REASON
+                name: _column(name, sources, batch, partition, row, reasons)
+                for name in columns
+                if name != schema.REASON
             }
             if schema.REASON in columns:
                 said = [reasons.get(i) for i in range(batch.num_rows)] if reasons else None
@@ -112,26 +116,26 @@ def _batch_rows(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[s
 
 
 def _column(
-    name: str, sources: dict[str, str], batch: pa.RecordBatch, unit: Unit, row: int, reasons: dict[int, str]
+    name: str, sources: dict[str, str], batch: pa.RecordBatch, partition: Partition, row: int, reasons: dict[int, str]
 ) -> pa.Array:
     """A column as the stages take it. row: number of the batch's first row in the file; sources: names in the file;
     reasons: why rows cannot be used, by their number in the batch, is added."""
     if name == schema.CAPTIONS:
         return normalise.captions(batch[sources[name]])
     if name == schema.IMAGE:
-        images, found = normalise.image_bytes(batch[sources[name]], unit.file.rpartition("/")[0])
+        images, found = normalise.image_bytes(batch[sources[name]], partition.file.rpartition("/")[0])
         reasons |= found
         return images
     if name != schema.ID:
-        kind = unit.columns.field(name).type
+        kind = partition.columns.field(name).type
         if name not in sources:
             return pa.nulls(batch.num_rows, kind)
         return normalise.unicode_inside(normalise.plain(batch[name])).cast(kind)
     if name not in sources:
-        return normalise.derived_ids(unit.name, range(row, row + batch.num_rows))
+        return normalise.derived_ids(partition.name, range(row, row + batch.num_rows))
     ids = normalise.unicode(normalise.plain(batch[schema.ID]).cast(pa.string()), replace=True)
     if ids.null_count:
-        raise ValueError(_null_id(unit.file, f"in row {row + ids.is_null().index(True).as_py()}"))
+        raise ValueError(_null_id(partition.file, f"in row {row + ids.is_null().index(True).as_py()}"))
     return ids
 
 

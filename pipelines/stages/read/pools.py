@@ -25,7 +25,7 @@ from llip import storage
 from pipelines import schema
 from pipelines.stages.read import fields, files, listing, parquet, records, webdataset
 from pipelines.stages.read.files import Found
-from pipelines.stages.work import Unit
+from pipelines.stages.work import Partition
 
 SEVERAL = "several"
 """Format of pools that are read together."""
@@ -48,16 +48,18 @@ class Reader(Protocol):
     """What a module that reads one format offers."""
 
     NOUN: str
-    """What `Unit.size` counts."""
+    """What `Partition.size` counts."""
 
     def plan(
-        self, files: Sequence[tuple[str, str]], unit_rows: int, caption_column: str | None, unread: Counter[str]
-    ) -> tuple[list[Unit], pa.Schema]:
-        """Units of files given as (URI, path inside the pool), and the columns of their rows; what is found and not
-        read is added to `unread`."""
+        self, files: Sequence[tuple[str, str]], partition_rows: int, caption_column: str | None, unread: Counter[str]
+    ) -> tuple[list[Partition], pa.Schema]:
+        """Partitions of files given as (URI, path inside the pool), and the columns of their rows.
 
-    def tables(self, unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
-        """Rows of a unit, in order, with these columns or more."""
+        unread: gets what is found and not read, by kind.
+        """
+
+    def tables(self, partition: Partition, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
+        """Rows of a partition, in order, with these columns or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +68,16 @@ class Pool:
 
     uri: str
     format: str
-    units: tuple[Unit, ...]
+    partitions: tuple[Partition, ...]
     """Pieces that are read, matched and written one by one."""
     columns: pa.Schema
     """Columns of its rows, as `schema.with_extras` puts them."""
     noun: str
-    """What the units' sizes count."""
+    """What the partitions' sizes count."""
     digest: str
     """Identity of the pool, see `files.identity`."""
     unread: Mapping[str, int] = field(default_factory=dict)
-    """What was found and is not read, by kind; what is found while units are read comes on top."""
+    """What was found and is not read, by kind; what is found while partitions are read comes on top."""
 
     @property
     def extras(self) -> pa.Schema:
@@ -88,7 +90,7 @@ class Pool:
         return schema.IMAGE in self.columns.names
 
 
-def open_pool(uri: str, *, unit_rows: int, caption_column: str | None = None) -> Pool:
+def open_pool(uri: str, *, partition_rows: int, caption_column: str | None = None) -> Pool:
     """Find the files of a pool and check their columns.
 
     Raises ValueError where nothing can be read: no such place, an unreachable bucket, no file of a known format,
@@ -101,23 +103,23 @@ def open_pool(uri: str, *, unit_rows: int, caption_column: str | None = None) ->
     if kind == "parquet" and (empty := [f for f in chosen if not f.size]):
         unread["empty files"] += len(empty)
         chosen = [f for f in chosen if f.size]
-    units, columns = READERS[kind].plan([(f.uri, f.name) for f in chosen], unit_rows, caption_column, unread)
-    if not units:
+    partitions, columns = READERS[kind].plan([(f.uri, f.name) for f in chosen], partition_rows, caption_column, unread)
+    if not partitions:
         raise ValueError(f"{uri} holds no rows: there is nothing to curate")
     schema.refuse_reserved(columns.names, uri, several=False)
-    folders = {unit.name: _folders(unit.name) for unit in units}
+    folders = {partition.name: _folders(partition.name) for partition in partitions}
     by_folder = _folder_columns([*folders.values()], columns)
     return Pool(
         uri=uri,
         format=kind,
-        units=tuple(
+        partitions=tuple(
             replace(
-                unit,
+                partition,
                 columns=pa.schema([*columns, *by_folder]),
                 caption_column=caption_column,
-                folders=tuple((f.name, folders[unit.name].get(f.name)) for f in by_folder),
+                folders=tuple((f.name, folders[partition.name].get(f.name)) for f in by_folder),
             )
-            for unit in units
+            for partition in partitions
         ),
         columns=pa.schema([*columns, *by_folder]),
         noun=READERS[kind].NOUN,
@@ -185,7 +187,7 @@ def _folder_columns(folders: Sequence[Mapping[str, str | None]], columns: pa.Sch
     return [pa.field(name, kind) for name, kind in kinds.items()]
 
 
-def open_pools(uris: Sequence[str], *, unit_rows: int, caption_column: str | None = None) -> Pool:
+def open_pools(uris: Sequence[str], *, partition_rows: int, caption_column: str | None = None) -> Pool:
     """Several pools as one: ids begin with the name of their pool, which a column keeps; columns that all pools have
     are carried along.
 
@@ -193,21 +195,23 @@ def open_pools(uris: Sequence[str], *, unit_rows: int, caption_column: str | Non
     name that repeats, for a column `pool` and for links beside images.
     """
     if len(uris) == 1:
-        return open_pool(storage.absolute(uris[0]), unit_rows=unit_rows, caption_column=caption_column)
+        return open_pool(storage.absolute(uris[0]), partition_rows=partition_rows, caption_column=caption_column)
     names = [pool_name(uri) for uri in uris]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"--pool: {repeated[0]!r} names several pools; write name=URI to tell them apart")
     given = [uri.removeprefix(f"{name}=") for name, uri in zip(names, uris, strict=True)]
-    pools = [open_pool(storage.absolute(uri), unit_rows=unit_rows, caption_column=caption_column) for uri in given]
+    pools = [
+        open_pool(storage.absolute(uri), partition_rows=partition_rows, caption_column=caption_column) for uri in given
+    ]
     for pool in pools:
         schema.refuse_reserved(pool.columns.names, pool.uri, several=True)
     if len({pool.has_images for pool in pools}) > 1:
         links = next(pool.uri for pool in pools if not pool.has_images)
         raise ValueError(f"--pool: {links} has links, others have images; pipelines/fetch.py fetches those of links")
     parts = [
-        replace(unit, pool=name, format=pool.format)
+        replace(partition, pool=name, format=pool.format)
         for name, pool in zip(names, pools, strict=True)
-        for unit in pool.units
+        for partition in pool.partitions
     ]
     pool_column = pa.field(schema.POOL, pa.string())
     shared = [field for field in pools[0].extras if all(field in pool.extras for pool in pools)]
@@ -215,7 +219,7 @@ def open_pools(uris: Sequence[str], *, unit_rows: int, caption_column: str | Non
     return Pool(
         uri=", ".join(pool.uri for pool in pools),
         format=SEVERAL,
-        units=tuple(replace(unit, index=i) for i, unit in enumerate(parts)),
+        partitions=tuple(replace(partition, index=i) for i, partition in enumerate(parts)),
         columns=schema.with_extras([pool_column, *shared], images=pools[0].has_images),
         noun=" and ".join(sorted({pool.noun for pool in pools})),
         digest=hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
@@ -230,25 +234,25 @@ def pool_name(uri: str) -> str:
 
 
 def tables(
-    pool_format: str, unit: Unit, columns: Sequence[str], unread: Counter[str] | None = None
+    pool_format: str, partition: Partition, columns: Sequence[str], unread: Counter[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of a unit in order, a few hundred or thousand a table, with these columns of the pool's (an image that
-    cannot be read is null) and, where asked for, `schema.REASON`. What is not asked for costs nothing.
+    """The rows of a partition in order, a few hundred or thousand a table.
 
+    columns: of the pool's, and `schema.REASON`; others are not read. An image that cannot be read is null.
     unread: gets what is found and not read, by kind.
     """
     several = pool_format == SEVERAL
-    folders = dict(unit.folders)
+    folders = dict(partition.folders)
     given = [name for name in columns if name not in folders and not (several and name == schema.POOL)]
-    reader = READERS[unit.format if several else pool_format]
-    for table in reader.tables(unit, given, Counter() if unread is None else unread):
+    reader = READERS[partition.format if several else pool_format]
+    for table in reader.tables(partition, given, Counter() if unread is None else unread):
         found = {name: table[name] for name in table.column_names}
         if several and schema.ID in columns:
-            found[schema.ID] = pc.binary_join_element_wise(unit.pool, table[schema.ID], "/")
+            found[schema.ID] = pc.binary_join_element_wise(partition.pool, table[schema.ID], "/")
         if several and schema.POOL in columns:
-            found[schema.POOL] = pa.repeat(pa.scalar(unit.pool), table.num_rows)
+            found[schema.POOL] = pa.repeat(pa.scalar(partition.pool), table.num_rows)
         for name, value in folders.items():
             if name in columns:
-                kind = unit.columns.field(name).type
+                kind = partition.columns.field(name).type
                 found[name] = pa.repeat(fields.array([value], kind)[0][0], table.num_rows)
         yield pa.table(found).select(columns)

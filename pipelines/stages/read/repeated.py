@@ -19,9 +19,9 @@ one begin, which is enough where they count from 0 in each, or a file lies there
 def refuse_repeated_ids(pool: Pool) -> None:
     """Raises ValueError naming an id of a Parquet pool that several rows have, and where. Only Parquet brings ids."""
     files: dict[str, list[str]] = {}
-    for unit in pool.units:
-        if (unit.format or pool.format) == "parquet" and unit.file not in files.setdefault(unit.pool, []):
-            files[unit.pool].append(unit.file)
+    for part in pool.partitions:
+        if (part.format or pool.format) == "parquet" and part.file not in files.setdefault(part.pool, []):
+            files[part.pool].append(part.file)
     for of_pool in files.values():  # ids begin with the name of their pool where there are several
         _refuse_repeated(of_pool[:FILES])
 

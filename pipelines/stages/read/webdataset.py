@@ -18,7 +18,7 @@ from llip import storage
 from llip.data import tars, text_files
 from pipelines import schema
 from pipelines.stages.read import fields, normalise, records
-from pipelines.stages.work import Unit
+from pipelines.stages.work import Partition
 
 NOUN = "tars"
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -39,14 +39,14 @@ class Sample:
 
 
 def plan(
-    files: Sequence[tuple[str, str]], unit_rows: int, caption_column: str | None, unread: Counter[str]
-) -> tuple[list[Unit], pa.Schema]:
-    """A unit a tar, whatever `unit_rows`: a tar can only be read from its beginning. Looks at the first rows alone."""
-    units = [Unit(index=i, file=file, name=name, size=1) for i, (file, name) in enumerate(files)]
+    files: Sequence[tuple[str, str]], partition_rows: int, caption_column: str | None, unread: Counter[str]
+) -> tuple[list[Partition], pa.Schema]:
+    """A partition for each tar, since a tar can only be read from its beginning; its columns by its first rows."""
+    partitions = [Partition(index=i, file=file, name=name, size=1) for i, (file, name) in enumerate(files)]
     for file, _ in files:
         first = list(islice(_samples(file, images=False, unread=Counter()), SAMPLE_ROWS))
         if first:
-            return units, schema.with_extras(_json_columns([_record(s)[0] for s in first], file, caption_column))
+            return partitions, schema.with_extras(_json_columns([_record(s)[0] for s in first], file, caption_column))
     raise ValueError(
         f"{files[0][0]} holds no row: a row is a .jpg, .png or .webp member with a .txt or .json member of its name"
     )
@@ -63,26 +63,26 @@ def _json_columns(found: Sequence[dict[str, Any]], file: str, caption_column: st
     return [pa.field(name, kind) for name, kind in kinds.items() if kind is not None]
 
 
-def tables(unit: Unit, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
+def tables(partition: Partition, columns: Sequence[str], unread: Counter[str]) -> Iterator[pa.Table]:
     """Rows in the order of the tar; an id is a hash of the tar's name and the row's, and a missing image is null.
     Members that are of no row are added to `unread`, by their suffix."""
-    samples = _samples(unit.file, schema.IMAGE in columns, unread)
+    samples = _samples(partition.file, schema.IMAGE in columns, unread)
     times = Counter[str]()
     while batch := list(islice(samples, normalise.BATCH_ROWS)):
         rows, extras = [], []
         for sample in batch:
             times[sample.key] += 1
             record, problem = _record(sample)
-            rows.append(_row(unit, sample, times[sample.key], record, problem))
+            rows.append(_row(partition, sample, times[sample.key], record, problem))
             extras.append(record)
-        yield normalise.table(rows, extras, unit.columns, columns, unread)
+        yield normalise.table(rows, extras, partition.columns, columns, unread)
 
 
-def _row(unit: Unit, sample: Sample, occurrence: int, record: dict[str, Any], problem: str) -> dict[str, Any]:
+def _row(partition: Partition, sample: Sample, occurrence: int, record: dict[str, Any], problem: str) -> dict[str, Any]:
     again = f"//{occurrence}" if occurrence > 1 else ""  # no name has two slashes
-    captions, reason = _captions(sample, record, unit.caption_column)
+    captions, reason = _captions(sample, record, partition.caption_column)
     return {
-        schema.ID: f"{normalise.prefix(unit.name)}-{sample.key.encode('utf-8', 'replace').decode()}{again}",
+        schema.ID: f"{normalise.prefix(partition.name)}-{sample.key.encode('utf-8', 'replace').decode()}{again}",
         schema.IMAGE: next((sample.members[s] for s in IMAGES if s in sample.members), None),
         schema.CAPTIONS: captions,
         schema.REASON: (normalise.TOO_LARGE if sample.too_large else problem or reason) or None,

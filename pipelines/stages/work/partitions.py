@@ -1,4 +1,4 @@
-"""Units of work: parts of a pool that are read, matched and written one by one."""
+"""Partitions: parts of a pool that are read, matched and written one by one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Listed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
+class Partition:
     """Rows of one file, or of a list of files."""
 
     index: int
@@ -39,7 +39,7 @@ class Unit:
     stop: int = 0
     """One past the last."""
     first_row: int = 0
-    """Rows of the file before this unit."""
+    """Rows of the file before this partition."""
     listed: tuple[Listed, ...] = ()
     """The rows themselves, where a pool is a list of files."""
     pool: str = ""

@@ -1,5 +1,5 @@
-"""Units of work over Ray Data: each is done once, leaves a marker when done, and is skipped by a run that comes
-after an interruption."""
+"""Runs one pass over partitions on Ray Data. A partition leaves a marker when it is done; a run after an interruption
+skips it."""
 
 import hashlib
 import json
@@ -19,26 +19,26 @@ from llip.progress import bar as progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-UNITS = 128
-"""Most units of a task. Ray Data needs 0.1 to 0.2 s to give a worker its next task, in which the worker is idle."""
+PARTITIONS = 128
+"""Most partitions of a task. A worker is idle for 0.1 to 0.2 s until Ray Data gives it its next task."""
 SHARE = 0.75
 """Next task of a worker, as a fraction of its share of what is left."""
 LEAST = 1 / 8
 """Smallest task, as a fraction of a worker's share."""
 HANDED_OVER = 4
-"""Units whose results a task hands over at a time: a progress bar should not wait for a whole task."""
+"""Partitions whose results a task hands over at a time: a progress bar should not wait for a whole task."""
 THREADS = 16
 """Requests in flight where the driver touches many small objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One pass over units of work."""
+    """One pass over partitions."""
 
     name: str
     """Shown beside the progress bar, and the folder of the markers."""
     markers: str
-    """Folder that keeps the result of every finished unit."""
+    """Folder that keeps the result of every finished partition."""
     noun: str = "rows"
     """What the progress bar counts."""
 
@@ -46,11 +46,11 @@ class Stage:
         return storage.join(self.markers, self.name, f"{index:06d}.json")
 
     def finish(self, index: int, result: dict[str, Any]) -> None:
-        """Keep the result of a unit: it is done."""
+        """Keep the result of a partition: it is done."""
         storage.write_json(self.marker(index), {"index": index, "result": result})
 
     def finished(self, index: int) -> dict[str, Any] | None:
-        """The result of a unit that is done; None of one that is not."""
+        """The result of a partition that is done; None of one that is not."""
         try:
             return storage.read_json(self.marker(index))["result"]
         except FileNotFoundError:
@@ -70,32 +70,32 @@ def concurrently(function: Callable[[Item], Result], items: Sequence[Item]) -> l
 
 def run(
     stage: Stage,
-    units: Sequence[Any],
+    partitions: Sequence[Any],
     function: Callable[..., dict[str, Any]],
     *,
     sizes: Sequence[int],
     shared: dict[str, Any] | None = None,
     gpu: bool = False,
 ) -> list[dict[str, Any]]:
-    """Results (JSON values) of `function(unit, **shared)` for every unit, in order, computed by Ray Data tasks.
+    """Results (JSON values) of `function(partition, **shared)` for every partition, in order, by Ray Data tasks.
 
     `sizes` are what the progress bar adds up. `shared` may hold object references, which the function gets by value.
-    With `gpu` every task has a GPU of its own. A unit is tried again where a storage fails. A ValueError in a task, or
-    a failure that stays, ends the run with its message.
+    With `gpu` every task has a GPU of its own. A partition is tried again where a storage fails. A ValueError in a
+    task, or a failure that stays, ends the run with its message.
     """
-    results = _finished(stage, len(units))
-    todo = [i for i in range(len(units)) if i not in results]
+    results = _finished(stage, len(partitions))
+    todo = [i for i in range(len(partitions)) if i not in results]
     with progress_bar(total=sum(sizes), desc=stage.name, unit=" " + stage.noun, unit_scale=True) as bar:
         bar.update(sum(sizes[i] for i in results))
         if todo:
             work = partial(perform, stage=stage, function=function, shared=shared or {})
-            for row in _dataset([(i, units[i]) for i in todo], work, gpu).iter_rows():
+            for row in _dataset([(i, partitions[i]) for i in todo], work, gpu).iter_rows():
                 if row["error"]:
                     raise ValueError(row["error"])
                 for index, result in json.loads(row["results"]):
                     results[index] = result
                     bar.update(sizes[index])
-    return [results[i] for i in range(len(units))]
+    return [results[i] for i in range(len(partitions))]
 
 
 def _finished(stage: Stage, count: int) -> dict[int, dict[str, Any]]:
@@ -104,7 +104,7 @@ def _finished(stage: Stage, count: int) -> dict[int, dict[str, Any]]:
     return {row["index"]: row["result"] for row in done if row["index"] < count}
 
 
-def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
+def _dataset(partitions: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
     import ray
 
     for name in ("execution.streaming_executor", "progress"):  # plans and finish lines of every stage
@@ -113,9 +113,11 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
     context.enable_progress_bars = False  # they count blocks; ours counts rows
     context.target_max_block_size = 1  # what a task hands over leaves it at once
     tasks, begin = [], 0
-    for size in task_sizes(len(units), worker_count(len(units), "GPU" if gpu else "CPU")):
-        part = units[begin : begin + size]
-        tasks.append(pa.table({"index": [i for i, _ in part], "unit": [pickle.dumps(unit) for _, unit in part]}))
+    for size in task_sizes(len(partitions), worker_count(len(partitions), "GPU" if gpu else "CPU")):
+        part = partitions[begin : begin + size]
+        tasks.append(
+            pa.table({"index": [i for i, _ in part], "partition": [pickle.dumps(partition) for _, partition in part]})
+        )
         begin += size
     with ray.data.DataContext.current(context):
         return ray.data.from_arrow(tasks).map_batches(
@@ -123,41 +125,41 @@ def _dataset(units: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterat
         )
 
 
-def worker_count(units: int, resource: str = "CPU") -> int:
+def worker_count(partitions: int, resource: str = "CPU") -> int:
     """How many tasks run at a time, each on one of a resource."""
     import ray
 
-    return min(units, int(ray.cluster_resources().get(resource, 1)))
+    return min(partitions, int(ray.cluster_resources().get(resource, 1)))
 
 
-def task_sizes(units: int, workers: int) -> list[int]:
-    """How many units each task takes: long tasks first, since every task costs its worker a pause, then shorter ones,
-    which end together."""
+def task_sizes(partitions: int, workers: int) -> list[int]:
+    """How many partitions each task takes: long tasks first, since every task costs its worker a pause, then shorter
+    ones, which end together."""
     sizes = []
-    least = math.ceil(LEAST * units / workers)
-    while units:
-        size = min(UNITS, max(least, int(SHARE * units / workers)))
-        sizes.append(units if units < size + least // 2 else size)
-        units -= sizes[-1]
+    least = math.ceil(LEAST * partitions / workers)
+    while partitions:
+        size = min(PARTITIONS, max(least, int(SHARE * partitions / workers)))
+        sizes.append(partitions if partitions < size + least // 2 else size)
+        partitions -= sizes[-1]
     return sizes
 
 
 def perform(
-    units: pa.Table, *, stage: Stage, function: Callable[..., dict[str, Any]], shared: dict[str, Any]
+    partitions: pa.Table, *, stage: Stage, function: Callable[..., dict[str, Any]], shared: dict[str, Any]
 ) -> Iterator[pa.Table]:
-    """One task: do its units, in order, and hand over their results, HANDED_OVER units at a time."""
+    """One task: do its partitions, in order, and hand over their results, HANDED_OVER partitions at a time."""
     import ray
 
     values = {k: ray.get(v) if isinstance(v, ray.ObjectRef) else v for k, v in shared.items()}
-    indices = units["index"].to_pylist()
+    indices = partitions["index"].to_pylist()
     again = stage.finished(indices[0]) is not None  # another worker began this task, and died
     results: list[tuple[int, dict[str, Any]]] = []
-    for index, unit in zip(indices, units["unit"], strict=True):
+    for index, partition in zip(indices, partitions["partition"], strict=True):
         result = stage.finished(index) if again else None
         if result is None:
             try:
-                call = partial(function, pickle.loads(unit.as_py()), **values)
-                result = storage.patient(call, f"{stage.name}, unit {index}")
+                call = partial(function, pickle.loads(partition.as_py()), **values)
+                result = storage.patient(call, f"{stage.name}, partition {index}")
             except (ValueError, *storage.FAILURES) as error:
                 # handed over as a value: what a user can mend needs no traceback of a remote task
                 yield _handed_over([], str(error))

@@ -1,5 +1,5 @@
-"""Files between two passes that bring rows together: each unit writes its rows bin by bin, and whoever needs a bin
-reads one range of bytes from each unit's file."""
+"""Files between two passes that bring rows together: each partition writes its rows bin by bin, and whoever needs a bin
+reads one range of bytes from each partition's file."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,7 @@ from llip.evaluation.encode import Arrays, ImageTask, Runner, from_arrays, score
 from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.retrieval import RetrievalTask, rank
 from llip.evaluation.sets.evaluation_set import EvaluationSet
-from llip.evaluation.zero_shot import accuracies, class_features, ranks
+from llip.evaluation.zero_shot import accuracies, ranks, zero_shot_classifier
 from llip.model.features import Query, TextFeatures, concatenate
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1 / 2**0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0)
@@ -108,7 +108,7 @@ class RankAtEach:
 class _Classification:
     def __init__(self, model: ContrastiveModel, data: EvaluationSet, ratios: Sequence[float]) -> None:
         self.data = data
-        classes = class_features(model, data.classes, data.templates)
+        classes = zero_shot_classifier(model, data.classes, data.templates)
         at_each = Query(*(tensor.cpu() for tensor in concatenate([_scaled(classes, ratio) for ratio in ratios])))
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), RankAtEach(at_each, len(ratios)))
 

@@ -26,7 +26,7 @@ PROMPTS_AT_ONCE = 8192
 """Prompts whose features are held before they are averaged."""
 
 
-def class_features(model: ContrastiveModel, classes: Sequence[str], templates: Sequence[str]) -> TextFeatures:
+def zero_shot_classifier(model: ContrastiveModel, classes: Sequence[str], templates: Sequence[str]) -> TextFeatures:
     """One text feature for each class, averaged over its prompts."""
     at_once = max(1, PROMPTS_AT_ONCE // len(templates))
     parts = []
@@ -83,7 +83,7 @@ class ZeroShot:
 
     def __init__(self, model: ContrastiveModel, data: EvaluationSet) -> None:
         self.data = data
-        features = model.prepare_texts(class_features(model, data.classes, data.templates))
+        features = model.prepare_texts(zero_shot_classifier(model, data.classes, data.templates))
         job = Classify(type(features)(*(tensor.cpu() for tensor in features)))
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), job)
 

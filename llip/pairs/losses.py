@@ -102,7 +102,7 @@ LOSSES: dict[LossName, Loss] = {"sigmoid": Loss(sigmoid), "softmax": Loss(softma
 class LossOutput(NamedTuple):
     """The loss, a scalar, and the number of pairs of this rank whose cosine was beyond ±1 by rounding.
 
-    These pairs are clamped at ±1 and get no gradient. More than a few of them say that the precision does not suffice.
+    These pairs are clamped to ±1 and get no gradient. More than a few of them say that the precision does not suffice.
     """
 
     loss: Tensor

@@ -89,7 +89,7 @@ class MixtureTiles:
 
 
 def _score_backward(gradient_IJ: Tensor, cosines: Cosines) -> tuple[Tensor, Tensor]:
-    """Slope `ṅ = dL/ds / ρ`, 0 for a pair that was held, and ratio `r = s / ρ`: `dL = ṅ (dn - r d(ρ²) / 2)`."""
+    """Slope `ṅ = dL/ds / ρ`, 0 for a clamped pair, and ratio `r = s / ρ`: `dL = ṅ (dn - r d(ρ²) / 2)`."""
     slope_IJ = (gradient_IJ * cosines.inverse_norm_IJ).masked_fill_(cosines.clamped_IJ, 0)
     return slope_IJ, cosines.score_IJ * cosines.inverse_norm_IJ
 

@@ -39,7 +39,7 @@ class Tiles(Protocol):
     gradients: tuple[Tensor, ...]
     """Gradients of the row operands, in order; complete for the rows that are closed. Empty without gradients."""
     clamped: Tensor
-    """Pairs so far whose cosine came out beyond ±1 and was held there; they get no gradient."""
+    """Pairs so far whose cosine came out beyond ±1 and was clamped; they get no gradient."""
 
     def open(self, rows: slice) -> None: ...
 
@@ -93,7 +93,7 @@ class Cosines(NamedTuple):
 
 
 def cosines(numerator_IJ: Tensor, square_IJ: Tensor) -> Cosines:
-    """`n / ρ` with `ρ² ≥ n²` (Cauchy-Schwarz), which rounding may break: then the score is held at ±1."""
+    """`n / ρ` with `ρ² ≥ n²` (Cauchy-Schwarz), which rounding may break: then the score is clamped to ±1."""
     bound_IJ = numerator_IJ.square()
     clamped_IJ = square_IJ < bound_IJ
     inverse_norm_IJ = torch.maximum(square_IJ, bound_IJ).clamp_(min=SMALLEST_SQUARE).rsqrt_()

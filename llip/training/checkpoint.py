@@ -64,7 +64,8 @@ class TrainingState:
     def restore(self, folder: str, world: World) -> int:
         """Load a checkpoint that `latest` found. Returns the number of updates behind it.
 
-        Of what all ranks hold, each reads a share and hands it on; of what is sharded, each reads what it holds.
+        Replicated tensors are read once, a share by each rank, which hands it on. Each rank reads its part of sharded
+        ones.
         """
         for parameter in self.model.parameters():
             self.optimizer.state[parameter] = {
@@ -75,8 +76,8 @@ class TrainingState:
         with torch.no_grad():
             for kind, tensors in self.tensors().items():
                 views = {name: _view(t, world) for name, t in tensors.items()}
-                alone = world.group is None or any(isinstance(t, DTensor) for t in tensors.values())
-                with contextlib.nullcontext(_read) if alone else _reading_together(folder, kind, world) as read:
+                single = world.group is None or any(isinstance(t, DTensor) for t in tensors.values())
+                with contextlib.nullcontext(_read) if single else _reading_together(folder, kind, world) as read:
                     found = sharded_safetensors.read_into(folder, kind, views, read)
                 if kind == OPTIMIZER:
                     self._forget_all_but(found)

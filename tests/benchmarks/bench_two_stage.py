@@ -2,7 +2,7 @@
 
     uv run tests/benchmarks/bench_two_stage.py --checkpoint output/runs/<name> --gallery output/shards
 
-The gallery is an evaluation set of any layout, or a folder of Parquet files with images and captions, such as shards.
+The gallery is an evaluation set of any format, or a folder of Parquet files with images and captions, such as shards.
 """
 
 import time

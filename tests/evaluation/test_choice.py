@@ -1,4 +1,4 @@
-"""Choices among hard negatives against literal loops, the published layouts, and what is refused."""
+"""Choices among hard negatives against literal loops, the published formats, and what is refused."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Evaluation sets in the layouts of others: what is found, what is read, what is refused."""
+"""Evaluation sets in the formats of others: what is found, what is read, what is refused."""
 
 import io
 import json
@@ -193,23 +193,23 @@ def test_sets_lie_side_by_side_also_in_a_bucket(s3_bucket: str) -> None:
     assert images(found[1].read()) == [picture("red")] * 2
 
 
-@pytest.mark.parametrize("layout", ["tars", "folders", "parquet", "ours"])
+@pytest.mark.parametrize("dataset_format", ["tars", "folders", "parquet", "ours"])
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_a_digest_tells_another_byte_of_any_file(
-    tmp_path: Path, layout: str, place: str, request: pytest.FixtureRequest
+    tmp_path: Path, dataset_format: str, place: str, request: pytest.FixtureRequest
 ) -> None:
     root = str(tmp_path) if place == "disk" else request.getfixturevalue("s3_bucket")
-    if layout == "tars":
+    if dataset_format == "tars":
         for name, content in {"classnames.txt": b"cat\n", "t/nshards.txt": b"1\n", "t/0.tar": b"\0" * 5000}.items():
             storage.write_bytes(f"{root}/a/{name}", content)
-    elif layout == "folders":
+    elif dataset_format == "folders":
         for name in ("cat", "owl"):
             storage.write_bytes(f"{root}/a/{name}/0.png", picture("red"))
     else:
         own = pa.table({"image": [picture("red")], "label": pa.array([0], pa.int32())})
         target = EvaluationSet(name="a", task="classification", table=own, classes=("x",))
         evaluation_set.write(f"{root}/a", target)
-        if layout == "parquet":
+        if dataset_format == "parquet":
             storage.remove(f"{root}/a/evaluation.json")
     files = storage.listing(root)
     seen = {find_sets(root)[0].digest()}

@@ -24,10 +24,10 @@ def make_model(name: str) -> ContrastiveModel:
 
 @pytest.mark.parametrize("name", ["siglip_tiny", "llip_tiny_k8", "image_query_tiny_k8"])
 @torch.inference_mode()
-def test_class_features_in_chunks_are_the_literal_averages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zero_shot_classifier_in_chunks_is_the_literal_average(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 7)  # two classes of three templates
     model = make_model(name)
-    found = zero_shot.class_features(model, CLASSES, TEMPLATES)
+    found = zero_shot.zero_shot_classifier(model, CLASSES, TEMPLATES)
     for c, name_of_class in enumerate(CLASSES):
         prompts = [template.format(name_of_class) for template in TEMPLATES]
         features = model.encode_text(tokenize(prompts, model.config.text.context_length))
@@ -44,7 +44,7 @@ def test_llip_contextualises_once_for_each_image_and_class() -> None:
     """The score of an image and a class: one mixture by the averaged raw query, written out."""
     model = make_model("llip_tiny_k8")
     images = model.encode_image(torch.randn(5, 3, 48, 48, dtype=torch.float64))
-    classes = zero_shot.class_features(model, CLASSES, TEMPLATES)
+    classes = zero_shot.zero_shot_classifier(model, CLASSES, TEMPLATES)
     found = encode.scores(model, images, classes, images_at_once=2)
     tau = model.config.head.temperature
     assert isinstance(images, Mixture) and isinstance(classes, Query) and model.head.out_proj is not None
@@ -113,7 +113,7 @@ def test_captions_encoded_by_length_come_back_in_order() -> None:
 def test_no_more_prompts_are_encoded_at_once_than_memory_is_meant_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = make_model("llip_tiny_k8").float(), list[int]()
     classes = [f"thing {i}" for i in range(2000)]
-    one_pass = zero_shot.class_features(model, classes, TEMPLATES)
+    one_pass = zero_shot.zero_shot_classifier(model, classes, TEMPLATES)
 
     def encode_texts(model: ContrastiveModel, texts: Sequence[str]) -> TextFeatures:
         asked.append(len(texts))
@@ -121,7 +121,7 @@ def test_no_more_prompts_are_encoded_at_once_than_memory_is_meant_to_hold(monkey
 
     monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 500)
     monkeypatch.setattr(zero_shot, "encode_texts", encode_texts)
-    found = zero_shot.class_features(model, classes, TEMPLATES)
+    found = zero_shot.zero_shot_classifier(model, classes, TEMPLATES)
     assert max(asked) <= 500 and sum(asked) == 6000
     for chunked, whole in zip(found, one_pass, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)

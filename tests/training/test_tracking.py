@@ -1,4 +1,4 @@
-"""The record, and MLflow: delivered, resumed, and dead."""
+"""The metrics log, and MLflow: delivered, resumed, and dead."""
 
 import json
 import logging
@@ -128,12 +128,12 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.
         return client, "run"
 
     monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
-    delivery = MlflowWriter("http://nowhere", connect)
-    delivery.metrics(1, {"memory": 7.0})
+    writer = MlflowWriter("http://nowhere", connect)
+    writer.metrics(1, {"memory": 7.0})
     while len(tries) < 3:
         pass
-    delivery.metrics(2, {"memory": 8.0})
-    assert delivery.close("FINISHED") is None
+    writer.metrics(2, {"memory": 8.0})
+    assert writer.close("FINISHED") is None
     assert client.taken == [7.0, 8.0] and client.status == "FINISHED"
 
 

@@ -53,16 +53,23 @@ class MixtureTiles:
     def close(self) -> None:
         if self.gradients:
             key_BMKE, value_BMKE, _ = self.gradients
-            key_BMKE[self._rows] += self._by_token(self._key_gradient_MNE).permute(2, 0, 1, 3)
-            value_BMKE[self._rows] += self._by_token(self._value_gradient_MNE).permute(2, 0, 1, 3)
+            key_BMKE[self._rows] += self._by_row(self._key_gradient_MNE)
+            value_BMKE[self._rows] += self._by_row(self._value_gradient_MNE)
 
     def _by_head(self, tensor_IMKE: Tensor) -> Tensor:
         """[I, M, K, E] as [M, K·I, E]: one matrix for each head."""
         return tensor_IMKE.permute(1, 2, 0, 3).to(self._precision).contiguous().flatten(1, 2)
 
+    def _by_row(self, tensor_MNE: Tensor) -> Tensor:
+        """[M, K·I, E] as [I, M, K, E]."""
+        return self._by_token(tensor_MNE).permute(2, 0, 1, 3)
+
     def _by_token(self, tensor_MN: Tensor) -> Tensor:
         """[M, K·I, ...] as [M, K, I, ...]."""
         return tensor_MN.unflatten(1, (self._tokens, -1))
+
+    def _softmax_over_tokens(self, logit_MNJ: Tensor) -> None:
+        centred_softmax_(logit_MNJ.view(self._heads, self._tokens, -1))
 
     def _by_column(self, message_JW: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and targets [M, J, E] in a message (or in its gradient), without a copy."""
@@ -73,7 +80,7 @@ class MixtureTiles:
         """Fill in the centred mixing weights of the open rows by these columns."""
         self._query_MJE, self._target_MJE = self._by_column(message_JW.to(self._precision))
         product(weight_MNJ, self._key_MNE, self._query_MJE.transpose(1, 2), scale=1 / self._temperature)
-        centred_softmax_(weight_MNJ.view(self._heads, self._tokens, -1))
+        self._softmax_over_tokens(weight_MNJ)
 
     def _finish(self, numerator_IJ: Tensor, square_IJ: Tensor) -> Tensor:
         self._cosines = cosines(numerator_IJ, square_IJ)
@@ -194,7 +201,11 @@ class GramTiles(WithGram):
 
 
 class OutputGramTiles(MixtureTiles):
-    """Scores of mixtures in `4KD + 2D²` products a pair, with nothing to prepare: for many tokens or few columns."""
+    """Scores of mixtures in `4KD + 2D²` products a pair, with nothing to prepare: for many tokens or few columns.
+
+    N = I·K here, as each row and head is a product of its own (R = M·I of them): PyTorch hands a batch of small products
+    to the library at once only where their results are contiguous.
+    """
 
     def __init__(
         self, operands: Iterable[Tensor], *, temperature: float, precision: torch.dtype, gradients: bool
@@ -206,25 +217,44 @@ class OutputGramTiles(MixtureTiles):
 
     def open(self, rows: slice) -> None:
         super().open(rows)
-        self._mean_DI1 = self._value_BMKE[rows].mean(dim=2).flatten(1).T[:, :, None]
+        self._mean_MEI1 = self._value_BMKE[rows].mean(dim=2).permute(1, 2, 0)[..., None]
+
+    def _by_head(self, tensor_IMKE: Tensor) -> Tensor:
+        """[I, M, K, E] as [M, I·K, E]."""
+        return tensor_IMKE.transpose(0, 1).to(self._precision).contiguous().flatten(1, 2)
+
+    def _by_row(self, tensor_MNE: Tensor) -> Tensor:
+        """[M, I·K, E] as [I, M, K, E]."""
+        return tensor_MNE.unflatten(1, (-1, self._tokens)).transpose(0, 1)
+
+    def _by_product(self, tensor_MN: Tensor) -> Tensor:
+        """[M, I·K, ...] as [R, K, ...]."""
+        return tensor_MN.view(-1, self._tokens, *tensor_MN.shape[2:])
+
+    def _softmax_over_tokens(self, logit_MNJ: Tensor) -> None:
+        centred_softmax_(self._by_product(logit_MNJ))
 
     def scores(self, message_JW: Tensor) -> Tensor:
         columns, (_, dim, _) = len(message_JW), self._out_gram_1DD.shape
-        rows = self._mean_DI1.shape[1]
-        self._weight_MNJ = self._workspace.get("weight", self._heads, self._tokens * rows, columns)
+        rows = self._mean_MEI1.shape[2]
+        self._weight_MNJ = self._workspace.get("weight", self._heads, rows * self._tokens, columns)
         self._mix(self._weight_MNJ, message_JW)
+        deviation_REJ = self._workspace.get("mixed by row", self._heads * rows, self._width, columns)
+        weight_RKJ = self._by_product(self._weight_MNJ.to(self._precision))
+        product(deviation_REJ, self._by_product(self._value_MNE).transpose(1, 2), weight_RKJ)
         self._mixed_DIJ = self._workspace.get("mixed", dim, rows, columns)
-        weight_MKIJ = self._by_token(self._weight_MNJ.to(self._precision))
-        value_MKIE = self._by_token(self._value_MNE)
-        for head, mixed_EIJ in enumerate(self._mixed_DIJ.unflatten(0, (self._heads, -1))):
-            product(mixed_EIJ.transpose(0, 1), value_MKIE[head].permute(1, 2, 0), weight_MKIJ[head].transpose(0, 1))
-        self._mixed_DIJ += self._mean_DI1
+        mixed_MEIJ = self._mixed_DIJ.unflatten(0, (self._heads, -1))
+        torch.add(self._by_head_and_width(deviation_REJ), self._mean_MEI1, out=mixed_MEIJ)
 
         self._gram_DIJ = self._workspace.get("metric", dim, rows, columns)
         mixed_1DN = self._mixed_DIJ.to(self._precision).view(1, dim, -1)
         product(self._gram_DIJ.view(mixed_1DN.shape), self._out_gram_1DD, mixed_1DN)
         self._target_D1J = self._target_MJE.transpose(1, 2).flatten(0, 1).to(self._mixed_DIJ.dtype)[:, None]
         return self._finish(self._sum(self._target_D1J), self._sum(self._gram_DIJ))
+
+    def _by_head_and_width(self, tensor_REJ: Tensor) -> Tensor:
+        """[R, E, J] as [M, E, I, J]."""
+        return tensor_REJ.unflatten(0, (self._heads, -1)).transpose(1, 2)
 
     def _sum(self, factor_DIJ: Tensor) -> Tensor:
         term_DIJ = self._workspace.get("term", *self._mixed_DIJ.shape)
@@ -243,25 +273,18 @@ class OutputGramTiles(MixtureTiles):
 
         # The gradient of a mixture: ṅ (u - r W_O W_Oᵀ c).
         gradient_DIJ = torch.addcmul(self._target_D1J, ratio_IJ, self._gram_DIJ, value=-1, out=self._gram_DIJ)
-        gradient_DIJ *= slope_IJ
-        gradient_MEIJ = gradient_DIJ.to(self._precision).unflatten(0, (self._heads, -1))
-        mean_gradient_MIE = gradient_DIJ.sum(dim=2).unflatten(0, (self._heads, -1)).transpose(1, 2)
-        value_gradient_MKIE = self._by_token(self._value_gradient_MNE)
-        value_gradient_MKIE += mean_gradient_MIE[:, None] / self._tokens
-        weight_MKIJ = self._by_token(self._weight_MNJ)
-        operand_MKIJ = weight_MKIJ.to(self._precision)
-        value_MKIE = self._by_token(self._value_MNE)
-        x_MKIJ = self._workspace.get("x", *weight_MKIJ.shape)
-        for head, gradient_IEJ in enumerate(gradient_MEIJ.transpose(1, 2)):
-            product(
-                value_gradient_MKIE[head].transpose(0, 1),
-                operand_MKIJ[head].transpose(0, 1),
-                gradient_IEJ.transpose(1, 2),
-                add=True,
-            )
-            product(x_MKIJ[head].transpose(0, 1), value_MKIE[head].transpose(0, 1), gradient_IEJ)
+        gradient_REJ = self._workspace.get("mixed by row", self._heads * len(slope_IJ), self._width, slope_IJ.shape[1])
+        gradient_MEIJ = gradient_DIJ.unflatten(0, (self._heads, -1))
+        torch.mul(gradient_MEIJ, slope_IJ, out=self._by_head_and_width(gradient_REJ))
+        value_gradient_RKE = self._by_product(self._value_gradient_MNE)
+        value_gradient_RKE += gradient_REJ.sum(dim=2)[:, None] / self._tokens
+        gradient_REJ = gradient_REJ.to(self._precision)
+        weight_RKJ = self._by_product(self._weight_MNJ)
+        product(value_gradient_RKE, weight_RKJ.to(self._precision), gradient_REJ.transpose(1, 2), add=True)
+        x_RKJ = self._workspace.get("x", *weight_RKJ.shape)
+        product(x_RKJ, self._by_product(self._value_MNE), gradient_REJ)
 
-        weight_MKIJ += 1 / self._tokens
-        term_MKIJ = torch.mul(weight_MKIJ, x_MKIJ, out=self._workspace.get("logit", *x_MKIJ.shape))
-        x_MKIJ -= term_MKIJ.sum(dim=1, keepdim=True)
-        self._logit_backward(x_MKIJ.mul_(weight_MKIJ).flatten(1, 2), query_gradient_MJE)
+        weight_RKJ += 1 / self._tokens
+        term_RKJ = torch.mul(weight_RKJ, x_RKJ, out=self._workspace.get("logit", *x_RKJ.shape))
+        x_RKJ -= term_RKJ.sum(dim=1, keepdim=True)
+        self._logit_backward(x_RKJ.mul_(weight_RKJ).view(self._weight_MNJ.shape), query_gradient_MJE)

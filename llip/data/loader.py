@@ -6,6 +6,7 @@ batch has the same bits whichever rank and thread made it.
 
 import itertools
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -23,7 +24,6 @@ from llip.data.decode import DecodeError
 from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples, lanes_of
 from llip.data.read_ahead import ReadAhead
-from llip.data.sentences import draws_of, sub_caption
 from llip.data.shards import RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import crop_draws, training_transform
@@ -50,7 +50,7 @@ class Batch:
 
 @dataclass
 class LoaderStats:
-    """What happened since the loader was made."""
+    """Counts since the loader was made."""
 
     batches: int = 0
     wait_seconds: float = 0.0
@@ -66,7 +66,7 @@ class _Chunk:
     token_ids: Tensor
     """[C*n, L]"""
     tokens: int
-    """How many they are without padding."""
+    """Number of tokens without padding."""
     sample_ids: list[str]
     decode_errors: int
     taught: tuple[Tensor, Tensor] | None
@@ -327,3 +327,29 @@ def _joined(chunks: list[tuple[Tensor, Tensor]], captions: int) -> tuple[Tensor,
         return None
     images, texts = zip(*chunks, strict=True)
     return torch.cat(images), torch.cat([c.unflatten(0, (captions, -1)) for c in texts], dim=1).flatten(0, 1)
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])")
+"""Between sentences: white space after a full stop, or the end of a sentence of a script that has none."""
+
+
+def draws_of(most: int) -> int:
+    """Uniform numbers that `sub_caption` takes."""
+    return 2 + most
+
+
+def sub_caption(text: str, most: int, numbers: Sequence[float]) -> str:
+    """One to `most` sentences of a text in their order, as likely neighbours as any (FLAIR, arXiv 2412.03561).
+
+    `numbers` are `draws_of(most)` uniform draws in [0, 1): how many sentences, of which kind, and which.
+    """
+    sentences = [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
+    if len(sentences) < 2:
+        return text
+    count = 1 + int(numbers[0] * min(most, len(sentences)))
+    if numbers[1] < 0.5:
+        first = int(numbers[2] * (len(sentences) - count + 1))
+        return " ".join(sentences[first : first + count])
+    left = list(range(len(sentences)))
+    chosen = sorted(left.pop(int(number * len(left))) for number in numbers[2 : 2 + count])
+    return " ".join(sentences[i] for i in chosen)

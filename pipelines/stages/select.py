@@ -15,12 +15,12 @@ from pipelines.stages.columns import set_in_lists, whole
 from pipelines.stages.filter import rules
 from pipelines.stages.filter.rules import CAPTION, KEPT, ROW, ImageRules
 from pipelines.stages.match import matching
-from pipelines.stages.work import Partition, counts
+from pipelines.stages.work import Partition, intermediate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What decides which captions stay, and which images."""
+    """Settings of the draw that decides which captions and images stay."""
 
     seed: int
     image_rules: ImageRules
@@ -91,7 +91,9 @@ def select_partition(
         raise ValueError(
             f"{partition.file} has {row} rows where {decided.num_rows} were matched: the pool changed during curation"
         )
-    counts.write(kept_folder, matching.kept_name(partition), np.concatenate([np.zeros(0, bool), *kept_captions]))
+    intermediate.write_array(
+        kept_folder, matching.kept_name(partition), np.concatenate([np.zeros(0, bool), *kept_captions])
+    )
     return {"file": asdict(file.entry), "counts": reasons, "sizes": sizes, "samples": sorted(samples)[:SAMPLES]}
 
 
@@ -118,7 +120,7 @@ def _decide(
 
 
 def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray) -> pa.Table:
-    """Rows that stay, with the captions that stay and what is parallel to them."""
+    """Rows that stay, with the captions that stay and the columns parallel to these."""
     before = whole(table[schema.CAPTIONS]).offsets.to_numpy()
     stays, flags = row_reasons == KEPT, caption_reasons == KEPT
     offsets = pa.array(np.concatenate([[0], np.cumsum(set_in_lists(flags, before)[stays])]).astype(np.int32))

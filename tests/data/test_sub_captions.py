@@ -12,8 +12,7 @@ from helpers.shard_folders import row, write_shards
 from torch import Tensor
 
 from llip.config import DataConfig
-from llip.data.loader import Batch, LaneLoader
-from llip.data.sentences import draws_of, sub_caption
+from llip.data.loader import Batch, LaneLoader, draws_of, sub_caption
 from llip.data.tokenizer import tokenize
 
 LONG = "A cat sits. Is it red? It has 3.5 legs! The end."

@@ -7,8 +7,7 @@ from llip.lazy import lazily
 
 if TYPE_CHECKING:
     from llip.data.corpus.contact_sheet import write_contact_sheet
-    from llip.data.corpus.metadata import metadata_entries, write_metadata
-    from llip.data.corpus.pool import write_pool
+    from llip.data.corpus.pool import metadata_entries, write_metadata, write_pool
     from llip.data.corpus.sources import license_table
 
 __all__ = [
@@ -25,9 +24,9 @@ __getattr__ = lazily(
     __name__,
     {
         "license_table": "llip.data.corpus.sources",
-        "metadata_entries": "llip.data.corpus.metadata",
+        "metadata_entries": "llip.data.corpus.pool",
         "write_contact_sheet": "llip.data.corpus.contact_sheet",
-        "write_metadata": "llip.data.corpus.metadata",
+        "write_metadata": "llip.data.corpus.pool",
         "write_pool": "llip.data.corpus.pool",
     },
 )

@@ -1,9 +1,12 @@
-"""The training pool: Parquet files of images with their captions."""
+"""The training pool: Parquet files of images with their captions, and the metadata that these can be matched with."""
 
 import hashlib
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +36,11 @@ SCHEMA = pa.schema(
     }
 )
 """A pool's columns. `kinds` says what each caption speaks of; `drawings` are the files shown, as `style/concept`."""
+
+SAMPLE = 4_000
+"""Rows whose captions give the single words and the pairs of words."""
+MIN_COUNT = 4
+"""Occurrences that a word or a pair needs."""
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -96,3 +104,27 @@ def _write_file(folder: str, name: str, drawn: list[dict[str, object]]) -> FileE
     content = buffer.getvalue()
     storage.write_bytes(storage.join(folder, name), content)
     return FileEntry(name=name, rows=len(drawn), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def metadata_entries(config: CorpusConfig) -> list[str]:
+    """Distinct entries, sorted: names, aliases, keywords and categories of what training sees, and frequent words.
+
+    Words and pairs of words are counted in the captions of the first `SAMPLE` rows.
+    """
+    drawings = catalogue(config)
+    entries: set[str] = set()
+    for key in {d.concept for d in drawings.training_emoji + drawings.icons}:
+        concept = drawings.concepts[key]
+        entries.update((concept.name, *concept.aliases, *concept.keywords, *concept.groups, *concept.subgroups))
+    counts: Counter[str] = Counter()
+    for index in range(min(config.rows, SAMPLE)):
+        for caption, _ in captioned(drawings, config, index)[1]:
+            words = re.findall(r"[A-Za-z][A-Za-z'-]*", caption)
+            counts.update(set(words) | {" ".join(pair) for pair in pairwise(words)})
+    entries.update(entry for entry, count in counts.items() if count >= MIN_COUNT)
+    return sorted(entries)
+
+
+def write_metadata(uri: str, config: CorpusConfig) -> None:
+    """Write `metadata_entries` as a JSON list."""
+    storage.write_json(uri, metadata_entries(config))

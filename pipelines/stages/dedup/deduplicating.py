@@ -14,7 +14,7 @@ from pipelines.stages.match import matching
 from pipelines.stages.match.matched import Matched
 from pipelines.stages.options import Dedup
 from pipelines.stages.read import Pool
-from pipelines.stages.work import Stage, counts, digest, run, spill
+from pipelines.stages.work import Stage, counts, digest, intermediate, run, spill
 
 BIN_RECORDS = 1 << 20
 """Records of a bin, about: what one task holds."""
@@ -32,12 +32,12 @@ def without_duplicates(pool: Pool, matched: Matched, dedup: Dedup, image_rules: 
     folder = storage.join(matched.folder, "duplicates", digest(config))
     if manifest.is_done(folder, "duplicates", config):
         print(f"{folder} says already which rows are duplicates")
-        return replace(matched, counts=counts.read(storage.join(folder, matching.COUNTS)), dropped=folder)
+        return replace(matched, counts=intermediate.read_array(storage.join(folder, matching.COUNTS)), dropped=folder)
     progress = storage.join(folder, "progress")
     _resolve(pool, matched, dedup, image_rules, [source.uri for source in sets], folder, progress)
     entries_of = partial(matching.matched_entries, folder=matched.folder, dropped=folder)
     left = counts.total(pool.partitions, entries_of, len(matched.entries))
-    counts.write(folder, matching.COUNTS, left)
+    intermediate.write_array(folder, matching.COUNTS, left)
     manifest.write(folder, Manifest(kind="duplicates", files=(), config=config))
     storage.remove(progress)
     return replace(matched, counts=left, dropped=folder)
@@ -92,7 +92,7 @@ def _resolve(
 
 
 def levels(dedup: Dedup, rows: int) -> list[Level]:
-    """What is compared in a pool of so many rows."""
+    """Fingerprints that are compared in a pool of so many rows."""
     found = [Level(reason="duplicate", distance=0, masks=fingerprint.masks(0, rows))]
     if dedup.distance is not None:
         masks = fingerprint.masks(dedup.distance, rows)
@@ -101,7 +101,7 @@ def levels(dedup: Dedup, rows: int) -> list[Level]:
 
 
 def _parts(folder: str, results: dict[str, list[dict[str, Any]]], rows: list[int]) -> list[Part]:
-    """Where each part of the next pass lies in what the last one wrote, by the name of its files."""
+    """Parts of the next pass: for each, its pieces of the files that the last pass wrote."""
     files = [
         storage.join(folder, duplicates.spill_name(name, i)) for name, of in results.items() for i in range(len(of))
     ]

@@ -31,7 +31,7 @@ from pipelines.stages.filter.rules import ImageRules
 from pipelines.stages.hashing import RANK, hash64
 from pipelines.stages.match import matching
 from pipelines.stages.pixels import UnusableImageError
-from pipelines.stages.work import Partition, counts, spill
+from pipelines.stages.work import Partition, intermediate, spill
 from pipelines.stages.work.spill import Piece
 
 EVALUATION = -1
@@ -167,7 +167,7 @@ def resolve_partition(
         codes = np.minimum(codes, of_rows)
     result = np.zeros(part.rows, np.uint8)
     result[candidates["row"].to_numpy()] = np.where(codes == NOT_DROPPED, rules.KEPT, codes)
-    counts.write(folder, matching.dropped_name(part.index), result)
+    intermediate.write_array(folder, matching.dropped_name(part.index), result)
     return dict(Counter(rules.ROW_REASONS[code] for code in result[result != rules.KEPT]))
 
 

@@ -16,7 +16,7 @@ from pipelines.stages.match.by_language import LanguageMatcher, Lists
 from pipelines.stages.match.matching import TextRules
 from pipelines.stages.options import Semantics
 from pipelines.stages.read import Pool
-from pipelines.stages.work import Stage, counts, digest, run
+from pipelines.stages.work import Stage, counts, digest, intermediate, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def matches_of(
             folder=folder,
             entries=storage.read_json(storage.join(folder, metadata.NAME)),
             languages=done.summary["languages"],
-            counts=counts.read(storage.join(folder, matching.COUNTS)),
+            counts=intermediate.read_array(storage.join(folder, matching.COUNTS)),
             rows=done.summary["rows"],
             unread=done.summary["unread"],
         )
@@ -86,7 +86,7 @@ def matches_of(
     storage.write_json(storage.join(folder, metadata.NAME), entries)
     rows, unread = _match(pool, lists, semantics, text_rules, folder, progress)
     totals = counts.total(pool.partitions, partial(matching.matched_entries, folder=folder), len(entries))
-    counts.write(folder, matching.COUNTS, totals)
+    intermediate.write_array(folder, matching.COUNTS, totals)
     sizes = {code: len(of_language) for code, of_language in lists.items()}
     summary = {"languages": sizes, "rows": rows, "unread": unread}
     manifest.write(folder, Manifest(kind="matches", files=(), config=config, summary=summary))

@@ -17,7 +17,7 @@ from pipelines.stages.filter import language, rules
 from pipelines.stages.filter.rules import Condition
 from pipelines.stages.hashing import MIX, hash64, uniform
 from pipelines.stages.match.by_language import OTHER, LanguageMatcher
-from pipelines.stages.work import Partition, counts, intermediate
+from pipelines.stages.work import Partition, intermediate
 
 SCHEMA = pa.schema(
     [("row_reason", pa.uint8()), ("caption_reasons", pa.list_(pa.uint8())), ("matches", pa.list_(pa.list_(pa.int32())))]
@@ -32,7 +32,7 @@ COUNTS = "counts.arrows"
 
 @dataclass(frozen=True, kw_only=True)
 class TextRules:
-    """What a row's text and columns have to satisfy before it is matched and counted."""
+    """Rules that a row's text and columns have to satisfy before it is matched and counted."""
 
     min_words: int
     min_characters: int
@@ -76,7 +76,11 @@ def matches_name(partition: Partition) -> str:
 def read_matches(folder: str, partition: Partition, dropped: str = "") -> pa.Table:
     """The table that `match_partition` wrote, less the rows that a later pass drops: `dropped_name` in that folder."""
     table = intermediate.read(storage.join(folder, matches_name(partition)))
-    return _without(table, counts.read(storage.join(dropped, dropped_name(partition.index)))) if dropped else table
+    return (
+        _without(table, intermediate.read_array(storage.join(dropped, dropped_name(partition.index))))
+        if dropped
+        else table
+    )
 
 
 def dropped_name(index: int) -> str:
@@ -96,18 +100,20 @@ def _without(table: pa.Table, codes: np.ndarray) -> pa.Table:
 
 
 def is_left(table: pa.Table) -> np.ndarray:
-    """Which rows of such a table nothing drops before balancing, bool [N]."""
+    """Rows of such a table that nothing drops before balancing, bool [N]."""
     lists = whole(table["caption_reasons"])
     return set_in_lists(lists.flatten().to_numpy() == rules.KEPT, lists.offsets.to_numpy()) > 0
 
 
 def matched_entries(partition: Partition, *, folder: str, dropped: str = "", kept: str = "") -> np.ndarray:
-    """The entries that the captions of a partition's rows match, int32, one after another; of those that `kept_name` in
-    `kept` says were kept, where it is given."""
+    """The entries that the captions of a partition's rows match, int32, one after another.
+
+    kept: folder whose `kept_name` says which captions count; all without it.
+    """
     table = read_matches(folder, partition, dropped)
     matches = whole(table["matches"]).flatten()
     if kept:
-        matches = matches.filter(pa.array(counts.read(storage.join(kept, kept_name(partition)))))
+        matches = matches.filter(pa.array(intermediate.read_array(storage.join(kept, kept_name(partition)))))
     elif dropped:
         matches = matches.filter(pc.equal(whole(table["caption_reasons"]).flatten(), rules.KEPT))
     return matches.flatten().to_numpy()

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pyarrow as pa
 from numba import types
 
 from pipelines.stages.compiled import In, Out, jit
-from pipelines.stages.work import intermediate
 from pipelines.stages.work.partitions import Partition
 
 GROUPS, GROUP = 64, 8
@@ -35,13 +33,3 @@ def _total(partitions: Sequence[Partition], entries_of: Callable[[Partition], np
 def _add(entries, counts):
     for entry in entries:  # a partition matches few of them: np.bincount would pass over all
         counts[entry] += 1
-
-
-def write(folder: str, name: str, values: np.ndarray) -> None:
-    """Write numbers, one after another."""
-    intermediate.write(folder, name, pa.table({"number": values}))
-
-
-def read(uri: str) -> np.ndarray:
-    """The numbers that `write` wrote."""
-    return intermediate.read(uri).column(0).to_numpy()

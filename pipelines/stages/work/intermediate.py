@@ -38,6 +38,16 @@ def read(uri: str) -> pa.Table:
     return pa.ipc.open_stream(pa.py_buffer(content)).read_all()
 
 
+def write_array(folder: str, name: str, values: np.ndarray) -> None:
+    """Write numbers or flags [N] as `folder/name`."""
+    write(folder, name, pa.table({"number": values}))
+
+
+def read_array(uri: str) -> np.ndarray:
+    """The numbers or flags [N] that `write_array` wrote. Raises ValueError as `read` does."""
+    return read(uri).column(0).to_numpy()
+
+
 def _checksum(content: pa.Buffer | memoryview) -> int:
     return int(_sum(np.frombuffer(content, np.uint64)))
 

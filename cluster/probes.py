@@ -13,7 +13,7 @@ from typing import Any
 from llip import storage
 
 PACKAGES = ("torch", "torchcodec", "ray", "numpy", "numba", "pyarrow", "s3fs", "mlflow", "safetensors")
-"""Those that workers have to agree on, or that read and write for them."""
+"""Packages whose versions have to be the same on all workers."""
 CONNECT_SECONDS = 5.0
 GPU_QUERY = ("nvidia-smi", "--query-gpu=driver_version,name,memory.total", "--format=csv,noheader,nounits")
 

@@ -24,7 +24,7 @@ SCREEN_DPI = 96
 NARROW = 560
 """Pixels of a figure's width up to which a phone shows it whole, and beyond which it scrolls."""
 Headlines = Sequence[tuple[str, str, str]]
-"""What stands first on a page: name, value, and a note on it, such as its chance level."""
+"""First lines of a page: name, value, and a note on it, such as its chance level."""
 
 
 @cache

@@ -34,7 +34,7 @@ def bar(*arguments: Any, **settings: Any) -> Any:
 
 
 def training_line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """What a logged step of training has to tell, beside how much is left."""
+    """Line about a logged step of training, without the time left."""
     parts = [
         f"step {step:,} of {steps:,}",
         f"loss {values['loss']:.4g}",

@@ -42,7 +42,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 FAILURES = (OSError, BotoCoreError)
-"""What reading and writing raise where the system or a service fails: no file, no rights, no space, no answer."""
+"""Errors of reading and writing where the system or a service fails: no file, no rights, no space, no answer."""
 
 
 LASTING = (
@@ -76,7 +76,7 @@ class TooLargeError(ValueError):
 def patient(action: Callable[[], Result], what: str) -> Result:
     """The result of `action`, tried again with growing DELAYS where a storage fails; raises what the last try raised.
 
-    What waiting does not cure is raised at once.
+    Failures that waiting does not cure are raised at once.
     """
     for delay in DELAYS:
         try:
@@ -125,8 +125,11 @@ def quoted(uri: Uri) -> str:
 
 
 def filesystem(uri: Uri) -> tuple["AbstractFileSystem", str]:
-    """The file system of a URI and the path inside it. Of its methods, those that expand patterns (`rm`, `glob`,
-    `expand_path`, `copy`) must not get the path. Raises ValueError for a scheme that no installed library serves."""
+    """The file system of a URI and the path inside it.
+
+    The path must not go to methods that expand patterns: `rm`, `glob`, `expand_path`, `copy`. Raises ValueError for a
+    scheme that no installed library serves.
+    """
     from fsspec.core import url_to_fs  # loads slowly, and a command that only prints its help needs no file
     from fsspec.implementations.local import LocalFileSystem
 
@@ -156,8 +159,8 @@ def is_folder(uri: Uri) -> bool:
 
 
 def entries(uri: Uri) -> dict[str, dict[str, Any]]:
-    """What the file system says of the files at any depth under a folder (`size`; an object store's `ETag`), by URI,
-    sorted; of a file, of it alone; empty where there is nothing."""
+    """Files at any depth under a folder, or the file itself, by sorted URI, with the file system's `size` and, in an
+    object store, `ETag`. Empty where there is nothing."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     found = fs.find(path, detail=True) if fs.exists(path) else {}
@@ -165,7 +168,7 @@ def entries(uri: Uri) -> dict[str, dict[str, Any]]:
 
 
 def inside(uri: Uri, file: str) -> str:
-    """Path inside a folder of a file that `entries` or `listing` found; of a file, its name."""
+    """Path inside a folder of a file that `entries` or `listing` found; the file's name where `uri` is the file."""
     fs, path = filesystem(uri)
     folder = path if is_local(uri) else fs.unstrip_protocol(path)
     return file.removeprefix(folder).lstrip("/") or file.rpartition("/")[2]
@@ -182,7 +185,7 @@ def sizes(uri: Uri) -> dict[str, int]:
 
 
 def remove(uri: Uri) -> None:
-    """Remove a file or a whole folder; nothing happens where there is none. Of a link, the link alone goes."""
+    """Remove a file or a whole folder, a symbolic link without its target. Nothing happens where there is none."""
     fs, path = filesystem(uri)
     if is_local(uri):
         target = Path(path)

@@ -1,8 +1,8 @@
 """Size and cost of a model: parameters, forward FLOPs of one image and of one caption, and FLOPs of a training step.
 
 FLOPs of the towers are counted on the model as it runs (two for a multiplication and its addition), not derived from a
-formula, so they include what the towers save: padding is not computed, nor what nobody reads of the last blocks. Those
-of pair scores are of a formula, since kernels compute them in several forms.
+formula. So they leave out what the towers save: padding, and positions of the last blocks that nobody reads. FLOPs of
+pair scores come from a formula, since kernels compute them in several forms.
 """
 
 from dataclasses import dataclass, replace

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
-    """What files of others' weights may not tell of themselves; a run or a model of this project tells all of it."""
+    """Settings that files of others' weights may not tell. A run or a model of this project tells all of them."""
 
     recipe: str | None = None
     """Recipe that the file has to hold a model of, such as llip_b16_k64; needed for sizes that nobody published."""

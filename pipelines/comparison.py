@@ -31,7 +31,7 @@ ONE_BY_ONE = "Each interval stands for its row alone: of twenty rows without a d
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run folder tells of itself."""
+    """Settings and metrics of a run, from its folder."""
 
     name: str
     settings: dict[str, Any]
@@ -64,7 +64,7 @@ class RunRecord:
 
     @classmethod
     def tracked(cls, client: Any, run_id: str) -> "RunRecord":
-        """What MLflow holds of a run, wherever its folder is. Raises ValueError for a run without an evaluation."""
+        """The record from MLflow, wherever the run's folder is. Raises ValueError for a run without an evaluation."""
         run, kept = client.get_run(run_id), {a.path for a in client.list_artifacts(run_id)}
         name = run.info.run_name
         if not {report.NAME, SCORES} <= kept:
@@ -165,7 +165,7 @@ class Comparison:
         ]
 
     def _warning(self) -> str:
-        """What has to be said before the metrics; empty where all runs were evaluated on the same sets."""
+        """Warning before the metrics; empty where all runs were evaluated on the same sets."""
         if not (names := self.of_other_sets()):
             return ""
         return (

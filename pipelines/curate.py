@@ -41,7 +41,7 @@ Curation = Literal["metaclip", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRules:
-    """How a pool is read, and what drops rows and captions of it before anything is balanced."""
+    """How a pool is read, and the rules that drop rows and captions before anything is balanced."""
 
     caption_column: str | None = None
     """Column, or field of JSON, that holds the captions, where it is not called captions, caption or text."""
@@ -49,8 +49,8 @@ class PoolRules:
     """How often rows of each pool are used, relative to each other: with 2 1 all rows of the first pool and half of
     the second are matched (all pools weigh the same)."""
     preset: Preset = "none"
-    """What the five rules below are where they are not given. datacomp_basic, DataComp's basic filter: 3 words, 6
-    characters, English, 200 pixels, an aspect ratio up to 3."""
+    """Defaults of the five rules below. datacomp_basic, DataComp's basic filter: 3 words, 6 characters, English, 200
+    pixels, an aspect ratio up to 3."""
     min_words: int | None = None
     """Drop captions with fewer words."""
     min_characters: int | None = None

@@ -56,7 +56,7 @@ def _name(folder: str) -> str:
 
 
 def _input(place: str, made: Manifest) -> Data:
-    """What was read: a folder of ours by its files, a pool of others by what the stage noted of it."""
+    """Input of a stage: a folder of ours by its files, a pool of others by the stage's notes on it."""
     name = _name(place)
     for kind in ("curated", "pool"):
         if storage.exists(storage.join(place, manifest.NAME)):

@@ -45,8 +45,8 @@ class Embed(WeightsOptions):
 def embed(settings: Embed) -> Manifest:
     """Write the shards; returns the manifest of the output. Does nothing where that is done already.
 
-    Raises ValueError where `shards` is no finished folder of shards or is the output, where one of its files is
-    damaged, for a teacher that mixes tokens by captions, and for an output made from others or being written.
+    Raises ValueError for `shards` that are not finished, are damaged or are the output itself, for a teacher that mixes
+    tokens by captions, and for an output that was made with other settings or is being written.
     """
     from pipelines.stages.work import digest
 

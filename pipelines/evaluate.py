@@ -3,9 +3,9 @@ chance level and with a 95 % interval.
 
     uv run pipelines/evaluate.py --checkpoint output/runs/<name> --evaluation output/evaluation
 
-Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from. What a set gave, with the
-scores of its single items, is kept in `evaluated/` at once: run again, an evaluation that was interrupted goes on with
-the sets that are missing.
+Leaves `report.html`, `report.md` and, last, `metrics.json`, which says what it was made from. Results of a set, with
+the scores of its single items, are kept in `evaluated/` at once: an interrupted evaluation that is run again goes on
+with the sets that are missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Failures of workers, by kind.
 
-What fails on one rank is raised there, and Ray Train starts all workers again: a storage, a node, a GPU. Only what all
-ranks agree on is final: a setting that none of them can train with, and a loss that is not finite.
+A failure of one rank (a storage, a node, a GPU) is raised there, and Ray Train starts all workers again. Only a failure
+that all ranks share is final: a setting that none of them can train with, and a loss that is not finite.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Restarts(UserCallback):
         self._since = time.time()
 
     def _hang(self) -> str | None:
-        """What a watchdog found, whose process is gone."""
+        """Reason that the watchdog of a dead process left; None without one."""
         with contextlib.suppress(Exception):  # a storage that does not answer now does not tell
             return watchdog.last_reason(self._folder, self._since)
         return None

@@ -274,7 +274,7 @@ def _train_here(config: dict[str, Any]) -> dict[str, Metric]:
 
 
 def _train_on_worker(config: dict[str, Any]) -> dict[str, Metric] | Exception:
-    """What one of the ranks does. What all of them raise alike is returned, since Ray restarts what raises."""
+    """Training on one rank. An error that all ranks share is returned, since Ray restarts workers that raise."""
     import ray.train
 
     from pipelines.failures import RefusedError

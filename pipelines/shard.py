@@ -94,7 +94,7 @@ class Shard(PoolRules):
 
 
 RULES = [f for f in fields(PoolRules) if f.name != "max_pixels"]
-"""What is about a pool alone; the limit of pixels is one of curated pools too."""
+"""Settings that only a pool has; a curated pool too has a limit of pixels."""
 
 
 def shard(settings: Shard) -> Manifest:
@@ -239,8 +239,8 @@ def _file_sizes(rows: int, group: int, rows_per_file: int | None, total_bytes: i
 
 
 def _columns(file: Curated, blur: str | None) -> pa.Schema:
-    """The columns of a curated file. Raises ValueError where there are no images, and where that of boxes is no list
-    of lists of numbers."""
+    """The columns of a curated file. Raises ValueError for a file without images, and for a column of boxes that holds
+    no lists of lists of numbers."""
     import pyarrow.parquet as pq
 
     from pipelines import schema

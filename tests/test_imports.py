@@ -1,6 +1,7 @@
 """Imports go one way: no circle, no arrow upwards, and nothing of the library reaches Ray."""
 
 import ast
+import re
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -125,13 +126,13 @@ def test_no_two_classes_share_a_name() -> None:
     assert [name for name, count in Counter(named).items() if count > 1] == []
 
 
-def test_a_docstring_begins_with_its_subject() -> None:
-    """Also that of a field or a constant: what is said "of" something has to be named first."""
+def test_sentences_of_docstrings_begin_with_their_subject() -> None:
+    """Also those of a field or a constant: what is said "of" something has to be named first."""
     wrong = [
-        f"{file.relative_to(ROOT)}, line {node.lineno}: {text.strip()[:60]}"
+        f"{file.relative_to(ROOT)}, line {node.lineno}: {found[1]} …"
         for file in MODULES.values()
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if isinstance(text := node.value.value, str) and text.strip().startswith(("Of ", "That of", "Those of"))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for found in re.finditer(r"(?:^|\. )((?:Of|That of|That any|Those) .{20})", " ".join(node.value.value.split()))
     ]
     assert not wrong

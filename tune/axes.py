@@ -170,7 +170,7 @@ def drawn(axes: Sequence[Axis]) -> Iterator[Chosen]:
 
 
 def restored(axes: Sequence[Axis], asked: dict[str, Any]) -> Chosen | None:
-    """What was chosen for a point, from its record; None where other axes are varied now."""
+    """Chosen values of a point, from its record; None where other axes are varied now."""
     if set(asked) != {axis.path for axis in axes}:
         return None
     hints = {leaf.path: leaf.hint for leaf in leaves(TrainingConfig)}

@@ -1,4 +1,4 @@
-"""What a training step costs here: FLOPs, and seconds of its own clock, one run at a time."""
+"""Cost of a training step: its FLOPs, and its seconds here, measured one run at a time."""
 
 import os
 import statistics
@@ -18,7 +18,7 @@ ROUNDS, STEPS, WARM = 3, 40, 10
 """Timed runs of a model, their steps, and those of these that do not count."""
 NAME = "clock.json"
 TRIAL_SECONDS = 25.0
-"""What a trial takes beside its steps on the CPU: the start of its process, and its evaluation."""
+"""Time of a trial on the CPU beside its steps: the start of its process, and its evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _measure(plan: "TrialPlan", folder: str, config: TrainingConfig) -> StepCost
 
 
 def told(left: Sequence[tuple[float, int]], concurrency: int | None) -> str:
-    """What trials will cost, each given by its seconds a step and its steps."""
+    """Sentence on the cost of trials, each given by its seconds a step and its steps."""
     import torch
 
     if not left:

@@ -1,4 +1,4 @@
-"""What a study has so far, as its report and its figure take it."""
+"""Findings of a study so far, as its report and its figure take them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from tune.results import TrialResult
 
 STEPS, FLOPS, TIME = "steps", "FLOPs", "time"
-"""What is equal between the models that are compared."""
+"""Budgets that the compared models have in common."""
 
 Settings = dict[str, Any]
-"""What a variant has chosen, by path."""
+"""Chosen values of a variant, by path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFound:
-    """What a study has so far."""
+    """Findings of a study so far."""
 
     metric: str
     results: "Mapping[tuple[str, Variant], Sequence[TrialResult]]"
@@ -29,12 +29,12 @@ class StudyFound:
     """Heads of the recipe."""
     steps: Mapping[tuple[str, Variant], int]
     choices: Mapping[Variant, Settings]
-    """By the variants that chose."""
+    """Chosen settings of each variant that chose."""
     flops: Mapping[Variant, float]
     """FLOPs of a training step."""
     seconds: Mapping[Variant, float]
     """Seconds of a training step, for the models whose clock was read."""
     unit: str
-    """What these seconds are."""
+    """Kind of these seconds: of the CPU, or of a clock."""
     folder: "Mapping[str, str]"
     """Run folder of every trial, by its name."""

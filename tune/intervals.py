@@ -1,4 +1,4 @@
-"""What trials reached, with intervals over their seeds and over the items that they were evaluated on."""
+"""Metrics of trials, with intervals over their seeds and over the items that they were evaluated on."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def columns(metric: str, results: "Sequence[TrialResult]") -> list[str]:
-    """The metrics of a table: the one that is compared, then those of its set by type of caption and over all, then the
-    one that stands for each other set that all trials have."""
+    """The metrics of a table: the compared one, then those of its set by caption type and over all, then one for each
+    other set that all trials have."""
     data, names = metric.split("/")[0], set.intersection(*(set(r.metrics) for r in results))
     by_kind = sorted(n for n in names if n.startswith(f"{data}/text_to_image_map/"))
     whole = [n for n in (f"{data}/text_to_image_map", f"{data}/image_to_text_r1") if n in names]

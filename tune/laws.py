@@ -30,20 +30,20 @@ class TrainedSize:
     """In any unit, such as FLOPs of a step."""
     steps: int
     value: float
-    """What becomes less: a loss, or what a metric lacks of 1."""
+    """A quantity that falls: a loss, or 1 less a metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """What is expected of a size and a number of steps."""
+    """Scaling law: `floor + a (size / size_unit)^-alpha + b (steps / steps_unit)^-beta`."""
 
     floor: float
     """The value of endless models and runs."""
     a: float
-    """What a model of `size_unit` is above that for its size."""
+    """Excess over the floor of a model of `size_unit`, due to its size."""
     alpha: float
     b: float
-    """What a run of `steps_unit` steps is above that for its length."""
+    """Excess over the floor of a run of `steps_unit` steps, due to its length."""
     beta: float
     size_unit: float
     steps_unit: float
@@ -106,7 +106,7 @@ def _starts(least: float, typical: float) -> Iterator[list[float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a law says of runs that were left out of its fit."""
+    """Prediction of a law for runs that were left out of its fit."""
 
     left_out: str
     law: Law
@@ -114,12 +114,12 @@ class Prediction:
 
     @property
     def errors(self) -> list[float]:
-        """What is predicted over what was measured, less 1, of every run."""
+        """Relative error of every run: predicted over measured, less 1."""
         return [self.law(run.size, run.steps) / run.value - 1 for run in self.runs]
 
     @property
     def error(self) -> float:
-        """The mean of their sizes."""
+        """Mean absolute relative error."""
         return float(np.mean(np.abs(self.errors)))
 
 

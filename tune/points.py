@@ -49,11 +49,11 @@ def named(recipe: str, values: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Space:
-    """What can be chosen: axes over a recipe with some values fixed."""
+    """Space of points: axes over a recipe with some values fixed."""
 
     axes: Sequence[Axis]
     recipe: str
-    """Where the recipe is not varied."""
+    """Recipe of all points where it is not varied."""
     fixed: Mapping[str, Any]
     """Values in all points, by path."""
     _uses: dict[str, set[str]] = field(default_factory=dict)
@@ -83,15 +83,15 @@ class Space:
         return override(recipes.load(recipe), {**self.fixed, **values})
 
     def _base(self, recipe: str) -> TrainingConfig:
-        """What the values of a point are compared with."""
+        """The configuration that the values of a point are compared with."""
         try:
             return self._configured(recipe, {})
         except ValueError:  # what is fixed needs a value of an axis
             return recipes.load(recipe)
 
     def used(self, recipe: str) -> set[str]:
-        """Paths of the axes that this recipe has a use for. What no recipe has a use for counts as used by all, so that
-        its values are refused one by one."""
+        """Paths of the axes that this recipe has a use for. An axis that no recipe has a use for counts as used by all,
+        so that its values are refused one by one."""
         paths = {axis.path for axis in self.axes if axis.path != RECIPE}
         useless = paths.difference(*(self._taken(name) for name in self.recipes))
         return paths & self._taken(recipe) | useless
@@ -101,7 +101,7 @@ class Space:
         return next((axis.values for axis in self.axes if axis.path == RECIPE), (self.recipe,))
 
     def _taken(self, recipe: str) -> set[str]:
-        """Paths of the axes of which the recipe takes a value that is not its own, with some of others."""
+        """Paths of the axes on which the recipe takes another value than its own, alone or beside other changes."""
         if recipe not in self._uses:
             axes = [axis for axis in self.axes if axis.path != RECIPE]
             base, found = self._base(recipe), set[str]()
@@ -134,7 +134,7 @@ class Selection:
 
     points: dict[str, tuple[Point, TrainingConfig]]
     asked: dict[str, Chosen]
-    """What was chosen for each, by name."""
+    """Chosen values of each point, by its name."""
     notes: list[str]
 
 
@@ -143,7 +143,7 @@ def select(
 ) -> Selection:
     """The distinct models among the candidates, `most` of them. Raises ValueError where there is none.
 
-    Of equal models the one that is `recorded` stands for the others, else the first.
+    One point stands for equal models: the `recorded` one, else the first.
     """
     groups: list[list[tuple[Point, TrainingConfig, Chosen]]] = []
     of_config: dict[TrainingConfig, int] = {}

@@ -61,7 +61,7 @@ def best(summaries: Sequence[Summary]) -> Summary:
 
 
 def verdict(summaries: Sequence[Summary]) -> str:
-    """What the differences between the means are worth, in one sentence.
+    """A sentence on whether the differences between the means can be told from chance.
 
     Two points are told apart where their means differ by more than the spreads of both together, in quadrature; a point
     of one seed has the median spread of the others.
@@ -102,7 +102,7 @@ def _table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> l
 
 
 def markdown(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis], command: str) -> str:
-    """What MLflow shows first of a sweep: the verdict, the table, the command that trains the best point."""
+    """Description of a sweep in MLflow: the verdict, the table, the command that trains the best point."""
     head, *rows = _table(summaries, metric, axes)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join([f"**{verdict(summaries)}**", "", *lines, "", "```", command, "```", ""])

@@ -1,4 +1,4 @@
-"""What trials gave, and the record that each keeps in its folder: what a sweep goes on from."""
+"""Results of trials, and the record in each trial's folder, from which a sweep goes on."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +10,7 @@ from tune.points import Point
 
 RECORD = "trial.json"
 MARGIN = 0.25
-"""How far above chance a metric has left it, as a share of what chance gives or leaves, whichever is less."""
+"""Distance from chance at which a metric has left it, as a share of the chance level c or of 1 - c, the lesser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def write(folder: str, result: TrialResult) -> None:
 
 
 def read(folder: str, trial: Trial) -> TrialResult:
-    """What the folder of a trial says of it; where it says nothing, one that has not started."""
+    """Result of a trial, from its folder; that of a trial that has not started where the folder has no record."""
     uri = storage.join(folder, RECORD)
     if not storage.exists(uri):
         return unfinished(trial)

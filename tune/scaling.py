@@ -56,7 +56,7 @@ class Scaling(Experiment):
     """Steps of the runs, four or more."""
     seeds: int = 2
     metric: str = "scenes_in_style/text_to_image_map_over_kinds"
-    """What a law is made of beside the loss: what it lacks of 1."""
+    """Metric whose distance to 1 gets a law, beside the loss."""
     name: str = "scaling"
     """Name of the experiment."""
 
@@ -76,7 +76,7 @@ class Scaling(Experiment):
 
 
 def of_size(name: str, config: TrainingConfig) -> dict[str, Any]:
-    """What a recipe has of its size, by path: widths, depths, heads and learning rate."""
+    """Settings of a recipe that follow its size, by path: widths, depths, heads and learning rate."""
     size = SIZES[name]
     values = {path: value_of(size, path.removeprefix("model.")) for path in TOWERS}
     values["optimizer.learning_rate"] = size.learning_rate

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TABLE, FIGURE, PAGE, RESULTS = "scaling.md", "scaling.png", "scaling.html", "scaling_results.json"
 LEAST = 1e-4
-"""What a metric lacks of 1, at least: a logarithm needs something."""
+"""Least distance of a metric to 1, since its logarithm is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ PATIENCE = 0.5
 class Patient(AsyncHyperBandScheduler):
     """Asynchronous successive halving in shares of a trial.
 
-    asha: one decision, at half of the run, by which the worse half of those that got so far stops. hyperband: two
-    brackets, of which one decides at half and at 0.71 of the run, the other at 0.71 alone; the worst 29 % stop.
+    asha: one decision, at half of the run: the worse half of the trials that got so far stops. hyperband: two brackets.
+    One decides at half and at 0.71 of the run, the other at 0.71 alone; the worst 29 % stop.
     A trial whose metric is still at chance is left alone until it is not.
     """
 

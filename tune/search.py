@@ -73,7 +73,8 @@ class _Progress:
 class Suggestions:
     """Points that Optuna chooses by what the earlier ones reached, each trained with every seed.
 
-    What contradicts itself it hears of as failed; a model that is known already, as reaching what it did.
+    Optuna is told that a point whose settings contradict each other failed, and that an equal model reached again what
+    it reached before.
     """
 
     def __init__(

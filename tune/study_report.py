@@ -31,7 +31,7 @@ PARTS = (
     ("the tokens' side", PAPER, replace(PAPER, form="image_query")),
     ("tokens that are dropped", replace(PAPER, form="register"), SIGLIP),
 )
-"""What each part of a method is worth, at equal steps: what is compared, with it, and without or with the other."""
+"""Worth of each part of a method, at equal steps: its name, a variant with it, and one without it or with another."""
 
 
 def files(found: StudyFound) -> dict[str, bytes]:

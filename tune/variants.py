@@ -1,4 +1,4 @@
-"""What the study compares: every head with either loss, and K, heads, patches and projections around two of them."""
+"""Variants of the study: every head with either loss, and K, heads, patches and projections around two of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from llip.config import ModelConfig
 
 PLAIN = {"model.head.patch_tokens": False, "model.head.shared_projections": False, "model.text.tokens": 1}
 UNQUERIED = PLAIN | {"model.head.heads": 8, "model.head.temperature": 5.0}
-"""What a head has that no query mixes for."""
+"""Settings of heads that no query mixes for."""
 SHARED = {"model.head.kind": "text_query"} | PLAIN | {"model.head.shared_projections": True}
 FORMS: dict[str, dict[str, Any]] = {
     "class_token": {"model.head.kind": "class_token", "model.vision.tokens": 1} | UNQUERIED,
@@ -88,11 +88,11 @@ PAPER = Variant(form="text_query", loss="sigmoid")
 DEFAULT = Variant(form="text_query_patches_shared", loss="softmax")
 """The recipes `llip_tiny_k8` and `llip_dense_tiny_k8`, around which K and heads are varied."""
 BASELINES = (CLIP, SIGLIP, PAPER)
-"""What gets the steps that fit into the FLOPs and the time of the default recipe."""
+"""Variants that also get the steps that fit into the FLOPs and the time of the default recipe."""
 
 
 def variants(model: ModelConfig, ks: Sequence[int], head_counts: Sequence[int]) -> list[Variant]:
-    """All of them for a recipe's model, each once, the most telling first."""
+    """All variants of a recipe's model, each once, the most telling first."""
     return list(dict.fromkeys([DEFAULT, *BASELINES, *_all(model, ks, head_counts)]))
 
 
@@ -108,7 +108,7 @@ def _all(model: ModelConfig, ks: Sequence[int], head_counts: Sequence[int]) -> I
 
 
 def chosen(found: Sequence[Variant], patterns: Sequence[str]) -> list[Variant]:
-    """Those whose names fit any of the patterns; all without patterns. Raises ValueError for one that fits none."""
+    """Variants whose names fit any pattern; all without patterns. Raises ValueError for a pattern that fits none."""
     for pattern in patterns:
         if not any(fnmatchcase(variant.name, pattern) for variant in found):
             raise ValueError(f"--only {pattern} fits none of {', '.join(variant.name for variant in found)}")

@@ -174,8 +174,8 @@ class TrainingConfig:
     """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state; hsdp
     (HSDP), a share among the ranks of a node, so that only gradients travel between nodes."""
     shard_precision: Literal["fp32", "bf16"] = "fp32"
-    """What parameters travel in between ranks that hold shards: bf16 halves the traffic, and what norms, biases and
-    embeddings add is rounded; shards and gradients stay in fp32."""
+    """Precision in which parameters travel between ranks that hold shards. bf16 halves the traffic and rounds norms,
+    biases and embeddings; shards and gradients stay in fp32."""
     activation_checkpointing: bool = setting(False, operational=True)
     """Recompute the activations of transformer blocks in the backward pass."""
     log_every: int = setting(10, operational=True)

@@ -50,8 +50,11 @@ def check_checksum(folder: str, entry: FileEntry) -> None:
 
 
 def mark(uri: str, size: int, etag: str = "", *, whole: bool = False) -> str:
-    """What tells a file from one of another content: its ETag in an object store; on a disk a digest of small files and
-    of `whole` ones, of others that of as much in 16 places, the last one at the end, where Parquet has its footer."""
+    """A mark by which a file is told from one of another content.
+
+    In an object store it is the ETag. On a disk it is a digest: of all bytes for small files and with `whole`, else of
+    16 blocks, the last one at the end, where Parquet has its footer.
+    """
     if etag:
         return etag
     digest = hashlib.sha256()

@@ -23,7 +23,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What lies in a folder and everything needed to make it again."""
+    """Description of a finished folder: its files, and everything needed to make it again."""
 
     kind: str
     """pool, curated, shards or evaluation."""
@@ -31,7 +31,7 @@ class Manifest:
     config: dict[str, Any]
     """Settings of the stage that wrote the folder, and digests of what it read; no places, so that it can be moved."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Where lay what it read."""
+    """Places of what the stage read."""
     row_group_size: int | None = None
     """Rows of every row group but the last of each file (shards)."""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -79,13 +79,13 @@ def _values(uri: str) -> dict[str, Any]:
 
 
 def kind_of(folder: str) -> str | None:
-    """What a finished folder holds; None where it has no manifest."""
+    """Kind of a finished folder; None where it has no manifest."""
     uri = storage.join(folder, NAME)
     return _values(uri).get("kind") if storage.exists(uri) else None
 
 
 def is_done(folder: str, kind: str, config: dict[str, Any]) -> bool:
-    """Whether a stage has nothing left to do. Raises ValueError, naming them, where the folder is of other settings."""
+    """Whether a stage has nothing left to do. Raises ValueError for a folder of other settings, naming these."""
     if not storage.exists(storage.join(folder, NAME)):
         return False
     if changed := differences(read(folder, kind).config, config):

@@ -3,9 +3,9 @@
 Every lane reads a stream of places, and each `BLOCK` of them belongs to the sets in exact proportion to the weights,
 evenly spread at random; all lanes read the same stream from starts that are a part of a block apart. A set is shuffled
 and cut into lanes as in `order`, and each lane goes through its part at the pace that the weights give it, epoch after
-epoch. How many samples of a set come before a place is known without walking there: any step is reached at once.
+epoch. The number of a set's samples before any place is computed directly, so any step is reached at once.
 
-Lanes come to the end of a set's epoch a few samples apart, where a batch may hold a sample twice.
+Lanes reach the end of a set's epoch a few samples apart; a batch there may hold a sample twice.
 """
 
 from collections.abc import Sequence

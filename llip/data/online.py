@@ -1,11 +1,11 @@
 """Online balancing: captions are thinned out anew at every place of every epoch, by the probabilities that curation
 stored (Xu et al., arXiv 2309.16671, section 3.3), where curation itself would have drawn them once and for all.
 
-What stands at a place is that of rejection sampling in its row group: the row of the place is proposed first, then rows
-of the group at random; a row is taken where any of its captions is kept, with the captions that are. So a row comes as
-often as its probability says, beside the others of its row group, and batches are as large as ever. No proposal is made
-one by one: after a first rejection the row taken is distributed as the probabilities of the rows, and its captions as
-independent draws of which one succeeded.
+Each place is filled by rejection sampling in its row group. The place's own row is proposed first, then rows of the
+group at random. A row is taken, with the captions that are kept, once any of its captions is. So a row comes as often
+as its probability says, beside the others of its row group, and batches stay as large. Proposals are not made one by
+one: after a first rejection the row is drawn by the probabilities of the rows, and its captions are independent draws
+of which one succeeded.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ class KeepProbabilities:
             self._miss = np.log1p(-lists.values.to_numpy())
         self._bounds = lists.offsets.to_numpy()
         self.of_row: NDArray[np.float64] = -np.expm1(np.add.reduceat(self._miss, self._bounds[:-1]))
-        """That any caption of a row is kept."""
+        """Probability that any caption of a row is kept."""
         self._cumulative = np.cumsum(self.of_row)
 
     def row(self, proposed: int, first: float, second: float) -> int:

@@ -24,7 +24,7 @@ TEACHER_IMAGE, TEACHER_CAPTIONS = "teacher_image", "teacher_captions"
 """fixed_size_list<halffloat>[D], and a list of such parallel to the captions: embeddings that another model made of
 them, see `llip.pairs.distillation`."""
 TEACHER = "teacher"
-"""What a manifest's summary says of that model."""
+"""Key of a manifest's summary that describes the teacher."""
 _CHECKSUMS_BELOW = 1 << 30
 _OPEN_FILES = 256
 

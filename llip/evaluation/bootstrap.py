@@ -2,9 +2,8 @@
 
 One sort of unit is resampled by the ordinary bootstrap (Efron and Tibshirani, *An introduction to the bootstrap*,
 1993), several by the pigeonhole bootstrap of crossed factors (Owen, *The pigeonhole bootstrap*, Annals of Applied
-Statistics 1, 2007): an item weighs the product of the numbers of times that its image and its caption were drawn. What
-is not resampled is held as it is: the gallery of retrieval, the classes, the kinds of captions, and the model with its
-seed.
+Statistics 1, 2007): an item weighs the product of the numbers of times that its image and its caption were drawn. The
+gallery of retrieval, the classes, the caption types and the model with its seed are not resampled.
 
 Axes: B replicates · I items · U units.
 """
@@ -25,7 +24,7 @@ WEIGHTS = 1 << 23
 
 
 def item_weights(scores: ItemScores, replicates: int = REPLICATES, seed: int = 0) -> Iterator[NDArray[np.float32]]:
-    """Weights [B, I] of the items, a chunk of replicates at a time. Those of the same items and seed are the same."""
+    """Weights [B, I] of the items, a chunk of replicates at a time: a function of the items and the seed."""
     drawn = [_Drawn(unit_I, [seed, UNITS.index(sort)]) for sort, unit_I in scores.units.items()]
     largest = max(len(scores.score_I), *(of.count for of in drawn))
     at_once = max(1, WEIGHTS // largest)
@@ -37,7 +36,7 @@ def item_weights(scores: ItemScores, replicates: int = REPLICATES, seed: int = 0
 
 
 class _Drawn:
-    """How often each unit of one sort is drawn."""
+    """Draws of the units of one sort."""
 
     def __init__(self, unit_I: NDArray[np.int64], seed: list[int]) -> None:
         found_U, self.place_I = np.unique(unit_I, return_inverse=True)

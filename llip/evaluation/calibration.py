@@ -1,10 +1,10 @@
-"""Are the match probabilities of the sigmoid right? `sigmoid(scale · cosine + bias)` of an image and a caption against
+"""Calibration of the sigmoid's match probabilities: `sigmoid(scale · cosine + bias)` of an image and a caption against
 whether the caption is true of the image, over all pairs of a retrieval set.
 
 The expected calibration error is the mean, over pairs, of the distance between probability and share of true pairs in
-fifteen bins of equal width (Guo et al., *On calibration of modern neural networks*, ICML 2017). Training saw a pair in
-as many as its batches had images; a gallery has another share of true pairs, so the error is also given for the bias
-that makes the mean probability that share: what is left then is no matter of the prior.
+fifteen bins of equal width (Guo et al., *On calibration of modern neural networks*, ICML 2017). A gallery has another
+share of true pairs than the batches of training, one in as many as a batch has images. So the error is also given with
+the bias shifted until the mean probability is the gallery's share: this error does not come from the prior.
 
 Logits are counted in steps of 1/64; a probability is known to .4 %.
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LIMIT, STEPS = 32, 64
-"""Logits beyond the limit count as it; steps a unit."""
+"""Largest logit that is told apart; counted steps of a logit of 1."""
 BINS = 15
 
 
@@ -55,7 +55,7 @@ class LogitCounts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What counts of logits say."""
+    """Calibration of a set, from its counts of logits."""
 
     pairs: int
     prevalence: float
@@ -94,11 +94,11 @@ class Calibration:
         )
 
     def stored(self) -> dict[str, float]:
-        """What a file holds of it: the numbers without the bins."""
+        """The numbers without the bins, as a file holds them."""
         return {name: value for name, value in vars(self).items() if name != "bins"}
 
     def cells(self) -> list[str]:
-        """For a table: see `HEAD`."""
+        """Cells of a table row: see `HEAD`."""
         numbers = (self.prevalence, self.mean, self.error, self.error_shifted)
         return [f"{self.pairs:,}", *(f"{x:.4f}" for x in numbers), f"{self.shift:+.2f}"]
 

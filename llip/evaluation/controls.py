@@ -1,9 +1,9 @@
-"""Negative controls: sets that no model can solve, or not by looking. What a metric gives above chance on them is no
-merit of the model.
+"""Negative controls: sets that no model can solve, or not by looking. A score above chance on them is no merit of the
+model.
 
 `<set>-shuffled`: every image stands in the place of another one, so that labels and captions are those of others.
-`<set>-blind` (hard negatives): every image is the same grey one, so that what is left is which captions the model likes
-(Hsieh et al., *SugarCrepe*, NeurIPS 2023, found sets that captions alone solve).
+`<set>-blind` (hard negatives): every image is the same grey one, so that the captions alone decide (Hsieh et al.,
+*SugarCrepe*, NeurIPS 2023, found sets that captions alone solve).
 """
 
 import io

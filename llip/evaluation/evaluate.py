@@ -21,8 +21,8 @@ from llip.evaluation.zero_shot import ZeroShot
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a set gave: its metrics with their intervals, the scores of single items behind them, and what a report
-    shows besides (arrays by image, or the rankings of retrieval)."""
+    """Results on a set: its metrics with their intervals, the scores of single items behind them, and details for a
+    report (arrays by image, or the rankings of retrieval)."""
 
     data: EvaluationSet
     metrics: dict[str, Metric]
@@ -57,8 +57,8 @@ def evaluate_model(
 def evaluate_sets(
     model: ContrastiveModel, sets: Sequence[EvaluationSet], run: Runner, *, candidates: int | None = None
 ) -> Iterator[Outcome]:
-    """What every set gave as soon as it did, without those that do not apply to the model; nothing where another
-    process gets it.
+    """Results of every set as soon as it is evaluated, without sets that do not apply to the model. Only one of
+    several ranks yields them.
 
     Captions are encoded and retrieval is ranked with `model`, on its device; images are encoded by the runner.
     candidates: of every query, where retrieval is in two stages (see `large_galleries`).

@@ -1,4 +1,4 @@
-"""What captions change in a model's view of one image: mixing weights by head and token, and the features they give.
+"""Effect of captions on a model's view of one image: mixing weights by head and token, and the features they give.
 
 Axes: C captions · M heads · K tokens.
 """

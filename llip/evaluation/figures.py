@@ -71,7 +71,7 @@ def mixing_maps(weight_CMK: NDArray[np.floating], captions: Sequence[str]) -> Fi
 
 
 def margins(margin_N: NDArray[np.floating]) -> Figure:
-    """How much closer the feature given a caption is to it than the feature given the other caption."""
+    """Histogram of margins: similarity to a caption of the feature given it, less that of the feature given another."""
     figure, axes = panel(width=5.2, height=2.4)
     limit = float(np.abs(margin_N).max()) or 1.0
     edges = np.linspace(-limit, limit, 41).tolist()

@@ -86,7 +86,7 @@ def _found(
 
 
 def _best(true_QC: NDArray[np.bool_], score_QC: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """What `hit_metrics` asks of every query. Where no candidate is true, all of them stand above."""
+    """Arguments of `hit_metrics` for every query. Where no candidate is true, all of them stand above."""
     best_Q1 = np.where(true_QC, score_QC, -np.inf).max(axis=1, keepdims=True)
     tied_QC = score_QC == best_Q1
     return (

@@ -30,15 +30,15 @@ class Metric:
     high: float | None = None
     """Ends of the 95 % interval."""
     over: str = ""
-    """What was resampled for it: `600 images`."""
+    """Resampled units behind the interval: `600 images`."""
 
     @property
     def interval(self) -> str:
-        """For people: `0.412–0.467`, or a dash."""
+        """The interval as text: `0.412–0.467`, or a dash."""
         return "–" if self.low is None else f"{self.low:.3f}–{self.high:.3f}"
 
     def stored(self) -> dict[str, float | str]:
-        """What a file holds of it: the fields that are given."""
+        """The fields that are given, as a file holds them."""
         return {name: field for name, field in vars(self).items() if field not in (None, "")}
 
 
@@ -53,7 +53,7 @@ def logged(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 
 def chance_levels(metrics: dict[str, Metric]) -> dict[str, float]:
-    """What random ranking gets, by metric."""
+    """Chance level of each metric: its value for a random ranking."""
     return {name: metric.chance for name, metric in metrics.items()}
 
 

@@ -11,7 +11,7 @@ from llip.evaluation.encode import Arrays, ImageTask, decoded, join, model_input
 
 
 class Ranks(Protocol):
-    """What has to be known of the ranks: `llip.training.parallel.World` is one."""
+    """Ranks that evaluate together: `llip.training.parallel.World` is one implementation."""
 
     @property
     def rank(self) -> int: ...

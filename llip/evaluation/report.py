@@ -1,4 +1,4 @@
-"""What people read of an evaluation: a table for the terminal, Markdown, and one HTML page that needs no other file."""
+"""Reports of an evaluation: a table for the terminal, Markdown, and one HTML page that needs no other file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,10 @@ class Report:
 
     title: str
     facts: Mapping[str, str]
-    """What was evaluated, in the order of reading."""
+    """Facts about what was evaluated, in the order of reading."""
     outcomes: Sequence[Outcome]
     story: Mapping[str, Any] = field(default_factory=dict)
-    """What is told of the run: its recipe, what differs from that, and the command that repeats it."""
+    """Facts about the run: its recipe, differences from the recipe, and the command that repeats it."""
     curve: Sequence[Mapping[str, Any]] = ()
     """Logged lines of training, each with its `step`."""
 

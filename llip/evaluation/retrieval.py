@@ -3,9 +3,9 @@ Galleries too large for that: see `large_galleries`.
 
 The gallery is the set's distinct captions and its images. A caption is true of the images that list it, and only of
 these. Metrics: `text_to_image_r1/5/10` and `image_to_text_r1/5/10` (share of queries with a true item among the first
-k), `text_to_image_map` over all captions and by kind, `text_to_image_map_over_kinds` (the mean of the kinds, whatever
-their numbers of captions), and `one_of_20/<kind>`: for each true caption of an image, is it the best among itself and
-19 captions of its kind that are false of the image, drawn by seed (all that there are where a kind has fewer). Chance
+k), `text_to_image_map` over all captions and by caption type, `text_to_image_map_over_kinds` (the mean over the types,
+whatever their numbers of captions), and `one_of_20/<type>`: the share of an image's true captions that score above 19
+captions of the same type that are false of the image. These 19 are drawn by seed; a type with fewer takes all. Chance
 levels are exact, and average the chance of every single query.
 
 Axes: N images · T distinct captions · S captions of one chunk · J pairs of an image and a caption that it lists · X

@@ -3,7 +3,7 @@
 `llip`: the 22 tasks of Llip's means, taken to be those of MetaCLIP (Xu et al., ICLR 2024) less ImageNet, which has its
 own column, and less UCF101, Kinetics700 and Hateful Memes; by mean accuracy per class where CLIP's protocol says so.
 `datacomp`: the 38 tasks of DataComp (Gadre et al., NeurIPS 2023, table 5 and appendix), with its groups. Two of them
-ask for what is not measured here (`UNMEASURED`).
+have metrics that are not measured here (`UNMEASURED`).
 
 A task is found by the name of its set, as CLIP_benchmark and DataComp name their folders of tars.
 """
@@ -16,7 +16,7 @@ from statistics import mean
 from llip.evaluation.metrics import Metric
 
 AROUND = re.compile(r"^(wds_)?((vtab|fairness|wilds|retrieval|misc)-)?|_test$")
-"""What names of folders have around the name of the task."""
+"""Beginnings and ends of folder names that are no part of the task's name."""
 Names = tuple[str, ...]
 TOP1: Names = ("top1",)
 PER_CLASS: Names = ("mean_per_class",)
@@ -24,7 +24,7 @@ RETRIEVAL: Names = ("text_to_image_r1", "image_to_text_r1")
 WORST: Names = ("worst_group_top1",)
 WORST_OF_5: Names = ("worst_group_top5",)
 UNMEASURED = {"iwildcam": "macro F1", "winogavil": "Jaccard index of associations"}
-"""Tasks of which no set here gives the metric, and what that is."""
+"""Tasks whose metric is not measured here, and the metric."""
 SHIFTS = ("imagenet_sketch", "imagenetv2", "imagenet-a", "imagenet-o", "imagenet-r", "objectnet")
 ALIASES = {
     "mscoco_captions": "mscoco_2014_5k_test_image_text_retrieval",
@@ -96,11 +96,11 @@ def by_task(sets: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation gave of a suite."""
+    """Results of an evaluation on a suite."""
 
     suite: Suite
     scores: Mapping[str, Metric]
-    """By task. Those of several metrics have no interval."""
+    """Score of each task. A mean of several metrics has no interval."""
     missing: Mapping[str, str]
     """Tasks without a score, and why."""
 
@@ -128,7 +128,7 @@ class Results:
         return (mean(found) if found else None), len(found)
 
     def markdown(self, references: Mapping[str, float]) -> str:
-        """Tables: tasks; means of groups; accuracy beyond what is expected, where that is given; what is missing."""
+        """Tables of tasks, of means over groups, of effective robustness where it is given, and of missing tasks."""
         lines = [f"## {self.suite.title}", "", "| task | metric | score | chance | 95 % interval |"]
         lines += ["| --- | --- | ---: | ---: | ---: |"]
         for task, metric in self.scores.items():

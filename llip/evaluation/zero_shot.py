@@ -1,6 +1,6 @@
 """Zero-shot classification by Llip's protocol (section 4 and appendix): every image is scored with every class.
 
-Of a class, the target is the mean over the templates of the *normalised* text features, normalised again; the query is
+The target of a class is the mean over the templates of the *normalised* text features, normalised again. Its query is
 the mean of the *raw* queries. So there is one contextualisation for an image and a class, whatever the number of
 templates.
 """

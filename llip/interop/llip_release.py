@@ -35,8 +35,8 @@ def load_llip_release(
 ) -> ContrastiveModel:
     """A checkpoint of Llip's public release, local or remote.
 
-    tensors: what was read from it, where that was done before. The other arguments are what shapes cannot tell: 8
-    heads, and what is not given is that of the published size.
+    tensors: those of the file, where it was read before. The other arguments say what shapes cannot: 8 heads; the rest
+    follows from the published size where it is not given.
     Raises ValueError for a file of another format, naming what does not fit, and for a size that is not published.
     """
     path = os.fspath(path)

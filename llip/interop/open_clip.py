@@ -46,9 +46,9 @@ def load_open_clip(
     vision_head_width: int | None = None,
     text_head_width: int | None = None,
 ) -> ContrastiveModel:
-    """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer, local or remote; `tensors` are what
-    was read from it, where that was done before.
+    """A CLIP checkpoint of OpenAI, open_clip or MetaCLIP with a vision transformer, local or remote.
 
+    tensors: those of the file, where it was read before.
     Weights show neither their activation nor the number of heads nor how images are prepared for them: an
     `open_clip_config.json` beside them tells. Without one, heads have the widths of the published sizes, images are
     prepared as OpenAI's, and `activation` is quick_gelu for OpenAI's and MetaCLIP's weights, gelu (the exact one) for

@@ -102,7 +102,7 @@ HONOURED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What the file tells that shapes do not; whatever this project does not compute was refused."""
+    """Settings of the file that shapes do not show. A setting that this project does not compute is refused."""
 
     uri: str
     activation: Activation

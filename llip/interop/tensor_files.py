@@ -1,6 +1,6 @@
 """Named tensors in files of others: safetensors, what `torch.save` writes or once wrote, and TorchScript archives.
 
-What a file is shows in its first bytes. No code is ever run: anything but tensors and plain containers is refused.
+The format is recognised by the first bytes. No code is ever run: anything but tensors and plain containers is refused.
 """
 
 import os
@@ -99,7 +99,7 @@ def _parsed(load: Callable[[Any], dict[str, Tensor]], source: bytes | str, path:
 
 
 def _other_content(start: bytes) -> str | None:
-    """What a file holds that begins like this, where people often save it in place of weights."""
+    """Content that is often saved in place of weights, recognised by the first bytes; None for any other."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         return "nothing"

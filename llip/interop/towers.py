@@ -26,7 +26,7 @@ def read_config(
     vision_head_width: int | None = None,
     text_head_width: int | None = None,
 ) -> ModelConfig:
-    """What the shapes say of the towers; widths of heads that are not given are those of the published sizes.
+    """Configuration of the towers, from shapes. Widths of heads that are not given are those of the published sizes.
 
     Raises ValueError for other architectures, and for a width that is no published one's.
     """

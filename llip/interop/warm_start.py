@@ -60,7 +60,7 @@ def _refuse_other_models(config: ModelConfig, source: ModelConfig) -> None:
 
 
 def _fixed(config: ModelConfig, new: ModelConfig, from_clip: bool) -> dict[str, Any]:
-    """What has to be equal: neither how values are drawn nor what a start can adapt."""
+    """Settings that have to be equal. Initialisation and what a start can adapt are left out."""
     vision = replace(config.vision, patch_dropout=0.0, position_std=None, norm_epsilon=NORM_EPSILON)
     text = replace(config.text, context_length=new.text.context_length, norm_epsilon=NORM_EPSILON)
     fields = {"embed_dim": config.embed_dim, "activation": config.activation, "text": asdict(text)}

@@ -44,7 +44,7 @@ class Message(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What each image adds to the loss beside its pairs, weighted; its mean over the global batch counts."""
+    """Weighted terms of the loss for each image, beside its pairs; their mean over the global batch is added."""
 
     loss_B: Tensor
 
@@ -52,9 +52,9 @@ class Terms(NamedTuple):
 ImageFeatures = Pooled | Mixture | Query
 TextFeatures = Pooled | Mixture | Query
 Extra = Pooled | Terms
-"""What further losses take: the image feature of a global one, to be compared with the captions' targets, or terms."""
+"""Input of further losses: the image feature of a global loss, to be compared with the captions' targets, or terms."""
 Outputs = tuple[ImageFeatures, TextFeatures, *tuple[Extra, ...]]
-"""What a forward pass returns; with extras where the model has any and trains."""
+"""Result of a forward pass; with extras where the model has any and trains."""
 Features = TypeVar("Features", bound=Pooled | Mixture | Query | Message | Terms)
 
 

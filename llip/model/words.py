@@ -4,8 +4,8 @@
     ŷ_iv = w_v y_iv / Σ_u w_u y_iu       w_v = max(0, log(|D| / (1 + df_v)))
 
 h_i is the mean of the image's patch states, y_iv says whether its caption has token v, and df_v counts the captions
-among |D| that have it: rare words weigh more, and what every caption has, its start and end, nothing. Counts run over
-the captions of the training so far, as in the authors' release. Of several captions an image, the mean counts.
+among |D| that have it. Rare words weigh more; start and end, which every caption has, weigh nothing. Counts run over
+the captions of the training so far, as in the authors' release. The loss is the mean over an image's captions.
 
 Axes: B images · P patches · W width of the tower · V vocabulary · R, N rows and positions of packed captions ·
 T captions · L tokens · D distinct tokens of all captions.

@@ -34,11 +34,11 @@ class Taught(NamedTuple):
     row_logsumexp_CR: Tensor
     """Log-sum-exp of each row's logits with all columns, over all ranks, by caption of the columns."""
     attached_CBA: Tensor
-    """What the columns take along: their log-sum-exps by caption of the rows, and their unit vectors."""
+    """Attachment of the columns: their log-sum-exps by caption of the rows, and their unit vectors."""
     logit_scale: float
 
     def tile(self, rows: slice, captions: tuple[int, int], attached_JA: Tensor) -> "TaughtTile":
-        """The teacher's logits of some rows with columns that came with their attachment.
+        """The teacher's logits of some rows with the columns of an attachment.
 
         `captions` are those of the rows and of the columns.
         """

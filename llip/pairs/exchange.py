@@ -36,8 +36,8 @@ class Exchange:
 
     Gathering moves every column once and holds all of them. Around the ring each column moves R - 1 times, while a rank
     computes, and the columns of two ranks are held. All ranks have to make the same calls. `batches` are the columns of
-    each rank, by caption; without them, every rank has as many as this one. Raises ValueError, the first time that a
-    group is used, where ranks have other numbers of columns than that.
+    each rank, by caption; without them, every rank has as many as this one. Raises ValueError where a rank has another
+    number of columns; this is checked at the first use of a group.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Exchange:
         dtype: torch.dtype,
         attached_CBA: Tensor | None = None,
     ) -> "RoundTrip":
-        """A trip of the columns, and of what is attached to them, for findings of some width that are combined."""
+        """A trip of the columns, with their attachment, that combines findings of some width about them."""
         return RoundTrip(self, width, combine == "logsumexp", dtype, attached_CBA)
 
     @property

@@ -194,7 +194,7 @@ class AsyncCheckpointer:
     def finish(self, *, required: bool = False) -> None:
         """Wait for the parts of all ranks, and begin to make the checkpoint the newest one.
 
-        Waits for that too where it is `required`, and raises OSError on every rank where it fails.
+        With `required` this too is waited for, and its failure raises OSError on every rank.
         """
         if self._written is not None:
             error = self._written.exception()
@@ -296,8 +296,10 @@ def _read(uri: str) -> bytes:
 
 @contextlib.contextmanager
 def _reading_together(folder: str, kind: str, world: World) -> Iterator[Callable[[str], bytes]]:
-    """What reads the files of a kind, which every rank has to read in the same order: each file comes from the storage
-    once, to one of the ranks, which begin to read theirs at once."""
+    """A function that reads the files of a kind. All ranks have to read them in the same order.
+
+    Each file comes from the storage once, to one rank, which hands it on. Ranks begin to read theirs at once.
+    """
     parts = sharded_safetensors.uris(folder, kind)
     with ThreadPoolExecutor(1, thread_name_prefix="restore") as pool:
         own = {uri: pool.submit(_read, uri) for uri in parts[world.rank :: world.size]}

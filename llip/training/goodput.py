@@ -1,9 +1,9 @@
-"""Where the time of a run goes, over all its restarts: the seconds of every phase, kept in the run's folder.
+"""Time account of a run over all its restarts: the seconds of every phase, kept in the run's folder.
 
-Goodput is the share of the time, from the moment when training was asked for, in which steps were trained that were
-kept (as in Google's ML goodput). What the others took is named: data wait, start-up, restore, steps that a failure
-made the run do again, checkpoints, evaluation, and waiting for resources, which is the time between the last sign of
-one attempt and the start of the next. Time after a stop that was asked for does not count.
+Goodput is the share of the time since training was asked for that went into steps that were kept (as in Google's ML
+goodput). The rest of the time is divided into data wait, start-up, restore, steps that a failure made the run do again,
+checkpoints, evaluation, and waiting for resources, which is the time between the last sign of one attempt and the start
+of the next. Time after a stop that was asked for does not count.
 """
 
 import logging
@@ -36,13 +36,13 @@ PARTS = ("training", *(part for part in dict.fromkeys(PART.values()) if part != 
 
 
 class Phases:
-    """What this process is doing, since when, and how long it has done each thing before. One thread enters phases, any
-    thread may look."""
+    """The phase that this process is in, since when, and the seconds of every phase before. One thread enters phases,
+    any thread may look."""
 
     def __init__(self) -> None:
         self.current, self.since = "start_up", time.monotonic()
         self.entered = 0
-        """How many phases have been entered: moves while the process does."""
+        """Number of phases entered so far; it grows while the process makes progress."""
         self.steps = 0
         """Steps that were begun."""
         self._seconds = dict.fromkeys(PART, 0.0)

@@ -45,7 +45,7 @@ Progress = Callable[..., Any]
 
 
 def every(step: int, n: int | None) -> bool:
-    """Whether what happens every `n` steps is due after `step` updates. Never, for None."""
+    """Whether an action of every `n` steps is due after `step` updates. Never, for None."""
     return n is not None and step > 0 and step % n == 0
 
 

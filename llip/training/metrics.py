@@ -266,8 +266,8 @@ class Rates:
         return values
 
     def straggler(self, values: dict[str, float], hosts: Sequence[str]) -> str | None:
-        """What is to be said of a rank that has been slower than the others for LAPS laps on end: once, and when it is
-        another one."""
+        """A warning about a rank that has been slower than the others for LAPS laps on end. It is given once for each
+        such rank; None otherwise."""
         if self._slow_laps != LAPS:
             return None
         seconds, waits = values["step_seconds_max"], values["data_seconds_max"]

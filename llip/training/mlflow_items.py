@@ -1,4 +1,4 @@
-"""What is held for MLflow until it has taken it, and names that it takes."""
+"""Items that wait until MLflow has taken them, and the names that it takes."""
 
 import hashlib
 import re

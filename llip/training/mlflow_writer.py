@@ -1,7 +1,7 @@
-"""Writing to MLflow, which never stops or slows training: a thread sends, and says what was not taken.
+"""Writing to MLflow, which never stops or slows training: a thread sends, and reports what was not taken.
 
-What a server refuses for good is dropped and said once. A run or a database that is deleted while it is written is
-made anew, and gets everything that was logged.
+Items that a server refuses for good are dropped, with one warning. A run or a database that is deleted while it is
+written is made anew, and gets everything that was logged.
 """
 
 import logging
@@ -328,7 +328,7 @@ def sqlite_uri(file: str) -> str:
 
 
 def file_identity(uri: str) -> tuple[int, int] | None:
-    """What tells a database file from one that takes its place; None without a file."""
+    """Device and inode of a database file, which differ for a file that takes its place; None without a file."""
     file = sqlite_file(uri)
     if file is None or not file.exists():
         return None

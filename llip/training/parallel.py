@@ -153,7 +153,7 @@ class Towers:
 def _shard(model: ContrastiveModel, config: TrainingConfig, world: World) -> list[nn.Parameter]:
     """Shard blocks, towers and projections over the ranks (FSDP2), rows of a matrix to each. Returns what stays whole.
 
-    That is what the loss uses outside of any forward pass, where FSDP would have freed it: W_O, scale and bias.
+    W_O, scale and bias stay whole: the loss uses them outside of any forward pass, where FSDP would have freed them.
     Parameters travel in fp32, as autocast wants them: the numbers are those of DistributedDataParallel. In bf16 they
     are what autocast makes of them anyway, but for norms, biases and embeddings; activations stay as they are.
     """
@@ -186,9 +186,10 @@ def _mesh(config: TrainingConfig, world: World) -> DeviceMesh:
 
 
 def part_of(tensors: Iterable[Tensor], world: World) -> tuple[int, int, bool]:
-    """Which of how many parts of some tensors this rank holds, and whether it is the first of the ranks that hold it.
+    """The part of some tensors that this rank writes: its number, how many there are, and whether the rank writes it.
 
-    Of tensors that all ranks hold, each has a part of its own to see to.
+    Each rank writes a part of replicated tensors, and its own shard of sharded ones; the first of the ranks that hold
+    the same shard writes it.
     """
     mesh = next((t.device_mesh for t in tensors if isinstance(t, DTensor)), None)
     if mesh is None or mesh.ndim == 1:

@@ -68,13 +68,13 @@ class StepProfile:
     phases: tuple[tuple[str, float, float], ...]
     """Name, milliseconds a step, share."""
     kind: str
-    """What is listed: kernel or operator."""
+    """Kind of the listed operators: kernel or operator."""
     operators: tuple[tuple[str, float, float, float], ...]
     """Name, milliseconds a step, share, calls a step; the longest first."""
 
 
 def phases_and_operators(events: list[Any], *, images: int, device: torch.device) -> StepProfile:
-    """What the profiler found, from its events by name."""
+    """Profile of a step, from the profiler's events by name."""
     total, gpu = _total(events), device.type == "cuda"
     millis = total / STEPS / 1000
     phases = {name: sum(e.cpu_time_total for e in events if e.key == name) for name in PHASES}

@@ -21,7 +21,7 @@ STORY = "about.json"
 STATE = "state.json"
 """File of a checkpoint that is written when the others are."""
 POINTER = "checkpoints/latest.json"
-"""What names the newest checkpoint."""
+"""File that names the newest checkpoint."""
 
 OPERATIONAL = tuple(leaf.path for leaf in leaves(TrainingConfig) if leaf.operational)
 """Settings that change nothing of what is learned: a run may go on with other ones."""
@@ -67,7 +67,7 @@ def tell(folder: str, story: Mapping[str, Any]) -> None:
 
 
 def story(folder: str | None) -> dict[str, Any]:
-    """What `tell` noted; empty where nothing was."""
+    """The story that `tell` wrote; empty without one."""
     uri = storage.join(folder, STORY) if folder else ""
     return dict(storage.read_json(uri)) if uri and storage.exists(uri) else {}
 

@@ -1,5 +1,5 @@
-"""What ends a run before its end; and asking it to save and stop: a file in its folder, which reaches workers on any
-machine, written on SIGTERM."""
+"""Errors that end a run early, and the request to save and stop: a file in the run's folder, written on SIGTERM, which
+reaches workers on any machine."""
 
 import contextlib
 import signal

@@ -316,7 +316,7 @@ class Tracker:
     def flush(self) -> None:
         """Write the metrics log; if that fails now, it is written later. The MLflow writer keeps its own time.
 
-        What a checkpoint holds has been logged before it is committed, so a killed run loses no line.
+        Lines up to a checkpoint are written before it is committed, so a killed run loses none.
         """
         if self._log:
             self._beside()

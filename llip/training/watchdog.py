@@ -113,7 +113,7 @@ class Watchdog:
         os._exit(HUNG)  # nothing else ends a process whose main thread waits in a collective
 
     def _where(self, look: int) -> tuple[list[int], dict[int, list[Any]]]:
-        """The ranks that no longer tell where they are, and the last mark of each that does."""
+        """Ranks whose marks have stopped, and the last mark of every other rank."""
         if self._store is None:
             mark = [look, self._phases.current, self._phases.steps, time.monotonic() - self._phases.since]
             return [], {0: mark}
@@ -189,7 +189,7 @@ def hosts_of(world: World) -> list[str]:
 
 
 def last_reason(run_folder: str, since: float) -> str | None:
-    """What a watchdog said after a time (of this machine's clock); None where none did."""
+    """Reason that a watchdog gave after a time of this machine's clock; None where none did."""
     uri = storage.join(run_folder, FOLDER, REASON)
     if not storage.exists(uri):
         return None

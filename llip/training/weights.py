@@ -65,7 +65,7 @@ class Weights:
     activation: Activation | None = None
     vision_head_width: int | None = None
     text_head_width: int | None = None
-    """What the tensors of a file of others' weights do not tell."""
+    """Settings, like the two before, that the tensors of a file of others' weights do not tell."""
     run: str | None = None
     """Absolute URI of the run folder; None outside of one."""
     step: int | None = None
@@ -81,7 +81,7 @@ class Weights:
         vision_head_width: int | None = None,
         text_head_width: int | None = None,
     ) -> "Weights":
-        """Raises ValueError for what is none of them, and for what is told of weights that tell it themselves."""
+        """The weights that a URI names. Raises ValueError for a URI of none, and for settings that the weights tell."""
         uri = os.fspath(uri)
         if uri.startswith(MODELS):
             uri = checkpoint_of(uri)
@@ -108,7 +108,7 @@ class Weights:
 
     @property
     def told(self) -> dict[str, str | int]:
-        """What the user told of them."""
+        """Settings of the weights that the user gave."""
         values = {
             "recipe": self.recipe,
             "activation": self.activation,
@@ -178,15 +178,15 @@ KINDS = (
     f"a folder with an {open_clip_config.CONFIG}",
     f"a file of weights ({', '.join(SUFFIXES)})",
 )
-"""What can be named."""
+"""Kinds of weights that a URI can name."""
 
 
 def origin(config: TrainingConfig, newest: str | None) -> tuple[TrainingConfig, ContrastiveModel | None]:
-    """What a run that starts from weights trains: their own activation, epsilons of norms and preparation of images,
-    and the weights.
+    """Configuration and weights that a run starts from.
 
-    A run that has a `newest` checkpoint goes on with what that one has; the weights are then None, as they are for a
-    run that starts from fresh ones.
+    A run with `init_from` takes over the activation, the epsilons of norms and the preparation of images of these
+    weights. A run that has a `newest` checkpoint takes them from the checkpoint. The weights are None then, and for a
+    run without `init_from`.
     """
     if config.init_from is None:
         return config, None
@@ -248,8 +248,11 @@ def _is_folder(uri: str) -> bool:
 
 
 def _unlike(expected: ModelConfig, found: ModelConfig) -> list[str]:
-    """Where the parts of two models differ, but for how weights were drawn and trained, which no file tells, and for
-    what the file beside them tells of activations and norms."""
+    """Lines on where the parts of two models differ.
+
+    Initialisation and dropout are left out, since no file tells them, and activations and norms, which the file beside
+    the weights tells.
+    """
     vision = replace(expected.vision, patch_dropout=found.vision.patch_dropout, position_std=None)
     vision = replace(vision, norm_epsilon=found.vision.norm_epsilon)
     text = replace(expected.text, activation=found.text.activation, norm_epsilon=found.text.norm_epsilon)

@@ -5,10 +5,9 @@ from zlib import crc32
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
-"""What pixels and their orientation are made of."""
+"""Chunks that pixels and their orientation are made of."""
 JPEG_SEGMENTS = {0xE0: (b"JFIF\0", 16), 0xE1: (b"Exif\0\0", 8), 0xEE: (b"Adobe", 14)}
-"""The application's segments that tell of colours and orientation, by marker: how they begin, and their shortest
-length."""
+"""Application segments that hold colours and orientation, by marker: their first bytes, and their shortest length."""
 SCAN, COMMENT, FILL = 0xDA, 0xFE, 0xFF
 
 

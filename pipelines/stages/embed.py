@@ -30,8 +30,8 @@ def embed_shard(
 ) -> dict[str, Any]:
     """Write a shard again, with the same rows in the same row groups. Returns its file entry.
 
-    Embeddings have unit length and are stored in fp16. Those of a teacher before are replaced. Raises ValueError for a
-    file that is not the one of the manifest, naming the row of an image that cannot be decoded.
+    Embeddings have unit length and are stored in fp16. They replace those of an earlier teacher. Raises ValueError for
+    a file that is not the one of the manifest, and for an image that cannot be decoded, naming its row.
     """
     integrity.check_checksum(shards, shard)
     model = model.eval().to(device)

@@ -26,9 +26,9 @@ from pipelines.stages.pixels import (
 PASSED = ("JPEG", "PNG", "WEBP")
 """Formats that the loader reads."""
 DAMAGE = re.compile("Corrupt JPEG data: (?!bad ICC marker)|Premature end of JPEG file")
-"""libjpeg's warnings of it; others are of what is said about the image."""
+"""libjpeg's warnings of damaged pixels."""
 PROFILE = "bad ICC marker"
-"""And one that is, by another name."""
+"""libjpeg's warning of a damaged colour profile, whose text begins like those of damaged pixels."""
 EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 """Bytes between the last pixel and the mark of the end."""
 Box = Sequence[float]
@@ -54,8 +54,8 @@ class Encoding:
 def encode(data: bytes, encoding: Encoding, boxes: Sequence[Box] = ()) -> bytes:
     """The image as it is stored, with some boxes (faces) blurred: the same bytes where nothing has to change.
 
-    Raises UnusableImageError. What is passed on as it came has been decoded as the loader does it, and every JPEG has
-    been read to its end, so that no training step meets a file that it cannot read, nor what is left of a damaged one.
+    Raises UnusableImageError. An image that is stored as it came has been decoded as the loader does it, and every JPEG
+    has been read to its end. So no training step meets an unreadable file or a part of a damaged image.
     """
     return read(data, partial(_stored, encoding=encoding, boxes=boxes))
 
@@ -111,7 +111,7 @@ def _is_damage(warning: str, data: bytes) -> bool:
 
 
 def _first_warning(data: bytes) -> str:
-    """What libjpeg warns of first in a JPEG; empty where it warns of nothing."""
+    """First warning of libjpeg about a JPEG; empty where there is none."""
     try:
         space = "CMYK" if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK") else "GRAY"
         simplejpeg.decode_jpeg(data, space, min_height=1, min_width=1)  # at an eighth: little but the reading is left

@@ -19,8 +19,8 @@ from pipelines.stages.compiled import In, Out, jit, string_buffers
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 SAMPLE, RANK, MIX = -1, -2, -3
-"""Indices, where none counts a row's texts, of draws about the row itself: which rows a data card shows, which of
-several duplicates stays, and which rows of a pool its weight leaves. A text's draw shares no bits with them."""
+"""Indices of draws about a row itself, below those of its texts, with which they share no bits: which rows a data card
+shows, which of several duplicates stays, and which rows of a pool its weight leaves."""
 
 
 @jit(types.uint64(types.uint64))
@@ -64,7 +64,7 @@ def _finish_lists(states, offsets, out):
 
 
 def states(strings: pa.StringArray, seed: int) -> np.ndarray:
-    """What the hashes of `(seed, strings[i], index)` have in common, uint64 [N], for `finish` and `finish_lists`."""
+    """Common part of the hashes of `(seed, strings[i], index)`, uint64 [N], for `finish` and `finish_lists`."""
     data, offsets = string_buffers(strings)
     out = np.empty(len(strings), np.uint64)
     _states(data, offsets, np.uint64(seed % 2**64), out)

@@ -1,6 +1,6 @@
 """Jobs on the images of evaluation sets, on Ray Data actors that each hold the model.
 
-What travels is one row for each batch: the encoded images on the way there, small arrays on the way back.
+One row travels for each batch: the encoded images on the way there, small arrays on the way back.
 """
 
 import io

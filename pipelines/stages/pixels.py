@@ -29,7 +29,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each orientation upright."""
+"""Transposition that makes an image of each orientation upright."""
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """TIFF tags."""
 
@@ -39,7 +39,7 @@ class UnusableImageError(Exception):
 
 
 def read(data: bytes, use: Callable[[Image.Image, bytes], T]) -> T:
-    """What `use` makes of an opened image and its bytes; of those without metadata where Pillow fails on that.
+    """Result of `use` for an opened image and its bytes, which lose their metadata where Pillow fails on it.
 
     Raises UnusableImageError, also for whatever goes wrong in `use`.
     """

@@ -1,4 +1,4 @@
-"""What is true of an image, one phrasing a fact, and captions of which one alone is true: what evaluation compares."""
+"""True statements about an image, one phrasing a fact, and hard negatives: one true caption among false ones."""
 
 from collections.abc import Iterator
 from itertools import permutations, product
@@ -71,10 +71,10 @@ def _arrangement(scene: Scene) -> dict[str, str]:
 
 
 def _relations(one: Placement, other: Placement) -> Iterator[str]:
-    """How one placement lies from another, by their categories and by their plates; nothing where they share these.
+    """Relations of two placements, by their categories and by their plates; nothing where they share these.
 
-    Names alone would find the image, whatever is said between them. Of `left of` and `right of` that one is said which
-    puts the nouns in the order of the alphabet.
+    Names are not used: they would find the image, whatever is said between them. The nouns stand in the order of the
+    alphabet, which decides between `left of` and `right of`.
     """
     assert one.quarter is not None and other.quarter is not None
     nouns = (
@@ -89,7 +89,7 @@ def _relations(one: Placement, other: Placement) -> Iterator[str]:
 
 
 def hard_negatives(scene: Scene, random: Random, counts: range) -> list[tuple[str, list[str]]]:
-    """Captions of which the first alone is true, with the kind of what is wrong in the others.
+    """Captions with one true one, the first, and the kind of error in the others.
 
     `swapped_places`: a thing where another one is · `swapped_objects`: two things the other way round ·
     `swapped_colors`: a thing on another one's plate · `wrong_count`: other numbers of things, of `counts`. Every

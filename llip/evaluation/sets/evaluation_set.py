@@ -8,8 +8,8 @@
 | choice | `image`, `captions`, `true` | of two captions and more, that at index `true` is true |
 
 A classification set may have `group`, whole numbers: the accuracy of the worst group is a metric then. A choice set may
-have `kind`, what makes its false captions false, and `group`, which two images that are each other's
-false ones share: both list the same two captions.
+have `kind`, the error in its false captions. It may have `group`, which pairs two images that list the same two
+captions: the true caption of one is the false caption of the other.
 """
 
 import logging

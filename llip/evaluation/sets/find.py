@@ -1,4 +1,4 @@
-"""What evaluation sets lie under a folder."""
+"""Finds the evaluation sets under a folder."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ class FoundSet:
     files: Mapping[str, int]
     """Bytes by path inside the folder."""
     etags: Mapping[str, str]
-    """What an object store names their content by, likewise; empty on a disk."""
+    """ETags of an object store by path inside the folder; empty on a disk."""
     format: DatasetFormat
 
     def read(self) -> EvaluationSet:

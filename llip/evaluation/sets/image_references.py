@@ -21,7 +21,7 @@ CELL = pa.struct([("uri", pa.string()), ("row_group", pa.int32()), ("row", pa.in
 
 BOX = ("left", "top", "width", "height")
 CROP = pa.struct([("uri", pa.string()), *((side, pa.int64()) for side in BOX)])
-"""What is seen of the image of a file, in pixels; nulls: all of it."""
+"""Crop of an image file, in pixels; nulls: the whole image."""
 
 _group_lock = Lock()
 

@@ -294,7 +294,7 @@ def _page_links(record: Any) -> Iterator[dict[str, Any]]:
 
 
 def _inside(value: Any, *names: str) -> Any:
-    """What lies in objects of objects; None where one of them is no object or has no such field."""
+    """Value of a field in nested objects; None where one of them is no object or has no such field."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -98,7 +98,7 @@ def _parse(uri: str, content: bytes) -> list[Any]:
 def titles(uri: str, min_views: int) -> list[str]:
     """Distinct titles of a text file with one a line, or a title, a tab and its page views.
 
-    Those with `min_views` stay, by falling views and else in the order of the file. Raises ValueError naming a line
+    Titles with `min_views` stay, by falling views and else in the order of the file. Raises ValueError naming a line
     whose views are no number.
     """
     if not storage.exists(uri):

@@ -21,7 +21,7 @@ class Found:
     """Path inside the folder that was searched."""
     size: int
     etag: str
-    """What an object store names its content by; empty on a disk."""
+    """ETag of an object store; empty on a disk."""
 
 
 def find(uri: str, unread: Counter[str] | None = None) -> list[Found]:

@@ -28,7 +28,7 @@ TOO_LARGE, OTHER_TYPE = "file is too large", "field of another type"
 
 
 def prefix(name: str) -> str:
-    """What ids of a file begin with whose rows bring none: a hash of its path inside the pool."""
+    """Beginning of the ids of a file whose rows bring none: a hash of its path inside the pool."""
     return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -47,7 +47,7 @@ def table(
 ) -> pa.Table:
     """These columns of rows that were read one by one. extras: their further fields; kinds: the pool's columns.
 
-    A row one of whose fields has another type than the column has a reason, as has a row that brings one.
+    A row gets a reason where one of its fields has another type than the column, and keeps one that it brings.
     """
     found: dict[str, pa.Array] = {}
     reasons = [row[schema.REASON] for row in rows]
@@ -68,8 +68,10 @@ def table(
 
 
 def image_file(uri: str) -> tuple[bytes | None, str]:
-    """The bytes of an image's file, None where it cannot be read, and the reason where that is its size. What may pass
-    is raised: a row is not lost to a storage that does not answer now."""
+    """The bytes of an image's file, None where it cannot be read, and the reason where its size is the reason.
+
+    Failures that may pass are raised, so that no row is lost to a storage that does not answer now.
+    """
     try:
         return storage.read_bytes(uri, most=IMAGE_BYTES), ""
     except storage.TooLargeError:

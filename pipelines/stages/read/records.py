@@ -32,7 +32,7 @@ TEXTS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "raw_caption", "commen
 UNREADABLE, NOT_UNICODE = "line cannot be read", "text is no Unicode"
 """Reasons, see `rules.ROW_REASONS`."""
 BLANK, OWN_IDS = "blank lines", "ids of lists"
-"""What `unread` counts them as. Rows and links of lists get ids of their own: those there may repeat and miss."""
+"""Names of `unread` for blank lines, and for ids of lists, which may repeat or miss: rows get ids of their own."""
 FIELD_BYTES = 1 << 26
 DELIMITERS = ",\t;|"
 FILE = re.compile(r".*\.(jpe?g|png|webp)(#\d+)?", re.IGNORECASE)
@@ -150,8 +150,10 @@ def _json(content: bytes, uri: str, unread: Counter[str]) -> Iterator[Record]:
 
 
 def _annotations(value: dict[str, Any], uri: str) -> list[Any]:
-    """The list inside an object: COCO's annotations with their images, RedCaps' annotations, Karpathy's images. What is
-    no object, and an annotation of no image, stays in it as it is, to be counted."""
+    """The list inside an object: COCO's annotations with their images, RedCaps' annotations, Karpathy's images.
+
+    Items that are no objects, and annotations of no image, stay in the list as they are, to be counted.
+    """
     images, notes = value.get("images"), value.get("annotations")
     if isinstance(images, list) and isinstance(notes, list):
         texts: dict[str, list[Any]] = {_key(image): [] for image in images if _is_object(image)}

@@ -12,8 +12,8 @@ from pipelines.stages.read.pools import Pool
 from pipelines.stages.work import concurrently
 
 FILES, IDS = 64, 1 << 20
-"""Files that are looked at, and ids in all of them: those of a small pool, and those with which the files of a large
-one begin, which is enough where they count from 0 in each, or a file lies there twice."""
+"""Files that are looked at, and ids in all of them: all ids of a small pool, the first ones of each file of a large
+pool. These are enough to find ids that count from 0 in every file, and a file that lies there twice."""
 
 
 def refuse_repeated_ids(pool: Pool) -> None:

@@ -28,6 +28,9 @@ from llip.fields import NONE, Leaf, field_docs, is_union, leaves, override, to_t
 from llip.training.stopping import GaveUpError, NonFiniteError, StoppedError
 from pipelines import logs
 
+# Ray reads it when it is imported: else every worker of a command that `uv run` started makes the environment again.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
 Settings = TypeVar("Settings")
 
 
@@ -323,9 +326,6 @@ def _metavar(hint: Any) -> str | None:
 
 def start_ray() -> None:
     """Join the cluster that this job was submitted to, or start one on this machine for as long as the program runs."""
-    os.environ.setdefault(
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"
-    )  # else every worker of `uv run` resolves the environment again
     import ray
 
     if ray.is_initialized():

@@ -27,8 +27,6 @@ PLACES = ("pool", "shards", "evaluation", "corpus_images")
 class Experiment(Trained):
     """Trials that share everything but what is compared."""
 
-    recipe: str = "llip_tiny_k8"
-    """Configuration that every trial starts from, where recipes are not varied: see pretrain.py."""
     seeds: int
     """Trials of each point, with one seed after the other, from --seed on."""
     metric: str

@@ -203,8 +203,8 @@ class GramTiles(WithGram):
 class OutputGramTiles(MixtureTiles):
     """Scores of mixtures in `4KD + 2D²` products a pair, with nothing to prepare: for many tokens or few columns.
 
-    N = I·K here, as each row and head is a product of its own (R = M·I of them): PyTorch hands a batch of small products
-    to the library at once only where their results are contiguous.
+    N = I·K here, as each row and head is a product of its own, R = M·I of them: PyTorch hands many small products to
+    the library at once only where their results are contiguous.
     """
 
     def __init__(

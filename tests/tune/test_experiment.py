@@ -16,7 +16,7 @@ def test_gpus_are_those_of_workers(tmp_path: Path) -> None:
 
 
 def test_workers_cannot_be_more_than_the_lanes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--workers 9 cannot share the 8 lanes of llip_tiny_k8"):
+    with pytest.raises(ValueError, match="--workers 9 cannot share the 8 lanes of llip_dense_mini_k8"):
         sweep(Sweep(workers=9, output=str(tmp_path)))
     assert not any(tmp_path.iterdir())
 

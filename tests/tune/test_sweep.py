@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parents[2]
         ({"trials": 4}, "--trials is for distributions, of which this grid has none"),
         ({"vary": ("learning_rate=uniform:1e-4:1e-3",)}, "a distribution needs --trials"),
         ({"vary": ("k=1,4",), "overrides": {"k": 8}}, "model.vision.tokens is varied and given as an option"),
-        ({"vary": ("heads=3",)}, "no point of the sweep is possible: .* divisor of embed_dim 64"),
+        ({"vary": ("heads=3",)}, "no point of the sweep is possible: .* divisor of embed_dim 32"),
         ({"vary": ("recipe=clip_tiny,nothing",)}, "there is no recipe 'nothing'"),
         ({"overrides": {"evaluate_every": 5}}, "evaluate_every is given; leave it out: --evaluations says"),
         ({"shards": "a", "pool": "b"}, "--pool and --shards exclude each other"),
@@ -130,11 +131,13 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
 
 def test_an_extended_sweep_trains_what_is_missing(swept: Callable[..., list[str]]) -> None:
-    assert swept(vary=("k=1,4",), seeds=1) == ["llip_tiny_k8-k1-seed0", "llip_tiny_k8-k4-seed0"]
-    assert swept(vary=("k=1,4",), seeds=1) == []
-    assert swept(vary=("k=4,1,16",), seeds=1) == ["llip_tiny_k8-k16-seed0"]
-    assert swept(vary=("k=1,4",), seeds=2) == ["llip_tiny_k8-k1-seed1", "llip_tiny_k8-k4-seed1"]
-    assert swept(vary=("k=1,4", "heads=1,4"), seeds=1) == ["llip_tiny_k8-k4-heads1-seed0"]
+    """With one token, and no patches, all numbers of heads are the same model."""
+    of_llip = partial(swept, recipe="llip_tiny_k8")
+    assert of_llip(vary=("k=1,4",), seeds=1) == ["llip_tiny_k8-k1-seed0", "llip_tiny_k8-k4-seed0"]
+    assert of_llip(vary=("k=1,4",), seeds=1) == []
+    assert of_llip(vary=("k=4,1,16",), seeds=1) == ["llip_tiny_k8-k16-seed0"]
+    assert of_llip(vary=("k=1,4",), seeds=2) == ["llip_tiny_k8-k1-seed1", "llip_tiny_k8-k4-seed1"]
+    assert of_llip(vary=("k=1,4", "heads=1,4"), seeds=1) == ["llip_tiny_k8-k4-heads1-seed0"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -181,16 +184,16 @@ def test_a_failed_trial_is_named_and_is_tried_again(
         return None if trial.config.model.vision.tokens == 4 else 0.5
 
     swept(broken, vary=("k=1,4,16",), seeds=1)
-    assert "llip_tiny_k8-k4-seed0 failed: broken" in (tmp_path / "sweeps/k_heads/sweep.txt").read_text()
-    assert swept(vary=("k=1,4,16",), seeds=1) == ["llip_tiny_k8-k4-seed0"]
+    assert "llip_dense_mini_k8-k4-seed0 failed: broken" in (tmp_path / "sweeps/k_heads/sweep.txt").read_text()
+    assert swept(vary=("k=1,4,16",), seeds=1) == ["llip_dense_mini_k8-k4-seed0"]
 
 
 def test_what_is_fixed_may_not_change(swept: Callable[..., list[str]]) -> None:
     swept(vary=("k=1,4",), seeds=1)
-    assert swept(vary=("k=1,4",), seeds=1, overrides={"steps": 300, "data.threads": 2}) == []
-    with pytest.raises(ValueError, match=r"sweep of other settings \(overrides.steps: 300 → 80\); choose another"):
+    assert swept(vary=("k=1,4",), seeds=1, overrides={"steps": 600, "data.threads": 2}) == []
+    with pytest.raises(ValueError, match=r"sweep of other settings \(overrides.steps: 600 → 80\); choose another"):
         swept(vary=("k=1,4",), seeds=1, overrides={"steps": 80})
-    with pytest.raises(ValueError, match=r"metric: .*; recipe: 'llip_tiny_k8' → 'llip_tiny_k16'"):
+    with pytest.raises(ValueError, match=r"metric: .*; recipe: 'llip_dense_mini_k8' → 'llip_tiny_k16'"):
         swept(vary=("k=1,4",), metric="a/b", recipe="llip_tiny_k16")
 
 
@@ -199,10 +202,10 @@ def test_trials_share_everything_but_what_is_compared() -> None:
     space = settings.space()
     point, config = space.point({"model.vision.tokens": 4, "model.head.heads": 1})
     one, two = sweep.trials_of(settings, plan_in("x"), point, config, {})
-    assert two.name == "llip_tiny_k8-k4-heads1-seed6" and two.config == override(one.config, {"seed": 6})
+    assert two.name == "llip_dense_mini_k8-k4-heads1-seed6" and two.config == override(one.config, {"seed": 6})
     values = {"k": 4, "heads": 1, "steps": 160, "learning_rate": 3e-3, "seed": 5}
     every = {"evaluate_every": 40, "checkpoint_every": 40}
-    assert one.config == override(recipe("llip_tiny_k8"), values | every)
+    assert one.config == override(recipe("llip_dense_mini_k8"), values | every)
 
 
 def test_the_best_points_command_trains_that_point() -> None:
@@ -239,7 +242,7 @@ def test_a_report_is_logged_and_ends_the_runs_of_stopped_trials(
 
     text = capsys.readouterr().out
     assert "0.4000" in text and "64 (stopped)" in text
-    assert "--recipe llip_tiny_k8 --steps 300 --model.vision.tokens 4 --model.head.heads 1 --output" in text
+    assert "--recipe llip_dense_mini_k8 --steps 600 --model.vision.tokens 4 --model.head.heads 1 --output" in text
     run = client.get_run(run_id)
     assert (run.info.status, run.data.metrics[f"eval/{METRIC}"], run.data.params["seeds"]) == ("FINISHED", 0.4, "1")
     assert {a.path for a in client.list_artifacts(run_id)} == {
@@ -264,6 +267,15 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     heavy = "{'torch', 'ray', 'mlflow', 'matplotlib', 'optuna'}"
     program = f"import sys, tune.sweep, tune.study, tune.scaling; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_workers_of_uv_run_take_the_environment_that_is_there() -> None:
+    """Ray reads the variable when it is imported, which planning a sweep does long before it starts Ray."""
+    program = "import tune.sweep, tune.trials; from ray._private import ray_constants as c; print(c.{0})"
+    variable = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    bare = {name: value for name, value in os.environ.items() if name != variable}
+    run = [sys.executable, "-c", program.format(variable)]
+    assert subprocess.run(run, cwd=ROOT, env=bare, capture_output=True, text=True).stdout == "False\n"
 
 
 def _killed_in_the_middle(command: list[str], log: Path, trial_folders: Path) -> None:

@@ -20,13 +20,11 @@ from torch import Tensor
 
 from llip.config import DataConfig
 from llip.data import draws
-from llip.data.decode import DecodeError
 from llip.data.mixed_order import MixedOrder
 from llip.data.order import SampleOrder, Samples, lanes_of
-from llip.data.read_ahead import ReadAhead
-from llip.data.shards import RowGroup, ShardSets, Texts
+from llip.data.shards import ReadAhead, RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
-from llip.data.transforms import crop_draws, training_transform
+from llip.data.transforms import DecodeError, crop_draws, training_transform
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from llip import storage
 from llip.config import PreprocessConfig
-from llip.data.decode import DecodeError
 from llip.data.tokenizer import tokenize
-from llip.data.transforms import evaluation_transform, normalize
+from llip.data.transforms import DecodeError, evaluation_transform, normalize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""Random access to the row groups of shards folders, local or in an object store."""
+"""Row groups of shards folders, local or in an object store: read at random, or in order before they are needed."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 
 from llip import storage
 from llip.data import integrity, manifest
-from llip.data.online import KeepProbabilities
+from llip.data.mixed_order import MixedOrder
+from llip.data.order import SampleOrder, Samples
 
 _COLUMNS = ["id", "image", "captions"]
 SYNTHETIC = "synthetic_captions"
 """list<string>: texts that a model wrote, drawn in place of captions as often as is asked for."""
 KEEP_PROBABILITY = "keep_probability"
-"""list<double>, parallel to the captions: online balancing, see `llip.data.online`."""
+"""list<double>, parallel to the captions: online balancing, see `KeepProbabilities`."""
 TEACHER_IMAGE, TEACHER_CAPTIONS = "teacher_image", "teacher_captions"
 """fixed_size_list<halffloat>[D], and a list of such parallel to the captions: embeddings that another model made of
 them, see `llip.pairs.distillation`."""
@@ -27,6 +29,47 @@ TEACHER = "teacher"
 """Key of a manifest's summary that describes the teacher."""
 _CHECKSUMS_BELOW = 1 << 30
 _OPEN_FILES = 256
+_THREADS = 8
+"""Enough to hide an object store's latency; local reads need few of them."""
+
+
+class KeepProbabilities:
+    """Online balancing: probabilities that captions of a row group are kept, a list for each row, each in (0, 1].
+
+    Captions are thinned out anew at every place of every epoch, by the probabilities that curation stored (Xu et al.,
+    arXiv 2309.16671, section 3.3), where curation itself would have drawn them once and for all.
+
+    Each place is filled by rejection sampling in its row group. The place's own row is proposed first, then rows of the
+    group at random. A row is taken, with the captions that are kept, once any of its captions is. So a row comes as
+    often as its probability says, beside the others of its row group, and batches stay as large. Proposals are not made
+    one by one: after a first rejection the row is drawn by the probabilities of the rows, and its captions are
+    independent draws of which one succeeded.
+    """
+
+    def __init__(self, lists: pa.ListArray) -> None:
+        with np.errstate(divide="ignore"):
+            self._miss = np.log1p(-lists.values.to_numpy())
+        self._bounds = lists.offsets.to_numpy()
+        self.of_row: NDArray[np.float64] = -np.expm1(np.add.reduceat(self._miss, self._bounds[:-1]))
+        """Probability that any caption of a row is kept."""
+        self._cumulative = np.cumsum(self.of_row)
+
+    def row(self, proposed: int, first: float, second: float) -> int:
+        """The row taken at the place of `proposed`; first, second: uniform in [0, 1)."""
+        if first < self.of_row[proposed]:
+            return proposed
+        return int(np.searchsorted(self._cumulative, second * self._cumulative[-1], side="right"))
+
+    def captions(self, row: int, numbers: NDArray[np.float64]) -> list[int]:
+        """The captions that are kept of a row that is taken; numbers: uniform in [0, 1), one for each caption."""
+        miss = self._miss[self._bounds[row] : self._bounds[row + 1]]
+        keep = -np.expm1(miss)
+        still = -np.expm1(np.cumsum(miss[::-1])[::-1])  # that it or a later one is kept
+        kept: list[int] = []
+        for i in range(len(keep)):
+            if numbers[i] < (keep[i] if kept else keep[i] / still[i]):
+                kept.append(i)
+        return kept or [len(keep) - 1]  # rounding
 
 
 @dataclass(frozen=True)
@@ -212,3 +255,55 @@ class ShardSets:
         """Close the files."""
         for shards in self._sets:
             shards.close()
+
+
+class ReadAhead:
+    """Hands out the samples of step after step with their row groups, which it began to read `steps` steps earlier.
+
+    A row group is read once while consecutive steps need it, and let go after the last of them.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSets,
+        order: SampleOrder | MixedOrder,
+        lanes: NDArray[np.int64],
+        step: int,
+        *,
+        steps: int,
+    ) -> None:
+        self._shards = shards
+        self._order = order
+        self._lanes = lanes
+        self._next = step
+        self._requested = step
+        self._steps = steps
+        self._queue: list[Samples] = []
+        self._reads: dict[int, Future[RowGroup]] = {}
+        self._last_step: dict[int, int] = {}
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
+
+    def advance(self) -> tuple[Samples, dict[int, Future[RowGroup]]]:
+        """The samples of the next step, and the row groups they lie in."""
+        while self._requested <= self._next + self._steps:
+            self._request(self._requested)
+            self._requested += 1
+        samples = self._queue.pop(0)
+        groups = {g: self._reads[g] for g in np.unique(samples.group).tolist()}
+        for g in groups:
+            if self._last_step[g] == self._next:
+                del self._reads[g], self._last_step[g]
+        self._next += 1
+        return samples, groups
+
+    def _request(self, step: int) -> None:
+        samples = self._order.samples(step, self._lanes)
+        self._queue.append(samples)
+        for g in np.unique(samples.group).tolist():
+            if g not in self._reads:
+                self._reads[g] = self._pool.submit(self._shards.read, g)
+            self._last_step[g] = step
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

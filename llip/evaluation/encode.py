@@ -19,9 +19,8 @@ from torch import Tensor
 
 from llip.config import ModelConfig, PreprocessConfig
 from llip.contrastive import ContrastiveModel
-from llip.data.decode import DecodeError
 from llip.data.tokenizer import tokenize
-from llip.data.transforms import OPENAI, evaluation_transform, normalize
+from llip.data.transforms import OPENAI, DecodeError, evaluation_transform, normalize
 from llip.evaluation.sets import image_references
 from llip.model.features import (
     Features,

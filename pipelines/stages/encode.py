@@ -9,7 +9,7 @@ from functools import partial
 import simplejpeg
 from PIL import Image, ImageFilter
 
-from llip.data.decode import DecodeError, decode
+from llip.data.transforms import DecodeError, decode
 from pipelines.stages.bare import without_metadata
 from pipelines.stages.options import Format
 from pipelines.stages.pixels import (

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llip.data.online import KeepProbabilities
+from llip.data.shards import KeepProbabilities
 
 ROWS = [[1.0], [0.1, 0.4], [0.02], [0.5, 1e-12, 0.3]]
 

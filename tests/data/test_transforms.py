@@ -13,9 +13,10 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
 from llip.data import draws
-from llip.data.decode import DecodeError, decode
 from llip.data.transforms import (
+    DecodeError,
     crop_draws,
+    decode,
     evaluation_transform,
     normalize,
     random_crop,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llip.data.decode import decode
+from llip.data.transforms import decode
 from pipelines.stages.encode import Encoding, encode
 from pipelines.stages.pixels import UnusableImageError
 

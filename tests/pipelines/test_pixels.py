@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from llip.data.decode import DecodeError, decode
+from llip.data.transforms import DecodeError, decode
 from pipelines.stages.dedup.fingerprint import perceptual
 from pipelines.stages.encode import Encoding, encode
 from pipelines.stages.filter import rules

@@ -95,8 +95,8 @@ RESUBMITTED = "LLIP_RESUBMITTED"
 def run(settings: type[Settings], main: Callable[[Settings], object], description: str) -> None:
     """Parse the command line into `settings` and call `main`.
 
-    What the user can mend ends with exit code 2 and one line that says how, a storage that does not answer with 1, a
-    run that no restart helps with 3, and a run that SIGTERM stopped with 143.
+    Exit codes: 2 for a mistake that the user can mend, with one line that says how; 1 for a storage that does not
+    answer; 3 for a run that no restart helps; 143 for a run that SIGTERM stopped.
     """
     level: Any = _given(LOG_LEVEL, sys.argv[1:]) or logs.DEFAULT
     try:
@@ -233,7 +233,7 @@ _GROUPS: dict[str, tuple[str, Callable[[Leaf], bool]]] = {
 def _options(settings: Any, base: TrainingConfig | None = None) -> Any:
     """A dataclass whose fields are the options of a command, made for tyro."""
     fields = _own_options(settings)
-    told = tyro.conf.arg(help="What is said on the way; debug: everything, and where an error is from.")
+    told = tyro.conf.arg(help="Least level of what is logged; debug also shows where an error is from.")
     fields.append(("log_level", Annotated[logs.Level, told], field(default=logs.DEFAULT)))
     if base is not None:
         printed = tyro.conf.arg(help="Write the whole configuration as TOML, what differs marked, and stop.")

@@ -41,8 +41,8 @@ MOST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(WeightsOptions):
-    """What is evaluated, on what, and how."""
+class EvaluationOptions(WeightsOptions):
+    """Settings of every command that evaluates a model on sets."""
 
     checkpoint: str
     """A run folder (its newest checkpoint is taken), a checkpoint, a folder of open_clip, or a file of weights."""
@@ -51,15 +51,6 @@ class Evaluate(WeightsOptions):
     SugarCrepe, ARO, Winoground, Parquet, or image folders such as ImageNet's (see llip/evaluation/sets)."""
     sets: tuple[str, ...] = ()
     """Names of the sets to use; all of them where none is named."""
-    candidates: int | None = None
-    """Retrieval in two stages, for galleries too large for all pairs: exact scores for so many candidates of every
-    query only, which an index finds."""
-    context_length: int | None = None
-    """Tokens of a caption, above those that the model was trained with: positions are interpolated. For retrieval with
-    long captions; captions of 20 tokens are scored as without it."""
-    controls: bool = False
-    """Negative controls as sets of their own: `<set>-shuffled`, images in the places of others, and `<set>-blind`, the
-    choices without an image. Chance is what they should give."""
     output: str | None = None
     """Folder for metrics.json and the report; the run or checkpoint folder where not given. A file needs one."""
     workers: int = 0
@@ -74,6 +65,24 @@ class Evaluate(WeightsOptions):
             raise ValueError(f"--workers {self.workers}: 0 for this process alone, or the number of actors")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size} has to be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(EvaluationOptions):
+    """Settings of an evaluation."""
+
+    candidates: int | None = None
+    """Retrieval in two stages, for galleries too large for all pairs: exact scores for so many candidates of every
+    query only, which an index finds."""
+    context_length: int | None = None
+    """Tokens of a caption, above those that the model was trained with: positions are interpolated. For retrieval with
+    long captions; captions of 20 tokens are scored as without it."""
+    controls: bool = False
+    """Negative controls as sets of their own: `<set>-shuffled`, images in the places of others, and `<set>-blind`, the
+    choices without an image. Chance is what they should give."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.candidates is not None:
             from llip.evaluation.metrics import RANKS
 
@@ -190,13 +199,13 @@ def _headlines(metrics: dict[str, Metric]) -> str:
     return "\n".join(filter(None, lines))
 
 
-def output_folder(settings: Evaluate, weights: Weights) -> str:
+def output_folder(settings: EvaluationOptions, weights: Weights) -> str:
     if settings.output is None and weights.is_file:
         raise ValueError(f"--output is needed: {settings.checkpoint} is a file, and its metrics have no folder")
     return storage.absolute(settings.output or settings.checkpoint).rstrip("/")
 
 
-def sources_of(settings: Evaluate) -> list[FoundSet]:
+def sources_of(settings: EvaluationOptions) -> list[FoundSet]:
     """The chosen sets."""
     from llip.evaluation.sets import find_sets
 
@@ -226,7 +235,7 @@ def _finished(output: str, request: dict[str, Any], inputs: dict[str, Any]) -> d
     return metrics_of(found)
 
 
-def runner(model: ContrastiveModel, settings: Evaluate) -> Runner:
+def runner(model: ContrastiveModel, settings: EvaluationOptions) -> Runner:
     """Moves the model to this process's device, and says who encodes images."""
     from llip.evaluation.encode import InProcess
 

@@ -10,24 +10,18 @@ from typing import TYPE_CHECKING
 
 from llip import storage
 from pipelines import command
-from pipelines.evaluate import Evaluate, output_folder, runner, sources_of
+from pipelines.evaluate import EvaluationOptions, output_folder, runner, sources_of
 
 if TYPE_CHECKING:  # torch is imported once the options are right, so that --help and a refusal come at once
     from llip.evaluation.temperature import TemperatureCurve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Temperature(Evaluate):
+class Temperature(EvaluationOptions):
     """What is evaluated, on what, and at which temperatures."""
 
     temperatures: tuple[float, ...] = ()
     """Besides the trained one, which is always among them; from an eighth to eight times it where none is given."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("candidates", "controls", "context_length"):
-            if getattr(self, name):
-                raise ValueError(f"--{name.replace('_', '-')} is for evaluate.py: it changes nothing here")
 
 
 def sweep_temperature(settings: Temperature) -> "TemperatureCurve":

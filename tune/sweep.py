@@ -46,7 +46,7 @@ class Sweep(Experiment):
     vary: tuple[str, ...] = ("k=1,8", "heads=1,4")
     """Settings and their values: setting=value,value (a tuple's numbers with / between them), or
     setting=uniform:low:high, loguniform:low:high, randint:low:high; or recipe=name,name. A setting goes by its dotted
-    path or short spelling. What a recipe has no use for, such as CLIP for heads, is not varied for it."""
+    path or short spelling. A setting that a recipe has no use for, such as heads for CLIP, is not varied for it."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination. random: points drawn alike whatever their number. optuna: chosen by what others reached
     (TPE), the mean over the seeds."""
@@ -116,7 +116,7 @@ def sweep(settings: Sweep) -> "list[Summary]":
 
 
 def select(settings: Sweep, space: Space, folder: str) -> Selection:
-    """The points that are known ahead; for Optuna those that its folder has, and some that show what it may ask."""
+    """The points that are known ahead. Optuna has those of its folder, and some that show what it may ask for."""
     from tune import results
 
     known = results.recorded(storage.join(folder, "trials"))
@@ -132,7 +132,7 @@ def select(settings: Sweep, space: Space, folder: str) -> Selection:
 
 
 def _fixed(settings: Sweep, space: Space) -> dict[str, Any]:
-    """What all trials of a sweep share, whatever is added to it later."""
+    """Settings that all trials of a sweep share, whatever is added to it later."""
     varied = {axis.path for axis in space.axes}
     learned = {p: v for p, v in space.fixed.items() if p != "seed" and not find_leaf(TrainingConfig, p).operational}
     places = {name: getattr(settings, name) for name in experiment.PLACES}

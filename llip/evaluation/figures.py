@@ -10,20 +10,20 @@ from llip.evaluation.metrics import Metric
 from llip.page import COLOURS, GREY, INK, panel, plain
 
 
-def bars_by_kind(values: Mapping[str, Mapping[str, Metric]], label: str) -> Figure:
-    """Grouped bars with chance as a tick and the interval as a grey line: `values[series][kind]`."""
-    kinds = sorted({kind for series in values.values() for kind in series})
-    figure, axes = panel(width=1.6 + 0.55 * len(kinds) * max(1, len(values)) ** 0.7 + 1.5, height=2.9)
+def bars_by_type(values: Mapping[str, Mapping[str, Metric]], label: str) -> Figure:
+    """Grouped bars with chance as a tick and the interval as a grey line: `values[series][type]`."""
+    types = sorted({name for series in values.values() for name in series})
+    figure, axes = panel(width=1.6 + 0.55 * len(types) * max(1, len(values)) ** 0.7 + 1.5, height=2.9)
     width = 0.8 / len(values)
     for index, (series, metrics) in enumerate(values.items()):
-        place = np.array([kinds.index(kind) for kind in metrics]) - 0.4 + width * (index + 0.5)
+        place = np.array([types.index(name) for name in metrics]) - 0.4 + width * (index + 0.5)
         axes.bar(place, [m.value for m in metrics.values()], width * 0.92, label=series, color=COLOURS[index % 6])
         chance = [m.chance for m in metrics.values()]
         axes.hlines(chance, place - width / 2, place + width / 2, color=INK, linewidth=1.4)
         for at, metric in zip(place, metrics.values(), strict=True):
             if metric.low is not None and metric.high is not None:
                 axes.vlines(at, metric.low, metric.high, color=GREY, linewidth=1.4)
-    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_xticks(range(len(types)), types)
     axes.set_ylim(0, 1)
     axes.set_ylabel(label)
     axes.plot([], [], color=INK, linewidth=1.4, label="chance")

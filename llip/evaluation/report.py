@@ -25,7 +25,7 @@ INTERVALS = (
     "the classes as they are: another seed may lie outside."
 )
 
-BY_KIND = {
+BY_TYPE = {
     "text_to_image_map": "text→image mAP",
     "one_of_20": "one true caption of 20",
     "choice_accuracy": "true caption among hard negatives",
@@ -75,7 +75,7 @@ class Report:
             command=self.story.get("command", ""),
             sets=[{"name": o.data.name, "shape": _shape(o), "metrics": o.metrics} for o in self.outcomes],
             intervals=INTERVALS.replace("*", "“", 1).replace("*", "”", 1),
-            by_kind=self._by_kind(),
+            by_type=self._by_type(),
             mixing=self._mixing(),
             reliability=self._reliability(),
             examples={o.data.name: Markup(examples.of(o)) for o in self.outcomes},
@@ -100,12 +100,12 @@ class Report:
         wanted = {"loss": "loss", "learning rate": "learning_rate"}
         return {title: {"": [(line["step"], line[name]) for line in lines]} for title, name in wanted.items()}
 
-    def _by_kind(self) -> Sequence[str]:
+    def _by_type(self) -> Sequence[str]:
         parts = []
-        for prefix, label in BY_KIND.items():
+        for prefix, label in BY_TYPE.items():
             values = {o.data.name: _with_prefix(o.metrics, prefix) for o in self.outcomes}
             if values := {name: of_set for name, of_set in values.items() if of_set}:
-                parts.append(svg(figures.bars_by_kind(values, label)))
+                parts.append(svg(figures.bars_by_type(values, label)))
         return parts
 
     def _mixing(self) -> dict[str, list[str]]:

@@ -43,15 +43,15 @@ class Captions:
 
     texts: list[str]
     kinds: dict[str, NDArray[np.int64]]
-    """Captions that occur as a kind, ascending."""
+    """Captions that occur with a caption type, ascending, by type."""
     image_J: NDArray[np.int64]
     text_J: NDArray[np.int64]
     decisions: list[tuple[int, int, str]]
-    """(image, caption, kind) as listed, without repeats."""
+    """(image, caption, type) as listed, without repeats."""
 
     @classmethod
     def of(cls, data: EvaluationSet) -> "Captions":
-        """Raises ValueError for an image without captions, or with another number of kinds."""
+        """Raises ValueError for an image without captions, or with another number of types."""
         index: dict[str, int] = {}
         listed: dict[tuple[int, int, str], None] = {}
         blank: list[int] = []
@@ -266,7 +266,7 @@ class ImageToText:
 
 
 class OneOfMany:
-    """One true caption of an image against false captions of the same kind."""
+    """One true caption of an image against false captions of the same type."""
 
     def __init__(self, captions: Captions, images: int, seed: int) -> None:
         self.kind, image, self.candidate_DX = self._draw(captions, images, seed)

@@ -125,7 +125,7 @@ class WithGram(MixtureTiles):
         self.elements = self._size = self._heads * self._tokens
 
     def _in_parts(self, gram_IXX: Tensor) -> list[Tensor]:
-        """A Gram matrix in the precision of products, and what that leaves of it where it is split."""
+        """A Gram matrix in the precision of products; where it is split, the remainder too."""
         high_IXX = gram_IXX.to(self._precision, memory_format=torch.contiguous_format)
         return [high_IXX, (gram_IXX - high_IXX).to(self._precision)] if self._split else [high_IXX]
 

@@ -19,10 +19,10 @@ import tyro
 
 from llip import create_model, recipe
 from llip.config import HeadConfig
-from llip.evaluation.latency import Latency, measure, spread
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.bars import holds
+from helpers.latency import Latency, measure, spread
 
 LLIP, EQUAL_TOKENS, CLIP = "Llip", "CLIP, equal tokens", "CLIP"
 PROMPTS = (10, 100, 1_000, 10_000)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from helpers import latency
+from helpers.latency import Latency, measure, prompt_features
 
 from llip.contrastive import ContrastiveModel, create_model
-from llip.evaluation import latency
-from llip.evaluation.latency import Latency, measure, prompt_features
 from llip.model.features import Message, Mixture
 
 

@@ -38,8 +38,8 @@ def test_the_page_needs_no_other_file_and_shows_every_metric(llip_report: Report
     for name, metric in named(llip_report.outcomes).items():
         assert f"<td>{parted(name.split('/', 1)[1])}</td>" in page
         assert f">{metric.value:.3f}</td>" in page
-    assert page.count("<svg") == 5  # two by kind, margins, mixing, reliability
-    assert page.count("data:image/webp") == 10 + 6 + 4 * 5  # predictions, contexts, two captions of two kinds
+    assert page.count("<svg") == 5  # two by type, margins, mixing, reliability
+    assert page.count("data:image/webp") == 10 + 6 + 4 * 5  # predictions, contexts, two captions of two types
 
 
 def test_the_page_is_the_same_each_time(llip_report: Report) -> None:
@@ -91,9 +91,9 @@ def test_entropy_and_shift_of_mixing_weights() -> None:
 
 def test_figures_are_well_formed() -> None:
     values = {"scenes": {"object": Metric(0.5, 0.1), "count": Metric(0.2, 0.2)}, "other": {"object": Metric(0.9, 0.1)}}
-    bars = svg(figures.bars_by_kind(values, "mAP"))
+    bars = svg(figures.bars_by_type(values, "mAP"))
     xml.dom.minidom.parseString(bars)
-    assert bars == svg(figures.bars_by_kind(values, "mAP"))
+    assert bars == svg(figures.bars_by_type(values, "mAP"))
 
 
 def test_the_headline_comes_first_and_the_mean_over_kinds_before_all_others() -> None:

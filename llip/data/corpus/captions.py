@@ -1,6 +1,6 @@
-"""Captions of an image: templates by kind.
+"""Captions of an image: templates by caption type.
 
-Every caption is true. It speaks of one aspect of the image (kinds `object`, `position`, `relation`, `plate`, `place`,
+Every caption is true. It speaks of one aspect of the image (types `object`, `position`, `relation`, `plate`, `place`,
 `category`, `ground`, `count`, `style`, `keywords`) or of more (`several`).
 
 Few images of a batch share a thing, so its name finds the image whatever else a caption says. Captions of where
@@ -272,11 +272,11 @@ SPEAKERS: dict[str, Callable[[Scene, Random], str]] = {
 }
 
 SINGLE_KINDS = {"object": 0.35, "keywords": 0.2, "category": 0.2, "style": 0.1, "ground": 0.05, "several": 0.1}
-"""Shares of the caption kinds of a single drawing."""
+"""Shares of the caption types of a single drawing."""
 
 
 def describe(scene: Scene, config: CorpusConfig, random: Random) -> list[tuple[str, str]]:
-    """Distinct captions of an image with their kinds, at most `config.captions`. One thing alone has no relation."""
+    """Distinct captions of an image with their types, at most `config.captions`. One thing alone has no relation."""
     kinds = SINGLE_KINDS if scene.is_single else vars(config.kinds)
     drawn = random.choices(list(kinds), weights=list(kinds.values()), k=config.captions)
     captions: dict[str, str] = {}

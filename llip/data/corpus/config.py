@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class KindMix:
-    """Shares of the caption kinds of a scene. They need not add up to one."""
+    """Shares of the caption types of a scene. They need not add up to one."""
 
     object: float = 0.22
     position: float = 0.16
@@ -57,7 +57,7 @@ class CorpusConfig:
     evaluation_images: int = 600
     """Most images of one evaluation set."""
     evaluation_captions: int = 600
-    """Most captions of a kind in a retrieval set, drawn by a hash of their words."""
+    """Most captions of a type in a retrieval set, drawn by a hash of their words."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "scene_concepts", "captions", "rows_per_file", "evaluation_images", "evaluation_captions"):

@@ -1,4 +1,4 @@
-"""A page that shows what the corpus looks like: images with their captions, each under the color of its kind."""
+"""A page that shows what the corpus looks like: images with their captions, each under the color of its type."""
 
 import io
 
@@ -98,7 +98,7 @@ def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, left: 
 
 
 def _spread(captions: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Captions so ordered that every kind comes once before any comes twice."""
+    """Captions so ordered that every type comes once before any comes twice."""
     seen: dict[str, int] = {}
     rounds = []
     for _, kind in captions:

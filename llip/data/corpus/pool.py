@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         "license": pa.string(),
     }
 )
-"""A pool's columns. `kinds` says what each caption speaks of; `drawings` are the files shown, as `style/concept`."""
+"""A pool's columns. `kinds` has the type of each caption; `drawings` are the files shown, as `style/concept`."""
 
 SAMPLE = 4_000
 """Rows whose captions give the single words and the pairs of words."""
@@ -51,7 +51,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def captioned(scenes: Catalogue, config: CorpusConfig, index: int) -> tuple[Scene, list[tuple[str, str]]]:
-    """Image `index` of the pool and its captions with their kinds; nothing is rendered."""
+    """Image `index` of the pool and its captions with their types; nothing is rendered."""
     scene = training_scene(scenes, config, index)
     return scene, describe(scene, config, random_of(config.seed, "captions", index))
 

@@ -29,7 +29,7 @@ def object_statement(concept: Concept) -> str:
 
 
 def statements(scene: Scene) -> list[tuple[str, str]]:
-    """Everything that is true of an image in one phrasing a fact, with the kinds: equal strings are equal facts."""
+    """All facts about an image, one phrasing each, with their caption types: equal strings are equal facts."""
     facts: dict[str, str] = {}
     for placement in scene.placements:
         concept = placement.concept

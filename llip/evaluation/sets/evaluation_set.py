@@ -59,7 +59,7 @@ class EvaluationSet:
     def of_captions(
         cls, name: str, image: pa.Array | pa.ChunkedArray, captions: Sequence[list[str]]
     ) -> "EvaluationSet":
-        """A retrieval set without kinds of captions."""
+        """A retrieval set without caption types."""
         kinds = [["caption"] * len(of_image) for of_image in captions]
         listed = {
             column: pa.array(of, pa.list_(pa.string())) for column, of in (("captions", captions), ("kinds", kinds))

@@ -245,7 +245,7 @@ def runner(model: ContrastiveModel, settings: EvaluationOptions) -> Runner:
         return InProcess(model=model, batch_size=settings.batch_size)
     import ray
 
-    from pipelines.stages.images import OnActors
+    from pipelines.evaluation_actors import OnActors
 
     command.start_ray()
     gpu = settings.device == "cuda" or (settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

@@ -8,7 +8,7 @@ from llip.data import manifest
 
 Curation = Literal["metaclip", "none"]
 Folders = str | tuple[str, ...]
-"""Shards of one folder, or of several that a run mixes."""
+"""Shards of one folder, or of several that a run mixes; a pool, or several that are curated as one."""
 
 
 CORPUS_TAIL_SHARE = 0.25
@@ -30,7 +30,7 @@ class TrainingData:
 def prepare(
     output: str,
     *,
-    pool: str | None,
+    pool: Folders | None,
     shards: Folders | None,
     evaluation: str | None,
     corpus_images: int | None,
@@ -42,10 +42,14 @@ def prepare(
     """
     if curation == "none" and pool is None:
         raise ValueError("curation none is about a pool of your own: name it with --pool")
+    evaluation = evaluation and storage.absolute(evaluation)
     if shards is not None:
-        for folder in (shards,) if isinstance(shards, str) else shards:
+        folders = tuple(map(storage.absolute, (shards,) if isinstance(shards, str) else shards))
+        for folder in folders:
             manifest.read(folder, "shards")
-        return TrainingData(shards=shards, evaluation=evaluation, documents={})
+        return TrainingData(
+            shards=folders[0] if isinstance(shards, str) else folders, evaluation=evaluation, documents={}
+        )
     metadata = tail_share = None
     if pool is None:
         tail_share = CORPUS_TAIL_SHARE

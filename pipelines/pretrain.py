@@ -12,7 +12,7 @@ Run again, it goes on where it was: it resumes training from the last checkpoint
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llip import recipes, storage
 from llip.config import TrainingConfig
@@ -31,8 +31,9 @@ if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so t
 class Pretrain(Trained):
     """What is trained, on what, and where."""
 
-    pool: str | None = setting(None, metavar="FOLDER")
-    """Images with captions to curate and shard: a folder or an s3:// prefix. Without it, the built-in corpus."""
+    pool: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
+    """Images with captions to curate and shard: a folder or an s3:// prefix, or several, which become one. Without it,
+    the built-in corpus."""
     curation: Curation = "metaclip"
     """metaclip: match and balance the pool's captions as MetaCLIP does; none: check, encode and shuffle it as it is."""
     shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
@@ -120,9 +121,9 @@ def pretrain(settings: Pretrain) -> RunResult:
 
     data = prepare_data.prepare(
         output,
-        pool=_absolute(settings.pool),
-        shards=_absolute(settings.shards),
-        evaluation=_absolute(settings.evaluation),
+        pool=settings.pool,
+        shards=settings.shards,
+        evaluation=settings.evaluation,
         corpus_images=settings.corpus_images,
         curation=settings.curation,
     )
@@ -182,11 +183,6 @@ def _name(settings: Pretrain) -> str:
 
 def _run_folder(settings: Pretrain) -> str:
     return storage.join(storage.absolute(settings.output), "runs", _name(settings))
-
-
-def _absolute(uri: Any) -> Any:
-    """Absolute URIs of one folder, of several or of none."""
-    return tuple(map(storage.absolute, uri)) if isinstance(uri, tuple) else uri and storage.absolute(uri)
 
 
 def _workers(settings: Pretrain, config: TrainingConfig) -> int:

@@ -40,8 +40,8 @@ class Experiment(Trained):
     going on with fewer is for pretrain.py alone, as such a run cannot report to Ray Tune."""
     gpu: bool = False
     """Each worker has a GPU although the cluster has none yet: its nodes start on demand."""
-    pool: str | None = setting(None, metavar="FOLDER")
-    """Images with captions to curate and shard; without it, the built-in corpus."""
+    pool: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
+    """Images with captions to curate and shard, of one folder or several; without it, the built-in corpus."""
     shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
     """Finished shards to train on, of one folder or mixed from several (--weights)."""
     evaluation: str | None = setting(None, metavar="FOLDER")
@@ -92,14 +92,11 @@ def prepare(
     check(folder, kind, fixed)
     output = storage.absolute(settings.output)
     check_store(default_store(output)[0], settings.concurrency)
-    shards = settings.shards
     data = prepare_data.prepare(
         output,
-        pool=settings.pool and storage.absolute(settings.pool),
-        shards=tuple(map(storage.absolute, shards))
-        if isinstance(shards, tuple)
-        else shards and storage.absolute(shards),
-        evaluation=settings.evaluation and storage.absolute(settings.evaluation),
+        pool=settings.pool,
+        shards=settings.shards,
+        evaluation=settings.evaluation,
         corpus_images=settings.corpus_images,
     )
     from llip.training.notebook import context_tags

@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,8 +172,8 @@ def test_what_a_restart_would_not_cure_is_raised_at_once(chain: Chain, tmp_path:
         pretrain(settings)
 
 
-def test_a_pool_is_trained_on_as_it_is(chain: Chain, tmp_path: Path) -> None:
-    """A WebDataset tar, and Parquet as Hugging Face has it, of 48 of the corpus's images."""
+def test_pools_are_trained_on_as_they_are(chain: Chain, tmp_path: Path) -> None:
+    """A WebDataset tar and Parquet as Hugging Face has it, of 48 of the corpus's images each, become one."""
     (first, *_) = sorted(Path(chain.output, "pool").rglob("*.parquet"))
     rows = pq.read_table(first, columns=["image", "captions"]).slice(0, 48).to_pylist()
     (tmp_path / "tar").mkdir()
@@ -186,14 +187,17 @@ def test_a_pool_is_trained_on_as_it_is(chain: Chain, tmp_path: Path) -> None:
     table = pa.table({"image": images, "text": [row["captions"][0] for row in rows]})
     (tmp_path / "hub").mkdir()
     pq.write_table(table, tmp_path / "hub" / "train-00000-of-00001.parquet")
-    for pool in ("tar", "hub"):
-        settings = Pretrain(
-            pool=str(tmp_path / pool),
-            curation="none",
-            output=str(tmp_path / "of" / pool),
-            recipe="clip_tiny",
-            overrides={"epochs": 1.5, "batch_size": 16},
-            workers=0,
-        )
-        lines = read_metrics(pretrain(settings).folder)
-        assert [line["step"] for line in lines] == [4]  # 1.5 × 48 / 16, rounded to even
+    pools = tuple(str(tmp_path / pool) for pool in ("tar", "hub"))
+    settings = Pretrain(
+        pool=pools,
+        curation="none",
+        output=str(tmp_path / "output"),
+        recipe="clip_tiny",
+        overrides={"epochs": 1.5, "batch_size": 16},
+        workers=0,
+    )
+    lines = read_metrics(pretrain(settings).folder)
+    assert [line["step"] for line in lines] == [9]  # 1.5 × (48 + 48) / 16
+    shards = (tmp_path / "output" / "shards").rglob("*.parquet")
+    ids = [i for shard in shards for i in pq.read_table(shard, columns=["id"])["id"].to_pylist()]
+    assert Counter(i.partition("/")[0] for i in ids) == {"tar": 48, "hub": 48}

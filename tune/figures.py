@@ -1,4 +1,4 @@
-"""What a sweep found, as figures: the metric against each varied setting, which of them matter, and all at once."""
+"""Figures of a sweep: the metric against each varied setting, which of them matter, and all at once."""
 
 import warnings
 from collections import defaultdict

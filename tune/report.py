@@ -1,4 +1,4 @@
-"""What a sweep found, as a table: mean and spread over seeds, and what can be told apart."""
+"""Table of a sweep: mean and spread over seeds, and what can be told apart."""
 
 import statistics
 from collections import defaultdict

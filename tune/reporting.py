@@ -1,4 +1,4 @@
-"""What the driver does while trials run: keeps their records, and shows how far all have got."""
+"""The driver while trials run: keeps their records, and shows how far all have got."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

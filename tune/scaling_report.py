@@ -1,4 +1,4 @@
-"""What scaling found: a table, laws of the loss and of the metric, what they predict, and a figure."""
+"""Report of scaling: a table, laws of the loss and of the metric, what they predict, and a figure."""
 
 import json
 import statistics
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingFound:
-    """What has been found so far."""
+    """Findings so far."""
 
     metric: str
     cells: list[Cell]

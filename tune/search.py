@@ -1,4 +1,4 @@
-"""Where Ray Tune gets its trials from: those that are planned, then those that Optuna suggests."""
+"""The source of Ray Tune's trials: those that are planned, then those that Optuna suggests."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a study found: a table of methods and types of captions, what the differences are worth, and a figure."""
+"""Report of a study: a table of methods and types of captions, what the differences are worth, and a figure."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,7 +158,7 @@ def _headlines(found: StudyFound, judged: Judged) -> Iterator[tuple[str, str, st
 
 
 def _kept(found: StudyFound) -> dict[str, Any]:
-    """What stays of a study, as JSON values."""
+    """Results of a study, as JSON values."""
 
     def by_name(values: Mapping[Variant, Any]) -> dict[str, Any]:
         return {variant.name: value for variant, value in values.items()}

@@ -30,7 +30,7 @@ class Experiment(Trained):
     seeds: int
     """Trials of each point, with one seed after the other, from --seed on."""
     metric: str
-    """What is compared, the more the better: `<evaluation set>/<metric>`."""
+    """Compared metric, the more the better: `<evaluation set>/<metric>`."""
     name: str
     """Name of the experiment, and of its folder."""
     concurrency: int | None = None
@@ -84,7 +84,7 @@ def prepare(
 ) -> "TrialPlan":
     """Make the data, claim the folder and open the parent run: a plan that has no trials yet.
 
-    `fixed` is what may not change from one session to the next, `heads` are the kinds of those that are compared.
+    `fixed` are the settings that may not change from one session to the next, `heads` the kinds of the compared heads.
     Raises ValueError, before any work, for a folder of other settings, and before training for an unknown metric.
     """
     from llip.training.tracking import default_store
@@ -123,7 +123,7 @@ def prepare(
 
 
 def check(folder: str, kind: str, fixed: Mapping[str, Any]) -> None:
-    """Raises ValueError where the folder holds an experiment that differs in what is `fixed`, naming it."""
+    """Raises ValueError where the folder holds an experiment with other `fixed` settings, naming these."""
     uri = storage.join(folder, f"{kind}.json")
     if storage.exists(uri) and (changed := differences(storage.read_json(uri), dict(fixed))):
         raise ValueError(
@@ -161,7 +161,7 @@ def check_metric(metric: str, evaluation: str, heads: Collection[str]) -> None:
 
 
 ROWS_PER_KIND = 16
-"""Rows by which the metrics of a set are found: enough that a kind of captions has others to be told from."""
+"""Rows by which the metrics of a set are found: enough that each caption type has several captions."""
 
 
 def _metric_names(data: "EvaluationSet") -> set[str]:
@@ -203,7 +203,8 @@ def write(folder: str, files: Mapping[str, bytes]) -> None:
 
 
 def kept(settings: Experiment, extended: Collection[str]) -> dict[str, Any]:
-    """What an experiment goes on with: all its options but those that may change, and what is learned by."""
+    """Settings that an experiment keeps when it goes on: its options but those that may change, and overrides that
+    affect what is learned."""
     learned = {p: v for p, v in settings.fixed().items() if not find_leaf(TrainingConfig, p).operational}
     return {name: value for name, value in asdict(settings).items() if name not in extended} | {"overrides": learned}
 

@@ -26,8 +26,7 @@ from pipelines.stages.options import PRESETS, Dedup, Semantics, Thresholds
 if TYPE_CHECKING:  # imported once the options are right, so that --help and a refusal come at once
     from pipelines.stages.filter.rules import ImageRules
     from pipelines.stages.match.by_language import Lists
-    from pipelines.stages.match.matched import Matched
-    from pipelines.stages.match.matching import TextRules
+    from pipelines.stages.match.matching import Matched, TextRules
     from pipelines.stages.read import Pool
     from pipelines.stages.select import Draw
 
@@ -206,9 +205,9 @@ def _curate(
     image_rules: ImageRules,
 ) -> Manifest:
     from pipelines.stages import balance
-    from pipelines.stages.dedup import deduplicating
+    from pipelines.stages.dedup import duplicates
     from pipelines.stages.match import metadata
-    from pipelines.stages.match.matched import matches_of
+    from pipelines.stages.match.matching import matches_of
     from pipelines.stages.select import Draw
 
     output = storage.absolute(settings.output)
@@ -224,7 +223,7 @@ def _curate(
         folder=storage.absolute(settings.matches or storage.beside(output, "matches")),
     )
     if settings.dedup.active:
-        matched = deduplicating.without_duplicates(pool, matched, settings.dedup, image_rules)
+        matched = duplicates.without_duplicates(pool, matched, settings.dedup, image_rules)
     share = TAIL_SHARE if settings.tail_share is None else settings.tail_share
     if not balanced:
         t = {"": 1}

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from llip import storage
-from pipelines.stages.dedup import deduplicating, duplicates
+from pipelines.stages.dedup import duplicates
 from pipelines.stages.dedup.duplicates import Level, Part
 from pipelines.stages.options import Dedup
 from pipelines.stages.work import spill
@@ -58,8 +58,8 @@ def splitmix(values: np.ndarray) -> np.ndarray:
 
 def measure(rows: int, distance: int, out: "multiprocessing.Queue[str]") -> None:
     """One size, in a process of its own: its highest memory is that of this size."""
-    level: Level = deduplicating.levels(Dedup(duplicates=True, distance=distance), rows)[1]
-    partitions, bins = rows // PARTITION_ROWS, -(-rows * len(level.masks) // deduplicating.BIN_RECORDS)
+    level: Level = duplicates.levels(Dedup(duplicates=True, distance=distance), rows)[1]
+    partitions, bins = rows // PARTITION_ROWS, -(-rows * len(level.masks) // duplicates.BIN_RECORDS)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         sizes = []

@@ -21,7 +21,7 @@ from llip.data.corpus.pool import rows as corpus_rows
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from pipelines.curate import Curate, curate
-from pipelines.stages.dedup import deduplicating, fingerprint
+from pipelines.stages.dedup import duplicates, fingerprint
 from pipelines.stages.hashing import RANK
 from pipelines.stages.options import Dedup
 
@@ -162,7 +162,7 @@ class TestDedup:
         near = replace(settings, output=str(tmp_path / "out/near"), dedup=Dedup(duplicates=True, distance=DISTANCE))
         curate(near)
         assert [r["id"] for r in read_all(near.output)] == expected
-        monkeypatch.setattr(deduplicating, "BIN_RECORDS", 500)
+        monkeypatch.setattr(duplicates, "BIN_RECORDS", 500)
         moved = write_parquet(tmp_path / "moved", pool[::-1], files=2, row_group_size=37)
         other = replace(near, pool=moved, output=str(tmp_path / "out/moved"), partition_rows=37)
         curate(other)

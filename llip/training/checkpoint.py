@@ -28,7 +28,7 @@ from llip.config import TrainingConfig
 from llip.fields import to_dict
 from llip.interop import sharded_safetensors
 from llip.training.optimizer import MovingAverage
-from llip.training.parallel import World, local, part_of, single_process
+from llip.training.parallel import World, part_of, rows_of, set_rows, single_process
 from llip.training.run_folder import POINTER, STATE, git_revision
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class TrainingState:
                 single = world.group is None or any(isinstance(t, DTensor) for t in tensors.values())
                 with contextlib.nullcontext(_read) if single else _reading_together(folder, kind, world) as read:
                     found = sharded_safetensors.read_into(folder, kind, views, read)
+                for name, tensor in tensors.items():
+                    set_rows(tensor, views[name].rows)
                 if kind == OPTIMIZER:
                     self._forget_all_but(found)
         return step_of(folder)
@@ -272,7 +274,7 @@ def model_digest(folder: str) -> str:
 
 def _own_rows(tensor: Tensor, index: int, count: int) -> Tensor:
     if isinstance(tensor, DTensor):
-        return local(tensor)
+        return rows_of(tensor)
     if tensor.ndim == 0:
         return tensor if index == 0 else tensor.new_empty(0)
     return tensor[sharded_safetensors.rows_of(len(tensor), index, count)]
@@ -281,7 +283,7 @@ def _own_rows(tensor: Tensor, index: int, count: int) -> Tensor:
 def _view(tensor: Tensor, world: World) -> sharded_safetensors.ShardView:
     index, count, _ = part_of([tensor], world)
     first = sharded_safetensors.rows_of(len(tensor), index, count).start if isinstance(tensor, DTensor) else 0
-    return sharded_safetensors.ShardView(local(tensor), first, len(tensor) if tensor.ndim else 1)
+    return sharded_safetensors.ShardView(rows_of(tensor), first, len(tensor) if tensor.ndim else 1)
 
 
 def _folders(run_folder: str) -> list[str]:

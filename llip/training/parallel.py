@@ -6,14 +6,15 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from llip import devices
@@ -151,7 +152,7 @@ class Towers:
 
 
 def _shard(model: ContrastiveModel, config: TrainingConfig, world: World) -> list[nn.Parameter]:
-    """Shard blocks, towers and projections over the ranks (FSDP2), rows of a matrix to each. Returns what stays whole.
+    """Shard blocks, towers and projections over the ranks (FSDP2): see `_axis`. Returns what stays whole.
 
     W_O, scale and bias stay whole: the loss uses them outside of any forward pass, where FSDP would have freed them.
     Parameters travel in fp32, as autocast wants them: the numbers are those of DistributedDataParallel. In bf16 they
@@ -166,9 +167,19 @@ def _shard(model: ContrastiveModel, config: TrainingConfig, world: World) -> lis
     used_by_loss = (model.head.out_proj, model.logit_scale, model.logit_bias)
     replicated = [parameter for parameter in used_by_loss if parameter is not None]
     whole = {*replicated, *(parameter for parameter in model.parameters() if not parameter.requires_grad)}
+    axis = partial(_axis, ranks=mesh.size(mesh.ndim - 1))
     for module in (*_blocks(model), model.vision, model.text, model.head.image, model.head.text, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole, shard_placement_fn=axis)
     return replicated
+
+
+def _axis(parameter: nn.Parameter, ranks: int) -> Shard:
+    """Rows of a parameter to each rank; what has fewer rows than there are ranks, such as projections of each token, is
+    cut along its longest axis that they divide, since FSDP2 pads rows: 32 tokens would travel as those of 128 ranks."""
+    if parameter.ndim < 2 or len(parameter) >= ranks:
+        return Shard(0)
+    even = [axis for axis in range(1, parameter.ndim) if parameter.shape[axis] % ranks == 0]
+    return Shard(max(even, key=lambda axis: parameter.shape[axis], default=0))
 
 
 def _mesh(config: TrainingConfig, world: World) -> DeviceMesh:
@@ -222,6 +233,30 @@ def full_model(model: ContrastiveModel, weights: Mapping[str, Tensor] | None = N
 def local(tensor: Tensor) -> Tensor:
     """This rank's shard of a tensor; the same object if nothing is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor, as `torch.chunk` cuts them: the memory of its shard where that is so cut, else a
+    copy, for which all ranks with other shards of it have to ask."""
+    return local(_cut(tensor, Shard(0)) if _is_cut_otherwise(tensor) else tensor)
+
+
+def set_rows(tensor: Tensor, rows: Tensor) -> None:
+    """Fill a sharded tensor from what `rows_of` gave for it on each rank, which all have to do."""
+    if _is_cut_otherwise(tensor):
+        placements = [*tensor.placements[:-1], Shard(0)]
+        whole = DTensor.from_local(
+            rows, tensor.device_mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        )
+        local(tensor).copy_(local(_cut(whole, tensor.placements[-1])))
+
+
+def _is_cut_otherwise(tensor: Tensor) -> TypeGuard[DTensor]:
+    return isinstance(tensor, DTensor) and tensor.placements[-1] != Shard(0)
+
+
+def _cut(tensor: DTensor, placement: Placement) -> DTensor:
+    return tensor.redistribute(placements=[*tensor.placements[:-1], placement])
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

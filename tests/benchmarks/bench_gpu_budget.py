@@ -3,29 +3,33 @@
     uv run tests/benchmarks/bench_gpu_budget.py
     uv run tests/benchmarks/bench_gpu_budget.py --recipes llip_b32_k64 --gpus 128
 
-The step is the real one: packing, both towers under autocast, exchange, loss, backward, DDP's buckets and AdamW, on
-tensors without contents in a process group without other ranks, and with the tiles and forms of an A100. The pair stage
-is counted three times: as on the CPU ("eager"), with compiled functions between products, and in Triton's kernels
+The step is the real one: packing, both towers under autocast, exchange, loss, backward and AdamW, on tensors without
+contents in a process group without other ranks, and with the tiles and forms of an A100. The pair stage is counted
+three times: as on the CPU ("eager"), with compiled functions between products, and in Triton's kernels
 ("fused"). Milliseconds are arithmetic and no measurement: bytes at 1.6 TB/s; products at 70 % of 312 TFLOP/s (the
 towers') or 40 % (the pairs'), those of fp32 at 70 % of 19.5. A kernel in Triton takes the longest of its products at
 70 %, its tensors once at 1.6 TB/s, and what each program reads and writes, times the programs, at 4 TB/s of the L2
-cache (`triton_costs.work`). Elementwise functions of the towers count as they run without a compiler; below the table,
-whole blocks of the image tower as AOT autograd and inductor make them for an A100.
+cache (`triton_costs.work`). Elementwise functions of the towers count as they run without a compiler. Below the table:
+whole blocks of both towers as AOT autograd and inductor make them for an A100; and what travels, at 45 GB/s a node, in
+the exchange, which a step waits for, and for parameters and gradients, which mostly travel beside the backward pass,
+with DDP and with FSDP2, whose collectives and copies are those that its hooks start.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
 
 from llip import devices
 from llip.contrastive import create_model
@@ -36,6 +40,7 @@ from llip.pairs import accumulation, losses
 from llip.pairs.losses import loss_of_features
 from llip.recipes import recipe
 from llip.training.optimizer import build_optimizer
+from llip.training.parallel import World, _shard
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.fake_gpu import Count, compile_with_gradients
@@ -58,6 +63,8 @@ FORMS = {
 """The pair stage of the CPU with a GPU's tiles, compiled functions between products, and kernels in Triton."""
 CAPTION_TOKENS = 24
 BANDWIDTH, PEAK, TOWERS, PAIRS, SINGLE = 1.6e12, 312e12, 0.7, 0.4, 0.7 * 19.5e12
+NETWORK = 45e9
+"""Bytes a second between nodes of eight, whose ranks share the ring."""
 
 
 class Part(NamedTuple):
@@ -103,8 +110,10 @@ class Step(NamedTuple):
     pairs: Part
     """Scores, loss and their gradients, the exchange included."""
     update: Part
-    sent: int
-    """Bytes that a rank sends in the exchange and for its gradients, in a ring."""
+    exchanged: int
+    """Bytes that a rank sends in the exchange, in a ring."""
+    synchronised: int
+    """And for its parameters and gradients."""
 
     @property
     def tower_ms(self) -> float:
@@ -140,9 +149,11 @@ def ranks(size: int) -> Iterator[dist.ProcessGroup]:
         dist.destroy_process_group()
 
 
-def count_step(name: str, gpus: int, form: str, *, layers: int | None = None) -> Step:
+def count_step(
+    name: str, gpus: int, form: str, *, parallel: Literal["ddp", "fsdp"] = "ddp", layers: int | None = None
+) -> Step:
     """Count a step of a recipe; with `layers`, of towers with as many, for tests."""
-    config = recipe(name)
+    config = replace(recipe(name), parallel=parallel)
     model_config = config.model
     if layers is not None:
         vision, text = model_config.vision, model_config.text
@@ -151,8 +162,16 @@ def count_step(name: str, gpus: int, form: str, *, layers: int | None = None) ->
     token_ids = captions(images, model_config.text.context_length, model_config.text.vocabulary)
     packed = packing.pack(token_ids, latents=0, context_length=model_config.text.context_length)
     towers, pairs, update = Count(), Count(), Count()
-    with ranks(gpus) as group, devices.as_on(FORMS[form]), FakeTensorMode() as mode:
+    with ranks(gpus) as group, devices.as_on(FORMS[form]), contextlib.ExitStack() as stack:
+        mesh = init_device_mesh("cpu", (gpus,))  # it reads tensors, which have contents until here
+        stack.enter_context(mock.patch("llip.training.parallel._mesh", lambda *_: mesh))
+        mode = stack.enter_context(FakeTensorMode())
         model = create_model(model_config)
+        synchronised = 2 * sum(4 * p.numel() for p in model.parameters())  # a ring's sum passes everything on twice
+        if parallel == "fsdp":
+            world = World(rank=0, size=gpus, device=torch.device("cpu"), group=group)
+            replicated = _shard(model, config, world)
+            synchronised = 2 * sum(4 * p.numel() for p in replicated)
         optimizer = build_optimizer(model, config)
         pixels = torch.empty(images, 3, model_config.vision.image_size, model_config.vision.image_size)
         inputs = packing.PackedCaptions(*(mode.from_tensor(tensor) for tensor in packed))
@@ -178,28 +197,36 @@ def count_step(name: str, gpus: int, form: str, *, layers: int | None = None) ->
             torch.autograd.backward(outputs, [torch.empty_like(tensor) for tensor in outputs])
         with update:
             optimizer.step()
-        gradients = sum(4 * p.numel() for p in model.parameters())
+    synchronised += towers.bytes["collective"]
     width = model_config.embed_dim * (1 if isinstance(image_leaves, Pooled) else 2)
     exchanged = config.data.batch_size * width * (2 + 4)
-    return Step(part(towers), part(pairs), part(update), exchanged + 2 * gradients)
+    return Step(part(towers), part(pairs), part(update), exchanged, synchronised)
 
 
 def elementwise_of_blocks(name: str, gpus: int) -> tuple[float, float]:
-    """Elementwise bytes of the image tower's whole blocks in a step: as they run, and compiled."""
+    """Elementwise bytes of both towers' whole blocks in a step: as they run, and compiled. Without the mask that keeps
+    packed captions apart, which is the attention's."""
     config = recipe(name)
-    tower, images = config.model.vision, config.data.batch_size // gpus
-    shape = (images, tower.tokens + tower.patches, tower.width)
-    with FakeTensorMode():
-        heads, mlp_width = tower.width // tower.head_width, tower.mlp_width or 4 * tower.width
-        block = Block(tower.width, heads, mlp_width, config.model.activation)
-        x_BNW = torch.empty(shape, requires_grad=True)
-        with Count() as count:
-            with torch.autocast("cpu", torch.bfloat16):
-                out_BNW = block(x_BNW, None)
-            out_BNW.backward(torch.empty_like(out_BNW))
-    compiled = compile_with_gradients(block, *shape)
-    blocks = tower.layers - 1  # the last one computes some positions only
-    return blocks * count.bytes["elementwise"], float(blocks * compiled.elementwise)
+    vision, text, images = config.model.vision, config.model.text, config.data.batch_size // gpus
+    token_ids = captions(images, text.context_length, text.vocabulary)
+    packed = packing.pack(token_ids, latents=0, context_length=text.context_length)
+    before = after = 0.0
+    for tower, heads, shape in (
+        (vision, vision.width // vision.head_width, (images, vision.tokens + vision.patches, vision.width)),
+        (text, text.heads, (*packed.token_RN.shape, text.width)),
+    ):
+        with FakeTensorMode():
+            block = Block(tower.width, heads, tower.mlp_width or 4 * tower.width, config.model.activation)
+            x_BNW = torch.empty(shape, requires_grad=True)
+            with Count() as count:
+                with torch.autocast("cpu", torch.bfloat16):
+                    out_BNW = block(x_BNW, None)
+                out_BNW.backward(torch.empty_like(out_BNW))
+        compiled = compile_with_gradients(block, *shape)
+        blocks = tower.layers - 1  # the last one computes some positions only
+        before += blocks * count.bytes["elementwise"]
+        after += blocks * compiled.elementwise
+    return before, after
 
 
 def captions(count: int, context: int, vocabulary: int) -> torch.Tensor:
@@ -209,6 +236,10 @@ def captions(count: int, context: int, vocabulary: int) -> torch.Tensor:
     ids_TL = torch.randint(1, vocabulary - 1, (count, context), generator=generator)
     ids_TL[torch.arange(context) >= length_T1] = 0
     return ids_TL.scatter(1, length_T1 - 1, vocabulary - 1)
+
+
+def sent(size: int) -> str:
+    return f"{size / 1e9:.2f} GB, {1e3 * size / NETWORK:.0f} ms"
 
 
 def row(name: str, gpus: int) -> tuple[str, Step]:
@@ -225,15 +256,15 @@ def row(name: str, gpus: int) -> tuple[str, Step]:
         f"| {kernels} | {pairs.flops / 1e12:.2f} "
         f"| {(pairs.elementwise_bytes + pairs.product_bytes + pairs.triton_bytes) / 1e9:,.0f} "
         f"| {pairs.cache_bytes / 1e9:,.0f} | {milliseconds} "
-        f"| {sum(p.synchronisations for p in last[:3])} | {last.sent / 1e9:.2f} | {last.ms:,.0f} |",
+        f"| {sum(p.synchronisations for p in last[:3])} | {last.ms:,.0f} |",
         last,
     )
 
 
 HEADING = """\
 | recipe, GPUs | towers: TFLOP | elementwise GB | ms | pairs: kernels, eager / compiled / fused | fused: TFLOP | GB \
-| GB of cache | ms, eager / compiled / fused | waits of the host | GB sent | ms a step |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+| GB of cache | ms, eager / compiled / fused | waits of the host | ms a step |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
 @pytest.mark.bench
@@ -243,6 +274,15 @@ def test_fused_pairs_take_half_the_time_of_compiled_ones(name: str) -> None:
     assert compiled.pairs.elementwise_bytes < eager.pairs.elementwise_bytes / 3
     assert fused.pair_ms < compiled.pair_ms / 2
     assert not fused.towers.synchronisations and not fused.pairs.synchronisations
+
+
+@pytest.mark.bench
+def test_sharded_parameters_travel_once_more_than_replicated_ones_and_are_updated_once_by_all() -> None:
+    """Those of 64 tokens too, though there are more ranks."""
+    whole, sharded = (count_step("llip_b32_k64", 128, "fused", parallel=p, layers=2) for p in ("ddp", "fsdp"))
+    assert 1.4 < sharded.synchronised / whole.synchronised < 1.6  # twice to all ranks, and back
+    assert whole.update.elementwise_bytes > 80 * sharded.update.elementwise_bytes
+    assert sharded.towers.flops == whole.towers.flops and not sharded.towers.synchronisations
 
 
 @pytest.mark.bench
@@ -266,8 +306,15 @@ def main(arguments: list[str] | None = None) -> None:
         before, after = elementwise_of_blocks(name, settings.gpus or PAPER.get(name, 128))
         compiled[name] = step.ms - 1e3 * (before - after) / BANDWIDTH
         print(
-            f"{name}: blocks of the image tower {before / 1e9:,.0f} GB elementwise, {after / 1e9:,.0f} compiled; "
+            f"{name}: blocks of the towers {before / 1e9:,.0f} GB elementwise, {after / 1e9:,.0f} compiled; "
             f"a step {compiled[name]:,.0f} ms with these compiled"
+        )
+        sharded = count_step(name, settings.gpus or PAPER.get(name, 128), "fused", parallel="fsdp")
+        more = sharded.towers.elementwise_bytes - step.towers.elementwise_bytes
+        print(
+            f"{name}: exchange {sent(step.exchanged)}; DDP {sent(step.synchronised)}; "
+            f"FSDP2 {sent(sharded.synchronised)}, {more / 1e9:,.0f} GB of copies more, "
+            f"update {step.update_ms:.1f} → {sharded.update_ms:.1f} ms"
         )
     for name, clip in BASELINES.items():
         if {name, clip} <= found.keys():

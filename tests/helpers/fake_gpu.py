@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -265,7 +266,8 @@ class Count(TorchDispatchMode):
             self._add("attention", args, result)
             self.flops += flops_of(name, args, result)
         elif func.namespace == "c10d":
-            self._add("collective", result)
+            self.kernels["collective"] += 1  # a ring passes on about as much as the larger side, input or output, has
+            self.bytes["collective"] += max(stored(t) for t in pytree.tree_leaves(args) if isinstance(t, Tensor))
         elif name in FILLS:
             self._add("elementwise", result)
         else:
@@ -274,7 +276,8 @@ class Count(TorchDispatchMode):
 
 
 def stored(tensor: Tensor) -> int:
-    """Bytes of a tensor in memory, where an expanded axis takes none."""
+    """Bytes of a tensor in memory of this rank, where an expanded axis takes none."""
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return torch.Size(sizes).numel() * tensor.element_size()
 

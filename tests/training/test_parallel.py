@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from helpers.evaluation_samples import make_sets
 from helpers.on_ranks import batch, go_on, gradient_of, train
 from helpers.short_runs import newest
+from torch.distributed.tensor import Shard
 
 import llip
 from llip.config import HeadConfig, TrainingConfig
@@ -25,7 +26,7 @@ from llip.evaluation.ranks import OverRanks
 from llip.model.features import Mixture
 from llip.pairs import accumulation
 from llip.training import checkpoint
-from llip.training.parallel import Towers, current_world, seed_step
+from llip.training.parallel import Towers, _axis, current_world, seed_step
 from llip.training.tracking import read_metrics
 
 RANKS, SLOW = 3, 1.0
@@ -97,6 +98,8 @@ class Work:
 def work(small: TrainingConfig, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Work:
     # AdamW divides by eps what rounding leaves of a gradient that is zero: that of a key's bias.
     small = replace(small, optimizer=replace(small.optimizer, eps=1e-2))
+    # Fewer tokens than ranks, which divide the width: projections of each token are cut along that.
+    small = replace(small, model=replace(small.model, vision=replace(small.model.vision, tokens=2, width=24)))
     return Work(_variants(small), replace(small, ema_decay=0.9), shards, str(tmp_path_factory.mktemp("ranks")))
 
 
@@ -207,6 +210,15 @@ def test_bf16_autocast_keeps_parameters_and_gradients_in_fp32(small: TrainingCon
     )
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
     assert {gradient_of(p).dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "axis"),
+    [((32, 1024, 768), 128, 1), ((32, 1024, 768), 32, 0), ((32, 1024, 768), 120, 0), ((32, 640, 768), 256, 2)],
+)
+def test_a_parameter_of_few_rows_is_cut_along_another_axis(shape: tuple[int, ...], ranks: int, axis: int) -> None:
+    assert _axis(torch.nn.Parameter(torch.empty(shape)), ranks) == Shard(axis)
+    assert _axis(torch.nn.Parameter(torch.empty(7)), ranks) == Shard(0)
 
 
 def test_randomness_of_a_step_is_a_function_of_seed_step_and_rank() -> None:

@@ -1,10 +1,12 @@
 """What comes before training: a pool becomes shards. Each stage leaves what it finds done."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from llip import storage
 from llip.data import manifest
+from llip.fields import setting
+from pipelines.command import Trained
 
 Curation = Literal["metaclip", "none"]
 Folders = str | tuple[str, ...]
@@ -14,6 +16,45 @@ Folders = str | tuple[str, ...]
 CORPUS_TAIL_SHARE = 0.25
 """Balancing of the built-in corpus, whose shares of captions are chosen: a web pool's 6 % takes seven in eight of those
 that say which places are taken, since many images share them."""
+
+
+class DataOptions(TypedDict):
+    """Arguments of `prepare` that every command that trains has."""
+
+    pool: Folders | None
+    shards: Folders | None
+    evaluation: str | None
+    corpus_images: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOnData(Trained):
+    """Settings of a command that trains, and the data for it."""
+
+    pool: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
+    """Images with captions to curate and shard: a folder or an s3:// prefix, or several, which become one. Without it,
+    the built-in corpus."""
+    shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
+    """Finished shards to train on, of one folder or mixed from several (--weights): nothing is curated."""
+    evaluation: str | None = setting(None, metavar="FOLDER")
+    """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
+    corpus_images: int | None = None
+    """Images of the built-in corpus (16,000 where not given); with fewer, its evaluation sets shrink too."""
+    gpu: bool = False
+    """Each worker has a GPU although the cluster has none yet: its nodes start on demand."""
+
+    def __post_init__(self) -> None:
+        if self.pool is not None and self.shards is not None:
+            raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
+        if self.corpus_images is not None and (self.pool or self.shards):
+            other = "--pool" if self.pool else "--shards"
+            raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
+
+    def data(self) -> DataOptions:
+        """The options as arguments of `prepare`."""
+        return DataOptions(
+            pool=self.pool, shards=self.shards, evaluation=self.evaluation, corpus_images=self.corpus_images
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,28 +20,18 @@ from llip.fields import differences, setting
 from llip.lease import sole_writer
 from llip.training import run_folder
 from pipelines import command, prepare_data, ui
-from pipelines.command import Trained
-from pipelines.prepare_data import Curation
+from pipelines.prepare_data import Curation, TrainedOnData
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so that --help and a refusal come at once
     from llip.evaluation import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Trained):
+class Pretrain(TrainedOnData):
     """What is trained, on what, and where."""
 
-    pool: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
-    """Images with captions to curate and shard: a folder or an s3:// prefix, or several, which become one. Without it,
-    the built-in corpus."""
     curation: Curation = "metaclip"
     """metaclip: match and balance the pool's captions as MetaCLIP does; none: check, encode and shuffle it as it is."""
-    shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
-    """Finished shards to train on, of one folder or mixed from several (--weights): nothing is curated."""
-    evaluation: str | None = setting(None, metavar="FOLDER")
-    """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
-    corpus_images: int | None = None
-    """Images of the built-in corpus (16,000 where not given); with fewer, its evaluation sets shrink too."""
     output: str = setting("output", metavar="FOLDER")
     """Folder of everything that is made: pool, curated, shards, runs and the tracking database."""
     name: str | None = None
@@ -50,8 +40,6 @@ class Pretrain(Trained):
     """Trace a few steps: profile/trace.json and profile/summary.md in the run's folder and in MLflow."""
     workers: int | None = None
     """Processes that train together, where not given one for each GPU of the cluster; 0 trains in this process."""
-    gpu: bool = False
-    """Each worker has a GPU although the cluster has none yet: its nodes start on demand."""
     min_workers: int | None = None
     """Fewest workers to go on with where nodes are lost; the run takes others once there are nodes again."""
     max_failures: int = 10
@@ -61,11 +49,7 @@ class Pretrain(Trained):
     """Run in another process, which is started again where it dies, as often as --max-failures says."""
 
     def __post_init__(self) -> None:
-        if self.pool is not None and self.shards is not None:
-            raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
-        if self.corpus_images is not None and (self.pool or self.shards):
-            other = "--pool" if self.pool else "--shards"
-            raise ValueError(f"--corpus-images is about the built-in corpus; leave it out with {other}")
+        super().__post_init__()
         if self.curation == "none" and self.pool is None:
             raise ValueError("--curation none is about a pool of your own: name it with --pool")
         if self.workers is not None and self.workers < 0:
@@ -121,10 +105,7 @@ def pretrain(settings: Pretrain) -> RunResult:
 
     data = prepare_data.prepare(
         output,
-        pool=settings.pool,
-        shards=settings.shards,
-        evaluation=settings.evaluation,
-        corpus_images=settings.corpus_images,
+        **settings.data(),
         curation=settings.curation,
     )
     run_folder.claim(folder, config, data.shards)

@@ -10,7 +10,7 @@ from llip import storage
 from llip.config import TrainingConfig
 from llip.fields import differences, find_leaf, setting
 from pipelines import prepare_data
-from pipelines.command import Trained
+from pipelines.prepare_data import TrainedOnData
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right
     from llip.evaluation.sets.evaluation_set import EvaluationSet
@@ -24,7 +24,7 @@ PLACES = ("pool", "shards", "evaluation", "corpus_images")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(Trained):
+class Experiment(TrainedOnData):
     """Trials that share everything but what is compared."""
 
     seeds: int
@@ -38,28 +38,17 @@ class Experiment(Trained):
     workers: int = 0
     """Processes of each trial under Ray Train, or 0 for one without it. A trial that loses some waits for others:
     going on with fewer is for pretrain.py alone, as such a run cannot report to Ray Tune."""
-    gpu: bool = False
-    """Each worker has a GPU although the cluster has none yet: its nodes start on demand."""
-    pool: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
-    """Images with captions to curate and shard, of one folder or several; without it, the built-in corpus."""
-    shards: str | tuple[str, ...] | None = setting(None, metavar="FOLDER")
-    """Finished shards to train on, of one folder or mixed from several (--weights)."""
-    evaluation: str | None = setting(None, metavar="FOLDER")
-    """Folder of evaluation sets; those of the built-in corpus where it is trained on."""
-    corpus_images: int | None = None
-    """Images of the built-in corpus (16,000 where not given)."""
     output: str = setting("output", metavar="FOLDER")
     """Folder of everything that is made; the experiment's own is `<sweeps, studies, scaling>/<name>` in it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field, least in (("seeds", 1), ("concurrency", 1), ("workers", 0)):
             value = getattr(self, field)
             if value is not None and value < least:
                 raise ValueError(f"--{field} is {value}; it has to be at least {least}")
         if self.gpu and not self.workers:
             raise ValueError("--gpu is about the workers of trials; it needs --workers")
-        if self.pool is not None and self.shards is not None:
-            raise ValueError("--pool and --shards exclude each other: shards are what a pool is made into")
         if (self.pool or self.shards) and not self.evaluation:
             raise ValueError("metrics are compared: name a folder of evaluation sets with --evaluation")
 
@@ -92,13 +81,7 @@ def prepare(
     check(folder, kind, fixed)
     output = storage.absolute(settings.output)
     check_store(default_store(output)[0], settings.concurrency)
-    data = prepare_data.prepare(
-        output,
-        pool=settings.pool,
-        shards=settings.shards,
-        evaluation=settings.evaluation,
-        corpus_images=settings.corpus_images,
-    )
+    data = prepare_data.prepare(output, **settings.data())
     from llip.training.notebook import context_tags
     from llip.training.tracking import Tracking
     from tune.trials import TrialPlan

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
     from llip.training.weights import Weights
     from pipelines.evaluation_cache import EvaluationCache
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCORED_WITH = ("candidates", "context_length")
 """Options that change the scores of a set; those not given are left out of what is noted."""
 MOST = 20

@@ -4,6 +4,7 @@ are compared by the scores of single items without their models."""
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,13 @@ from llip.evaluation.metrics import Metric
 from llip.evaluation.retrieval import Captions, Retrieval
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "evaluated"
 SCORES = "item_scores.npz"
 """The scores of single items of all sets in one file: an artifact of an evaluation in MLflow, and what training leaves
 of its last one in the run's folder."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OF_RETRIEVAL = ("best_images_TX", "average_precision_T", "logit_count_2H")
 DETAIL, ITEMS = "detail", "items"
 """Prefixes of arrays: what a report shows, and `items/<metric>/…`, the scores of single items."""
@@ -42,6 +45,11 @@ class EvaluationCache:
             return None
         head, arrays = found
         if head["key"] != self._key(data.name):
+            if (version := head["key"][0]) != SCHEMA_VERSION:
+                logger.warning(
+                    "the stored scores of %s are of version %s, this program's of version %s: evaluating it again",
+                    *(data.name, version, SCHEMA_VERSION),
+                )
             return None
         metrics = {name: Metric(**metric) for name, metric in head["metrics"].items()}
         scores = {name: _items(name, head, arrays) for name in metrics}
@@ -118,6 +126,8 @@ def _arrays(outcome: Outcome) -> dict[str, NDArray[Any]]:
         arrays |= {f"{ITEMS}/{name}/{sort}": unit_I.astype(np.int32) for sort, unit_I in scores.units.items()}
         if scores.stratum_I is not None:
             arrays[f"{ITEMS}/{name}/stratum"] = scores.stratum_I.astype(np.int32)
+        if scores.predicted_I is not None:
+            arrays[f"{ITEMS}/{name}/predicted"] = scores.predicted_I.astype(np.int32)
     return arrays
 
 
@@ -135,11 +145,12 @@ def _opened(content: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def _items(metric: str, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> ItemScores:
     prefix = f"{ITEMS}/{metric}"
-    stratum_I = arrays.get(f"{prefix}/stratum")
+    stratum_I, predicted_I = (arrays.get(f"{prefix}/{name}") for name in ("stratum", "predicted"))
     return ItemScores(
         score_I=arrays[f"{prefix}/score"],
         chance=head["metrics"][metric]["chance"],
         units={sort: arrays[f"{prefix}/{sort}"].astype(np.int64) for sort in head["units"][metric]},
         stratum_I=None if stratum_I is None else stratum_I.astype(np.int64),
         worst=metric in head["worst"],
+        predicted_I=None if predicted_I is None else predicted_I.astype(np.int64),
     )

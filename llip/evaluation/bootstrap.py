@@ -5,16 +5,16 @@ One sort of unit is resampled by the ordinary bootstrap (Efron and Tibshirani, *
 Statistics 1, 2007): an item weighs the product of the numbers of times that its image and its caption were drawn. The
 gallery of retrieval, the classes, the caption types and the model with its seed are not resampled.
 
-Axes: B replicates · I items · U units.
+Axes: B replicates · I items · R runs · U units.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llip.evaluation.item_scores import UNITS, ItemScores
+from llip.evaluation.item_scores import UNITS, ItemScores, means_of
 from llip.evaluation.metrics import Metric
 
 REPLICATES = 1000
@@ -53,13 +53,32 @@ class _Drawn:
 
 def replicates(scores: ItemScores, count: int = REPLICATES, seed: int = 0) -> NDArray[np.float64]:
     """The metric in every replicate [B]; NaN where the draw left no item."""
-    return np.concatenate([scores.means(weight_BI) for weight_BI in item_weights(scores, count, seed)])
+    return np.concatenate([replicates_of([scores], weight_BI)[:, 0] for weight_BI in item_weights(scores, count, seed)])
+
+
+def replicates_of(runs: Sequence[ItemScores], weight_BI: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The metric [B, R] of runs that have scores of the same items, in replicates with these weights.
+
+    Replicates of macro F1 are reflected at its value, so that percentiles give the basic interval (Davison and Hinkley,
+    *Bootstrap methods and their application*, 1997, section 5.2). F1 of a class with few images is biased downwards,
+    and that of a draw from these images once more: percentiles as they are would lie too low by twice the bias.
+    """
+    mean_BR = means_of(runs, weight_BI)
+    if runs[0].predicted_I is None:
+        return mean_BR
+    return 2 * np.array([run.value for run in runs]) - mean_BR
 
 
 def interval(value_B: NDArray[np.float64], coverage: float = COVERAGE) -> tuple[float, float]:
     """The percentile interval of replicates."""
     low, high = np.nanquantile(value_B, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
+
+
+def ends(value_B: NDArray[np.float64], value: float) -> tuple[float, float]:
+    """The interval of a metric with this value: within [0, 1], as metrics are, and not beside the value."""
+    low, high = interval(value_B)
+    return min(max(low, 0.0), value), max(min(high, 1.0), value)
 
 
 def judged(scores: ItemScores) -> Metric:
@@ -77,7 +96,7 @@ def judged(scores: ItemScores) -> Metric:
         margin = 1 - ((1 - COVERAGE) / 2) ** (1 / units)
         low, high = (0.0, margin) if first == 0 else (1 - margin, 1.0)
     else:
-        low, high = interval(replicates(scores))
+        low, high = ends(replicates(scores), scores.value)
     return replace(metric, low=low, high=high, over=scores.over)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from llip.evaluation.bootstrap import COVERAGE, interval, item_weights
-from llip.evaluation.item_scores import ItemScores, weighted_means
+from llip.evaluation.bootstrap import COVERAGE, ends, interval, item_weights, replicates_of
+from llip.evaluation.item_scores import ItemScores
 
 REPLICATES = 2000
 
@@ -68,21 +68,18 @@ class Replicates:
         first = runs[0]
         if not all(first.same_items(other) for other in runs[1:]):
             raise ValueError("the scores are not of the same items in the same order")
-        score_RI = np.stack([run.score_I for run in runs])
         self.over = first.over
         self._values, self._seed = [run.value for run in runs], [seed, 1]
         self._mean_BR = np.concatenate(
-            [
-                weighted_means(score_RI, weight_BI, first.stratum_I, first.worst)
-                for weight_BI in item_weights(first, REPLICATES)
-            ]
+            [replicates_of(runs, weight_BI) for weight_BI in item_weights(first, REPLICATES)]
         )
 
     def level(self, group: Sequence[int]) -> Estimate:
         """The mean of a group of runs, given by their places among all. Its interval lies in [0, 1], as metrics do."""
         (mean_B,) = self._means([group])
-        low, high = (min(max(end, 0.0), 1.0) for end in interval(mean_B))
-        return Estimate(value=float(np.mean([self._values[run] for run in group])), low=low, high=high)
+        value = float(np.mean([self._values[run] for run in group]))
+        low, high = ends(mean_B, value)
+        return Estimate(value=value, low=low, high=high)
 
     def difference(self, first: Sequence[int], second: Sequence[int]) -> Difference:
         """The second group less the first one."""

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binom
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -88,12 +89,13 @@ class ZeroShot:
         self.task = ImageTask(data.name, data.table.select(["image", "label"]), job)
 
     def finish(self, arrays: Arrays) -> tuple[dict[str, ItemScores], Arrays]:
-        """Top-1, top-5 and mean per-class accuracy, where there are groups those of the worst one, and the arrays of
-        `Classify`."""
+        """Top-1, top-5 and mean per-class accuracy, where there are groups those of the worst one, macro F1, and the
+        arrays of `Classify`."""
         label_N = self.data.table["label"].to_numpy()
         group_N = self.data.table["group"].to_numpy() if "group" in self.data.table.column_names else None
-        found = accuracies(arrays["above"], arrays["tied"], label_N, len(self.data.classes), group_N=group_N)
-        return found, arrays
+        classes = len(self.data.classes)
+        found = accuracies(arrays["above"], arrays["tied"], label_N, classes, group_N=group_N)
+        return found | {"macro_f1": macro_f1(label_N, arrays["predicted"], classes)}, arrays
 
 
 def accuracies(
@@ -118,3 +120,29 @@ def accuracies(
         assert group_N is not None
         found[f"worst_group_{name}"] = replace(found[name], stratum_I=group_N.astype(np.int64), worst=True)
     return found
+
+
+def macro_f1(label_N: NDArray[np.integer], predicted_N: NDArray[np.integer], classes: int) -> ItemScores:
+    """Macro F1 over the classes that have images, DataComp's metric of iWildCam. The first of several classes with the
+    highest score is the predicted one."""
+    return ItemScores(
+        score_I=(label_N == predicted_N).astype(np.float64),
+        chance=drawn_f1(label_N, classes),
+        units={"images": np.arange(len(label_N))},
+        stratum_I=label_N.astype(np.int64),
+        predicted_I=predicted_N.astype(np.int64),
+    )
+
+
+def drawn_f1(label_N: NDArray[np.integer], classes: int) -> float:
+    """Expected macro F1 where the class of every image is drawn, all classes alike.
+
+    A class that n of N images have is drawn for P of them, which is binomial; `P n / N` of these are right on average.
+    """
+    images = len(label_N)
+    given_P = np.arange(1, images + 1)
+    share_P = binom.pmf(given_P, images, 1 / classes)
+    given_P, share_P = given_P[share_P > 0], share_P[share_P > 0]
+    of_class, times = np.unique(np.unique(label_N, return_counts=True)[1], return_counts=True)
+    found = [2 * n / images * float((share_P * given_P / (n + given_P)).sum()) for n in of_class.tolist()]
+    return float(np.average(found, weights=times))

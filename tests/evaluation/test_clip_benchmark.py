@@ -8,7 +8,7 @@ import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from helpers.evaluation_samples import picture
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch.utils.data import DataLoader, Dataset
 
 from llip import create_model
@@ -148,8 +148,9 @@ def test_classification_of_llip_is_clip_benchmarks_on_literal_scores(labelled: E
     found = evaluate_model(model, [labelled], progress=False)
     top1, top5 = zeroshot_classification.accuracy(score_NC, label, topk=(1, 5))
     per_class = balanced_accuracy_score(label, score_NC.argmax(dim=1))
-    names = ("top1", "top5", "mean_per_class")
-    assert [found[f"things/{n}"].value for n in names] == pytest.approx([top1, top5, per_class])
+    f1 = f1_score(label, score_NC.argmax(dim=1), average="macro", labels=label.unique())  # as WILDS and DataComp
+    names = ("top1", "top5", "mean_per_class", "macro_f1")
+    assert [found[f"things/{n}"].value for n in names] == pytest.approx([top1, top5, per_class, f1])
 
 
 def test_retrieval_of_llip_is_clip_benchmarks_on_literal_scores(captioned: EvaluationSet) -> None:

@@ -55,7 +55,7 @@ def test_evaluate_model_names_every_metric_and_restores_the_mode(recipe: str, ap
     model = make_model(recipe).train()
     found = evaluate_model(model, make_sets(), batch_size=3, progress=False)
     assert model.training
-    expected = {f"things/{m}" for m in ("top1", "top5", "mean_per_class")}
+    expected = {f"things/{m}" for m in ("top1", "top5", "mean_per_class", "macro_f1")}
     expected |= {f"scenes/{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
     expected |= {f"scenes/text_to_image_map{kind}" for kind in ("", "_over_kinds", "/object", "/ground")}
     expected |= {f"scenes/one_of_20/{kind}" for kind in ("object", "ground")}

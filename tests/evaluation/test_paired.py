@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
-from llip.evaluation import paired
+from llip.evaluation import bootstrap, paired, zero_shot
 from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.paired import Difference, Replicates, difference
 
@@ -60,6 +61,30 @@ def test_the_level_of_two_seeds_has_an_interval_within_what_a_metric_can_be() ->
     assert found.low < seeds[0].value and found.high == 1.0
     alone = Replicates(seeds[:1]).level([0])
     assert alone.low < seeds[0].value < alone.high < 0.93
+
+
+def test_macro_f1_is_compared_run_by_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired, "REPLICATES", 60)
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 4, 80)
+    predicted = [np.where(rng.random(80) < share, label, rng.integers(0, 6, 80)) for share in (0.4, 0.8)]
+    runs = [zero_shot.macro_f1(label, of_run, 6) for of_run in predicted]
+    found = difference(runs[:1], runs[1:])
+
+    def literal(times: np.ndarray) -> float:
+        drawn = np.repeat(np.arange(80), times.astype(int))
+        first, second = (
+            f1_score(label[drawn], of_run[drawn], average="macro", labels=np.unique(label[drawn]))
+            for of_run in predicted
+        )
+        return float(second - first)
+
+    value = literal(np.ones(80))
+    replicates = [2 * value - literal(times) for times in np.concatenate(list(bootstrap.item_weights(runs[0], 60)))]
+    assert (found.low, found.high) == pytest.approx(bootstrap.interval(np.array(replicates)), abs=1e-6)
+    assert found.value == pytest.approx(value) and found.decided and found.over == "80 images"
+    with pytest.raises(ValueError, match="not of the same items"):
+        difference(runs[:1], [zero_shot.accuracies(np.zeros(80, int), np.ones(80, int), label, 6)["mean_per_class"]])
 
 
 def test_other_items_are_refused() -> None:

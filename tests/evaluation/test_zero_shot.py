@@ -1,5 +1,6 @@
 """Llip's zero-shot protocol against its literal form in float64, for every kind of feature."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from llip.contrastive import ContrastiveModel, create_model
 from llip.data.tokenizer import tokenize
@@ -71,6 +73,32 @@ def test_accuracies_are_the_textbook_ones() -> None:
     recall = [(order[label_N == c, 0] == c).mean() for c in np.unique(label_N)]
     assert found["mean_per_class"].value == pytest.approx(np.mean(recall))
     assert [found[m].chance for m in ("top1", "top5", "mean_per_class")] == [1 / 12, 5 / 12, 1 / 12]
+
+
+def macro(label_N: np.ndarray, predicted_N: np.ndarray) -> float:
+    """As WILDS and DataComp compute it: over the classes that occur among the labels."""
+    return float(f1_score(label_N, predicted_N, average="macro", labels=np.unique(label_N)))
+
+
+def test_macro_f1_is_that_of_scikit_learn_over_the_classes_of_labels() -> None:
+    rng = np.random.default_rng(0)
+    label_N = rng.choice(8, 200, p=np.arange(1, 9) / 36)
+    predicted_N = np.where(rng.random(200) < 0.5, label_N, rng.integers(0, 12, 200))  # 8 to 11 are of no label
+    found = zero_shot.macro_f1(label_N, predicted_N, classes=12)
+    assert found.value == pytest.approx(macro(label_N, predicted_N), abs=1e-12)
+    assert found.value != pytest.approx(f1_score(label_N, predicted_N, average="macro"), abs=1e-3)
+    times_BN = rng.integers(0, 4, (20, 200)) * (label_N != 3)
+    expected = [macro(np.repeat(label_N, times), np.repeat(predicted_N, times)) for times in times_BN]
+    np.testing.assert_allclose(found.means(times_BN.astype(np.float32)), expected, atol=1e-6)
+    assert np.isnan(found.means(np.zeros((1, 200)))[0]) and found.over == "200 images"
+
+
+@pytest.mark.parametrize("label", [[0, 0, 1, 2], [0, 0, 0, 0], [3, 1, 1, 3]])
+def test_the_chance_of_macro_f1_is_the_mean_over_all_predictions(label: list[int]) -> None:
+    label_N = np.array(label)
+    every = itertools.product(range(4), repeat=len(label))
+    expected = np.mean([zero_shot.macro_f1(label_N, np.array(predicted), 4).value for predicted in every])
+    assert zero_shot.drawn_f1(label_N, 4) == pytest.approx(expected, abs=1e-12)
 
 
 class ConstantScorer:

@@ -11,6 +11,7 @@ from helpers.evaluation_samples import make_sets
 
 from llip import recipe, storage
 from llip.config import TrainingConfig
+from llip.evaluation import zero_shot
 from llip.evaluation.bootstrap import judge
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.item_scores import ItemScores
@@ -18,7 +19,7 @@ from llip.fields import to_dict
 from llip.training.tracking import Tracker, Tracking, read_metrics, run_id_of
 from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, RunRecord
-from pipelines.evaluation_cache import EvaluationCache, read_items, scores_file
+from pipelines.evaluation_cache import EvaluationCache, read_items, scores_file, scores_of
 
 
 def write_run(
@@ -201,6 +202,22 @@ def test_runs_are_compared_from_mlflow_alone(
         compare(replace(job, runs=(f"runs:/{ids[0]}", f"runs:/{bare}")))
     with pytest.raises(ValueError, match="runs:/nothing is not the id of a run at sqlite"):
         compare(replace(job, runs=("runs:/nothing", f"runs:/{bare}")))
+
+
+def test_macro_f1_is_compared_from_what_the_cache_stored(tmp_path: Path) -> None:
+    rng, runs = np.random.default_rng(1), []
+    label = rng.integers(0, 5, 200)
+    for name, share in (("llip_tiny_k8", 0.3), ("siglip_tiny", 0.8)):
+        scores = zero_shot.macro_f1(label, np.where(rng.random(200) < share, label, rng.integers(0, 7, 200)), 7)
+        outcome = Outcome(make_sets()[0], judge({"macro_f1": scores}), {"macro_f1": scores}, {"predicted": np.zeros(3)})
+        EvaluationCache(str(tmp_path / name), {"things": "any"}).save(outcome)
+        runs.append(write_run(tmp_path / name, recipe(name), {"things/macro_f1": scores.value}, sets={"things": "d"}))
+        for stored in (read_items(runs[-1], "things"), scores_of(scores_file([outcome]))["things"]):
+            assert stored["macro_f1"].same_items(scores) and stored["macro_f1"].value == scores.value
+    found = compare(Compare(runs=tuple(runs), tested=("things/macro_f1",), output=str(tmp_path / "out")))
+    ((test,),) = found.tests.values()
+    assert test.metric == "things/macro_f1" and test.difference is not None and test.difference.decided
+    assert "siglip_tiny is ahead of llip_tiny_k8 by" in test.sentence and test.difference.over == "200 images"
 
 
 def test_one_seed_each_says_nothing_of_others(seeds: tuple[str, ...]) -> None:

@@ -180,10 +180,28 @@ def test_a_set_that_changes_is_evaluated_again_and_the_others_are_not(
     assert seen == ["things"]
 
 
+def test_what_an_earlier_version_stored_is_evaluated_again_and_said(
+    job: Evaluate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipelines.evaluation_cache.SCHEMA_VERSION", 4)
+        earlier.setattr("pipelines.evaluate.SCHEMA_VERSION", 2)
+        first = evaluate(job)
+    capsys.readouterr()
+    again = evaluate(job)
+    assert "is of another state of its checkpoint, its sets or the metrics: evaluating again" in capsys.readouterr().out
+    said = "the stored scores of things are of version 4, this program's of version 5: evaluating it again"
+    assert said in caplog.messages and len(caplog.messages) >= 3
+    assert {name: metric.value for name, metric in again.items()} == {n: m.value for n, m in first.items()}
+    caplog.clear()
+    (Path(job.checkpoint) / "metrics.json").unlink()
+    assert evaluate(job) == again and not [m for m in caplog.messages if "stored scores" in m]
+
+
 def test_chosen_sets_go_to_a_chosen_folder_which_keeps_its_settings(job: Evaluate, tmp_path: Path) -> None:
     output = str(tmp_path / "elsewhere")
     chosen = Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("things",), output=output)
-    assert set(evaluate(chosen)) == {"things/top1", "things/top5", "things/mean_per_class"}
+    assert set(evaluate(chosen)) == {f"things/{name}" for name in ("top1", "top5", "mean_per_class", "macro_f1")}
     with pytest.raises(ValueError, match=r"other settings \(sets: .*things.*\); choose another --output"):
         evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, output=output))
 

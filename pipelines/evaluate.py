@@ -1,5 +1,5 @@
-"""Evaluate a checkpoint: zero-shot classification, retrieval, context analysis and hard negatives, each beside its
-chance level and with a 95 % interval.
+"""Evaluate a checkpoint: zero-shot classification, retrieval, context analysis, hard negatives and associations, each
+beside its chance level and with a 95 % interval.
 
     uv run pipelines/evaluate.py --checkpoint output/runs/<name> --evaluation output/evaluation
 
@@ -48,7 +48,7 @@ class EvaluationOptions(WeightsOptions):
     """A run folder (its newest checkpoint is taken), a checkpoint, a folder of open_clip, or a file of weights."""
     evaluation: str = "output/evaluation"
     """Folder with evaluation sets at any depth: this project's, WebDataset of CLIP_benchmark, COCO, Flickr30k,
-    SugarCrepe, ARO, Winoground, Parquet, or image folders such as ImageNet's (see llip/evaluation/sets)."""
+    SugarCrepe, ARO, Winoground, WinoGAViL, Parquet, or image folders such as ImageNet's (see llip/evaluation/sets)."""
     sets: tuple[str, ...] = ()
     """Names of the sets to use; all of them where none is named."""
     output: str | None = None

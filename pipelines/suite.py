@@ -51,14 +51,13 @@ def suite(settings: SuiteOfTasks) -> "dict[str, Results]":
     Raises ValueError, before any work, as `evaluate` does, for two sets of one task, and for an expectation of a task
     of which there is no set.
     """
-    from llip.evaluation.suites import SUITES, UNMEASURED, Results, by_task
+    from llip.evaluation.suites import SUITES, Results, by_task
 
     given, references = by_task(source.name for source in sources_of(settings)), settings.references()
     tasks = dict.fromkeys(task for name in settings.suites for task in SUITES[name].tasks if task in given)
-    scored = [task for task in tasks if task not in UNMEASURED]
-    if unknown := [task for task in references if task not in scored]:
+    if unknown := [task for task in references if task not in tasks]:
         raise ValueError(
-            f"--expected {unknown[0]}: no set of such a task is evaluated; there are {', '.join(scored) or 'none'}"
+            f"--expected {unknown[0]}: no set of such a task is evaluated; there are {', '.join(tasks) or 'none'}"
         )
     metrics = evaluate(settings)
     found: dict[str, Results] = {name: Results.of(SUITES[name], metrics) for name in settings.suites}

@@ -156,6 +156,8 @@ def _metric_names(data: "EvaluationSet") -> set[str]:
     from llip.recipes import recipe
 
     rows = set(range(min(ROWS_PER_KIND, data.table.num_rows)))
+    if data.task == "association":  # an instance is all of its images, whose rows lie anywhere
+        rows = set(range(data.table.num_rows))
     if data.task == "retrieval":
         found: dict[str, int] = {}
         for row, kinds in enumerate(data.table["kinds"].to_pylist()):

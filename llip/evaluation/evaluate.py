@@ -7,6 +7,7 @@ import torch
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import bootstrap, context
+from llip.evaluation.association import Association
 from llip.evaluation.calibration import Calibration
 from llip.evaluation.choice import Choice
 from llip.evaluation.context import ContextAnalysis
@@ -44,8 +45,8 @@ def evaluate_model(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, Metric]:
-    """Metrics of a model on sets, named `<set>/<metric>`: see `zero_shot`, `retrieval`, `context` and
-    `choice`.
+    """Metrics of a model on sets, named `<set>/<metric>`: see `zero_shot`, `retrieval`, `context`, `choice`
+    and `association`.
 
     The model is moved to `device`. Raises ValueError, naming set and row, for an image or a row that cannot be used.
     """
@@ -80,7 +81,7 @@ def evaluate_sets(
 
 def _analysis(
     model: ContrastiveModel, data: EvaluationSet, candidates: int | None
-) -> ZeroShot | RetrievalTask | ContextAnalysis | Choice:
+) -> ZeroShot | RetrievalTask | ContextAnalysis | Choice | Association:
     match data.task:
         case "classification":
             return ZeroShot(model, data)
@@ -90,6 +91,8 @@ def _analysis(
             return ContextAnalysis(model, data)
         case "choice":
             return Choice(model, data)
+        case "association":
+            return Association(model, data)
 
 
 def named(outcomes: Iterable[Outcome]) -> dict[str, Metric]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from llip.evaluation.association import instances
 from llip.evaluation.encode import Arrays
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.retrieval import Retrieval
@@ -14,6 +15,7 @@ from llip.page import image_tag
 PER_KIND = 2
 IMAGES = 24
 CONTEXTS = 6
+INSTANCES = 4
 
 
 def of(outcome: Outcome, seed: int = 0) -> str:
@@ -23,6 +25,8 @@ def of(outcome: Outcome, seed: int = 0) -> str:
         return "".join(_rankings(outcome, outcome.details, rng))
     if outcome.data.task == "classification":
         return f'<div class="grid">{"".join(_predictions(outcome, outcome.details, rng))}</div>'
+    if outcome.data.task == "association":
+        return "".join(_associations(outcome, outcome.details, rng))
     make = _choices if outcome.data.task == "choice" else _contexts
     return f'<div class="contexts">{"".join(make(outcome, outcome.details, rng))}</div>'
 
@@ -37,6 +41,17 @@ def _rankings(outcome: Outcome, ranked: Retrieval, rng: np.random.Generator) -> 
             note = f"average precision {ranked.average_precision_T[text]:.2f}, true of {len(true)} images"
             query = f"{html.escape(ranked.captions.texts[text])}<small>{note}</small>"
             yield f'<div class="ranking"><div class="query">{query}</div>{"".join(images)}</div>'
+
+
+def _associations(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:
+    """A few cues with their images, the highest score first."""
+    found = instances(outcome.data.table)
+    for which in _some(len(found), INSTANCES, rng):
+        of = found[which]
+        order = np.argsort(-arrays["score"][of.rows, of.places], kind="stable")
+        images = (_image(outcome, int(of.rows[i]), bool(of.true[i])) for i in order)
+        query = f"{html.escape(of.cue)}<small>{of.true.sum()} of {len(order)} images are associated with it</small>"
+        yield f'<div class="ranking"><div class="query">{query}</div>{"".join(images)}</div>'
 
 
 def _predictions(outcome: Outcome, arrays: Arrays, rng: np.random.Generator) -> Iterator[str]:

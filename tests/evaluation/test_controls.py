@@ -29,8 +29,20 @@ def choices() -> EvaluationSet:
     return EvaluationSet(name="choices", task="choice", table=pa.table(columns))
 
 
+def associations() -> EvaluationSet:
+    """Cue i is dealt with the images i, i + 1 and i + 2, of which the first is associated with it."""
+    dealt = [[(row - place) % ROWS for place in range(3)] for row in range(ROWS)]
+    columns = {
+        "image": [picture(i) for i in range(ROWS)],
+        "captions": [[f"idea {number}" for number in numbers] for numbers in dealt],
+        "instances": dealt,
+        "true": [[True, False, False]] * ROWS,
+    }
+    return EvaluationSet(name="associations", task="association", table=pa.table(columns))
+
+
 def all_sets() -> list[EvaluationSet]:
-    return [*make_sets(ROWS), choices()]
+    return [*make_sets(ROWS), choices(), associations()]
 
 
 def renumbered(data: EvaluationSet) -> EvaluationSet:
@@ -56,6 +68,10 @@ def renumbered(data: EvaluationSet) -> EvaluationSet:
                 row["kinds"] = [row["kinds"][i] for i in order]
             else:
                 row["true"] = int(np.argsort(order)[row["true"]])
+        elif data.task == "association":
+            order = rng.permutation(len(row["captions"]))
+            row |= {column: [row[column][i] for i in order] for column in ("captions", "instances", "true")}
+            row["instances"] = [ROWS - number for number in row["instances"]]
         elif data.task == "context":
             row["caption_a"], row["caption_b"] = row["caption_b"], row["caption_a"]
     return EvaluationSet(name=data.name, task=data.task, table=pa.Table.from_pylist(rows, schema=table.schema))

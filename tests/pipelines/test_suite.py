@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.evaluation_samples import picture
+from helpers.evaluation_samples import picture, write_winogavil
+from sklearn.metrics import f1_score
 
 from llip import create_model
 from llip.evaluation import zero_shot
 from llip.evaluation.metrics import Metric
 from llip.evaluation.sets import find_sets
-from llip.evaluation.suites import SHIFTS, SUITES, UNMEASURED, Results, task_of
+from llip.evaluation.suites import SHIFTS, SUITES, Results, task_of
 from llip.interop import save_model
+from pipelines.evaluation_cache import read_items
 from pipelines.suite import SuiteOfTasks, suite
 
 
@@ -25,7 +27,8 @@ def test_there_are_as_many_tasks_as_the_papers_say() -> None:
     assert (len(llip.tasks), len(datacomp.tasks)) == (22, 38)
     assert all(set(tasks) <= datacomp.tasks.keys() for tasks in datacomp.groups.values())
     assert [len(tasks) for tasks in datacomp.groups.values()] == [1, 6, 13, 3]
-    assert "imagenet1k" not in llip.tasks and UNMEASURED.keys() <= datacomp.tasks.keys()
+    assert "imagenet1k" not in llip.tasks
+    assert datacomp.tasks["iwildcam"] == ("macro_f1",) and datacomp.tasks["winogavil"] == ("jaccard_of_10_and_more",)
     assert datacomp.tasks["pets"] == llip.tasks["pets"] == ("mean_per_class",)
 
 
@@ -39,6 +42,8 @@ def test_there_are_as_many_tasks_as_the_papers_say() -> None:
         ("wds_wilds-fmow_test", "fmow"),
         ("wds_mscoco_captions", "mscoco_2014_5k_test_image_text_retrieval"),
         ("wds_geode_test", "geode"),
+        ("wds_wilds-iwildcam_test", "iwildcam"),
+        ("retrieval-flickr_1k_test_image_text_retrieval", "flickr30k"),
     ],
 )
 def test_a_task_is_found_by_the_name_of_its_folder(name: str, task: str) -> None:
@@ -49,16 +54,20 @@ def test_scores_and_means_are_those_of_the_tasks_own_metrics() -> None:
     metrics = {f"wds_{task}/top1": Metric(0.1 * i, 0.01) for i, task in enumerate(("imagenet1k", *SHIFTS))}
     metrics |= {"wds_vtab-pets/top1": Metric(0.9, 0.1), "wds_vtab-pets/mean_per_class": Metric(0.8, 0.1)}
     metrics |= {"wds_flickr30k/text_to_image_r1": Metric(0.4, 0), "wds_flickr30k/image_to_text_r1": Metric(0.6, 0)}
-    metrics |= {"wds_wilds-fmow/top1": Metric(0.9, 0.1)}
+    metrics |= {"wds_wilds-fmow/top1": Metric(0.9, 0.1), "wds_wilds-iwildcam/top1": Metric(0.9, 0.1)}
+    metrics |= {"winogavil/jaccard": Metric(0.9, 0.2), "winogavil/jaccard_of_10_and_more": Metric(0.3, 0.1)}
     found = Results.of(SUITES["datacomp"], metrics)
     assert found.scores["pets"].value == 0.8 and found.scores["flickr30k"].value == 0.5
     value, count = found.mean(SHIFTS)
     assert value == pytest.approx(0.35) and count == 6
     assert found.mean(("imagenet1k", "svhn")) == (0.0, 1) and found.mean(("svhn",)) == (None, 0)
-    assert found.missing["svhn"] == "no such set" and "macro F1" in found.missing["iwildcam"]
+    assert found.missing["svhn"] == "no such set"
+    assert found.missing["iwildcam"] == "wds_wilds-iwildcam gave no macro_f1"
+    assert found.scores["winogavil"].value == 0.3
+    assert found.mean(("flickr30k", "winogavil")) == (0.4, 2)
     assert found.missing["fmow"] == "wds_wilds-fmow gave no worst_group_top1"
     text = found.markdown({"imagenetv2": 0.15, "objectnet": 0.7})
-    assert "| ImageNet distribution shifts | 0.350 | 6 of 6 |" in text and "| all | 0.378 | 9 of 38 |" in text
+    assert "| ImageNet distribution shifts | 0.350 | 6 of 6 |" in text and "| all | 0.370 | 10 of 38 |" in text
     assert "| imagenetv2 | 0.200 | 0.150 | +0.050 |" in text and "| mean | | | -0.025 |" in text
     assert "effective robustness" not in found.markdown({})
     with pytest.raises(ValueError, match="wds_pets and vtab-pets are both sets of the task pets"):
@@ -105,6 +114,25 @@ def test_a_folder_of_tars_becomes_the_tables_of_papers(tmp_path: Path, capsys: p
     assert not (tmp_path / "out").exists(), "nothing is evaluated first"
     with pytest.raises(ValueError, match="--expected imagenetv2=58: a task and an accuracy"):
         SuiteOfTasks(**settings, expected=("imagenetv2=58",))
+
+
+def test_iwildcam_and_winogavil_count_by_their_own_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    save_model(create_model("siglip_tiny"), str(tmp_path / "model"))
+    write_tars(tmp_path / "sets" / "wds_wilds-iwildcam_test", classes=4, rows=12)
+    write_winogavil(tmp_path / "sets" / "winogavil")
+    job = SuiteOfTasks(checkpoint=str(tmp_path / "model"), evaluation=str(tmp_path / "sets"), device="cpu")
+    found = suite(job)["datacomp"]
+    items = {
+        "iwildcam": read_items(job.checkpoint, "wds_wilds-iwildcam_test")["macro_f1"],
+        "winogavil": read_items(job.checkpoint, "winogavil")["jaccard_of_10_and_more"],
+    }
+    label, predicted = items["iwildcam"].stratum_I, items["iwildcam"].predicted_I
+    assert found.scores["iwildcam"].value == pytest.approx(f1_score(label, predicted, average="macro", labels=range(4)))
+    assert found.scores["winogavil"].value == items["winogavil"].score_I.mean() and len(items["winogavil"].score_I) == 2
+    assert found.mean(("iwildcam", "winogavil"))[1] == 2 and "gave no" not in capsys.readouterr().out
+    again = suite(job)["datacomp"]
+    assert {n: m.value for n, m in again.scores.items()} == {n: m.value for n, m in found.scores.items()}
 
 
 def test_metadata_of_tars_are_groups_and_the_worst_counts(tmp_path: Path) -> None:

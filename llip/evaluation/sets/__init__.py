@@ -5,6 +5,7 @@
 | ours | `evaluation.json` beside Parquet files |
 | WebDataset of CLIP_benchmark | `<split>/nshards.txt` beside `0.tar`, `1.tar` … |
 | SugarCrepe, ARO, Winoground | their lists of captions beside or above the images (`choices`) |
+| WinoGAViL | `winogavil_dataset.csv` above its images (`associations`) |
 | COCO, Karpathy's splits | `captions_val….json`, `dataset_coco.json`, `dataset_flickr30k.json` above their images |
 | Parquet | `.parquet` files with `image` and `label` or captions |
 | image folder | images in a folder for each class, or beside `.txt` files of the same name |

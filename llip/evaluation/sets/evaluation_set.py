@@ -6,10 +6,12 @@
 | retrieval | `image`, `captions`, `kinds` | all captions are true; a text is a positive of the images that list it |
 | context | `image`, `caption_a`, `caption_b` | two captions, each true of another part of the image |
 | choice | `image`, `captions`, `true` | of two captions and more, that at index `true` is true |
+| association | `image`, `captions`, `instances`, `true` | the cue of each instance, and if the image goes with it |
 
 A classification set may have `group`, whole numbers: the accuracy of the worst group is a metric then. A choice set may
 have `kind`, the error in its false captions. It may have `group`, which pairs two images that list the same two
-captions: the true caption of one is the false caption of the other.
+captions: the true caption of one is the false caption of the other. An instance of an association set has one cue and
+several images; some of them, not all, are associated with it.
 """
 
 import logging
@@ -38,9 +40,21 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "kind": pa.string(),
         "group": pa.int32(),
     },
+    "association": {
+        "image": pa.binary(),
+        "captions": pa.list_(pa.string()),
+        "instances": pa.list_(pa.int32()),
+        "true": pa.list_(pa.bool_()),
+    },
 }
 MAY_MISS = {"kind": "", "group": None}
 """Columns of a choice set that need not be there, with what stands for them."""
+VALUES = {
+    pa.string(): ("texts", (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)),
+    pa.int32(): ("whole numbers", (pa.types.is_integer,)),
+    pa.bool_(): ("marks of true and false", (pa.types.is_boolean,)),
+}
+"""Values of columns of texts and of lists: what they are called, and which types hold them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +62,7 @@ class EvaluationSet:
     """One set, in memory except for its pixels: images stay encoded, or where they lie (`image_references`)."""
 
     name: str
-    task: Literal["classification", "retrieval", "context", "choice"]
+    task: Literal["classification", "retrieval", "context", "choice", "association"]
     table: pa.Table
     classes: tuple[str, ...] = ()
     """Class names (classification)."""
@@ -89,7 +103,7 @@ class EvaluationSet:
                         f"{where}: {column} is of type {self.table[column].type}; it has to hold whole numbers"
                     )
             else:
-                typed = self.table.set_column(names.index(column), column, _texts(where, column, self.table, kind))
+                typed = self.table.set_column(names.index(column), column, _cast(where, column, self.table, kind))
                 object.__setattr__(self, "table", typed)
         match self.task:
             case "classification":
@@ -101,6 +115,8 @@ class EvaluationSet:
                         raise ValueError(f"{where}: {column} is empty in {_rows(blank)}")
             case "choice":
                 self._check_choices(where)
+            case "association":
+                self._check_instances(where)
 
     def _check_classes(self, where: str) -> None:
         if "group" in self.table.column_names:
@@ -142,6 +158,26 @@ class EvaluationSet:
                     "captions and of which each has its own true one"
                 )
 
+    def _check_instances(self, where: str) -> None:
+        dealt: dict[int, list[tuple[str, bool]]] = {}
+        columns = (self.table[column].to_pylist() for column in ("captions", "instances", "true"))
+        for row, (captions, instances, true) in enumerate(zip(*columns, strict=True)):
+            numbers = len(captions), len(set(instances)), len(instances), len(true)
+            if len(set(numbers)) > 1 or not captions or None in (*captions, *instances, *true):
+                raise ValueError(
+                    f"{where}, row {row}: {len(captions)} captions, instances {instances}, true {true}; an image needs "
+                    "one of each for every instance, at least one, and none null"
+                )
+            for caption, instance, is_true in zip(captions, instances, true, strict=True):
+                dealt.setdefault(instance, []).append((caption, is_true))
+        for instance, images in dealt.items():
+            cues, associated = sorted({caption for caption, _ in images}), sum(is_true for _, is_true in images)
+            if len(cues) > 1 or not cues[0].strip() or not 0 < associated < len(images):
+                raise ValueError(
+                    f"{where}: instance {instance} has the cues {', '.join(map(repr, cues))} and {associated} of "
+                    f"{len(images)} images associated; it needs one cue, and some of its images, not all"
+                )
+
     @property
     def classes_without_images(self) -> list[str]:
         """Names of classes that compete and are never right (classification)."""
@@ -176,14 +212,14 @@ def _check_images(where: str, kind: pa.DataType) -> None:
         raise ValueError(f"{where}: image is of type {kind}; it has to hold encoded images, as binary")
 
 
-def _texts(where: str, column: str, table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column of texts. Raises ValueError naming it where it holds anything else."""
+def _cast(where: str, column: str, table: pa.Table, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of texts, or of lists. Raises ValueError naming it where it holds anything else."""
     found = table[column]
     inner = found.type.value_type if pa.types.is_list(kind) and hasattr(found.type, "value_type") else found.type
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    called, tests = VALUES[kind.value_type if pa.types.is_list(kind) else kind]
     try:
-        if not any(test(inner) for test in texts):
-            raise pa.ArrowInvalid("they are no texts")
+        if not any(test(inner) for test in (*tests, pa.types.is_null)):
+            raise pa.ArrowInvalid(f"they are no {called}")
         typed = found.cast(kind)
         typed.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:

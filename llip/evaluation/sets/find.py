@@ -9,7 +9,7 @@ from typing import Protocol
 
 from llip import storage
 from llip.data import integrity
-from llip.evaluation.sets import captions, choices, image_folder, names, ours, parquet, webdataset
+from llip.evaluation.sets import associations, captions, choices, image_folder, names, ours, parquet, webdataset
 from llip.evaluation.sets.evaluation_set import DESCRIPTION, EvaluationSet
 
 
@@ -27,7 +27,7 @@ class DatasetFormat(Protocol):
 
 DESCRIPTIONS = (DESCRIPTION, names.CLASSES, names.TEMPLATES, webdataset.TYPE)
 """Files in a set's folder or in the one above that say what the set is."""
-FORMATS: tuple[DatasetFormat, ...] = (ours, webdataset, choices, captions, parquet, image_folder)
+FORMATS: tuple[DatasetFormat, ...] = (ours, webdataset, choices, associations, captions, parquet, image_folder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ RATE, SCALE, BIAS = "optimizer.learning_rate", "model.init_logit_scale", "model.
 CHOSEN = (RATE, SCALE, BIAS, TEMPERATURE)
 """What a variant chooses for itself, in this order."""
 DECIDED = {
-    RATE: "--learning-rates are what it is chosen from",
+    RATE: "--learning-rate-factors say what it is chosen from",
     SCALE: "--logit-scales are what it is chosen from",
     BIAS: "--logit-biases are what it is chosen from",
     TEMPERATURE: "--temperatures are what it is chosen from",
@@ -65,10 +65,10 @@ class Study(Experiment):
     seeds: int = 5
     curve_seeds: int = 3
     """Seeds of what varies K or heads, which is many models; no more than `seeds`."""
-    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
-    """Highest learning rates to choose from, beside the recipe's own; so with the others."""
+    learning_rate_factors: tuple[float, ...] = (0.5, 2.0)
+    """Highest learning rates to choose from, as multiples of the recipe's own, which is among them."""
     logit_scales: tuple[float, ...] = (10.0, 1 / 0.07)
-    """Initial scales to choose from."""
+    """Initial scales to choose from, beside the recipe's own; so with the others."""
     logit_biases: tuple[float, ...] = (-10.0, -5.0)
     """Initial biases to choose from, for the sigmoid loss."""
     temperatures: tuple[float, ...] = (1.0, 5.0)
@@ -103,10 +103,9 @@ class Study(Experiment):
 
     def candidates(self, variant: Variant) -> dict[str, list[Any]]:
         """What a variant chooses from, by path, the recipe's own first."""
-        offered = zip(
-            CHOSEN, (self.learning_rates, self.logit_scales, self.logit_biases, self.temperatures), strict=True
-        )
         config = self.config(variant, {}, steps=1, seed=0)
+        rates = [config.optimizer.learning_rate * factor for factor in self.learning_rate_factors]
+        offered = zip(CHOSEN, (rates, self.logit_scales, self.logit_biases, self.temperatures), strict=True)
         unused = {BIAS} if variant.loss == "softmax" else set()
         unused |= set() if variant.queried else {TEMPERATURE}
         return {

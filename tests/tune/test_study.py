@@ -68,7 +68,7 @@ def test_pieces_are_chosen_by_pattern() -> None:
         ({"choice_share": 0.0}, r"--choice-share is 0.0; it has to be in \(0, 1\]"),
         ({"recipe": "siglip_tiny"}, "--recipe siglip_tiny is not one of Llip"),
         ({"head_counts": (3,)}, "model.head.heads is 3; it has to be a divisor of embed_dim 64"),
-        ({"overrides": {"learning_rate": 1e-3}}, "--learning-rates are what it is chosen from"),
+        ({"overrides": {"learning_rate": 1e-3}}, "--learning-rate-factors say what it is chosen from"),
         ({"overrides": {"objective.loss": "sigmoid"}}, "every head is studied with both"),
         ({"workers": 9}, "--workers 9 cannot share the 8 lanes of llip_dense_tiny_k8"),
         ({"shards": "s3://bucket/shards"}, "metrics are compared: name a folder of evaluation sets with --evaluation"),
@@ -87,16 +87,16 @@ def rounds(tmp_path: Path) -> Recorded:
 def test_every_variant_chooses_its_own_settings_one_after_the_other(rounds: Recorded) -> None:
     rounds.choose()
     assert {v.name: c[RATE] for v, c in rounds.choices.items()} == {
-        "clip": 2e-3,
-        "siglip": 5e-4,
-        PAPER.name: 1e-3,
-        DEFAULT.name: 1e-3,
+        "clip": 1e-3,
+        "siglip": 2.5e-4,
+        PAPER.name: 5e-4,
+        DEFAULT.name: 5e-4,
     }
     assert set(rounds.choices[CLIP]) == {RATE, SCALE} and set(rounds.choices[SIGLIP]) == {RATE, SCALE, BIAS}
     assert set(rounds.choices[PAPER]) == {RATE, SCALE, BIAS, TEMPERATURE}
     assert {c[SCALE] for c in rounds.choices.values()} == {10.0}, "the recipe's own is among them"
     of_clip = sorted({name for name in rounds.trained if name.startswith("clip@")})
-    assert of_clip == [f"clip@{told}-seed1000" for told in ("0.0005-10", "0.001-10", "0.002-10", "0.002-14.2857")]
+    assert of_clip == [f"clip@{told}-seed1000" for told in ("0.00025-10", "0.0005-10", "0.001-10", "0.001-14.2857")]
 
 
 def test_what_varies_counts_or_projections_takes_the_settings_of_its_head(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_report_tells_each_comparison_with_its_interval(tmp_path: Path) -> N
     assert "+0.000" in same and same.endswith("not told apart.")
     assert files[study_report.FIGURE].startswith(b"\x89PNG")
     kept = json.loads(files[study_report.RESULTS])
-    assert len(kept["equal_steps"]) == 12 and kept["choices"]["clip"][RATE] == 2e-3
+    assert len(kept["equal_steps"]) == 12 and kept["choices"]["clip"][RATE] == 1e-3
 
 
 def test_a_report_of_one_seed_is_there_before_the_second(rounds: Recorded) -> None:
@@ -193,7 +193,7 @@ def test_a_small_study_goes_on_where_it_was(tmp_path: Path, ray_session: None, m
 
     def settings(*only: str) -> Study:
         return Study(
-            only=only, seeds=1, overrides={"steps": 4}, learning_rates=(), logit_scales=(), logit_biases=(),
+            only=only, seeds=1, overrides={"steps": 4}, learning_rate_factors=(), logit_scales=(), logit_biases=(),
             temperatures=(), choice_share=1.0, corpus_images=192, output=str(tmp_path),
         )  # fmt: skip
 

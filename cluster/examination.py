@@ -37,7 +37,7 @@ class Node:
 
 @dataclass(kw_only=True)
 class PreflightReport:
-    """What was measured."""
+    """Results of the examination."""
 
     nodes: list[Node] = field(default_factory=list)
     pairs: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class PreflightReport:
     all_reduce: float | None = None
     """Bus bandwidth over all workers, bytes a second."""
     failures: list[str] = field(default_factory=list)
-    """What did not answer, was not reached, could not be read or written."""
+    """Failures: what did not answer, was not reached, could not be read or written."""
 
 
 class UnfitError(RuntimeError):

@@ -25,7 +25,7 @@ RATES = {
     "write": ("writing", "MB/s", 1e6),
     "read": ("reading", "MB/s", 1e6),
 }
-"""What nodes are compared by: its name, and its unit."""
+"""Rates that nodes are compared by, each with its name, its unit, and a unit in operations or bytes a second."""
 SHOWN_PAIRS = 10
 
 
@@ -62,7 +62,7 @@ class Preflight:
 
 
 def findings(report: PreflightReport, settings: Preflight) -> list[str]:
-    """What speaks against training here, each naming its node; empty where nothing does."""
+    """Reasons against training here, each naming its node; empty where nothing does."""
     found = list(report.failures)
     for name, values in _properties(report.nodes).items():
         usual = Counter(values.values()).most_common(1)[0][0]
@@ -86,7 +86,7 @@ def _in(value: float, scale: float) -> str:
 
 
 def _properties(nodes: Sequence[Node]) -> dict[str, dict[str, str]]:
-    """What has to be the same everywhere, by its name and the node's."""
+    """Differences between nodes where all have to be equal, by their name and the node's."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for node in nodes:
         gpus = Counter(node.gpus).items()

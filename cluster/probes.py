@@ -1,4 +1,4 @@
-"""What `preflight.py` runs on the nodes: one `Probe` a worker, an actor of Ray."""
+"""Probes that `preflight.py` runs on the nodes: one `Probe` a worker, an actor of Ray."""
 
 import os
 import platform

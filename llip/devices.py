@@ -1,4 +1,4 @@
-"""What depends on the device: the form and the size of tiles, compiling, and how batches get there.
+"""Choices that depend on the device: the form and the size of tiles, compiling, and how batches get there.
 
 All of the library asks `of(device)`. `as_on(A100)` answers for another device, so that the choices of a GPU can be
 seen, tested and counted on a machine without one.
@@ -63,7 +63,7 @@ _answer: Device | None = None
 
 
 def of(device: torch.device | str) -> Device:
-    """What a device needs; where `as_on` says so, what another would."""
+    """Choices for a device; where `as_on` says so, what another would."""
     device = torch.device(device)
     return _answer or (_gpu(device) if device.type == "cuda" else CPU)
 

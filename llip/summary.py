@@ -19,7 +19,7 @@ from llip.model.vision import VisionTransformer
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """What one model holds and costs."""
+    """Parameters and FLOPs of one model."""
 
     vision_parameters: int
     """Parameters of the image tower, without its projections."""
@@ -77,7 +77,7 @@ class StepFlops:
 def step_flops(config: TrainingConfig, caption_tokens: int) -> StepFlops:
     """FLOPs of a step with captions of `caption_tokens` tokens, start and end included.
 
-    What is computed again to save memory does not count, nor does the optimizer.
+    Recomputation that saves memory does not count, nor does the optimizer.
     """
     size, images = summarise(config.model, caption_tokens), config.data.batch_size
     captions = config.data.captions_per_image

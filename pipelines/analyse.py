@@ -43,7 +43,7 @@ class Analyse(WeightsOptions):
 
 
 def analyse(settings: Analyse) -> dict[str, dict[str, Any]]:
-    """What every checkpoint gave, by its name. Raises ValueError, before any work, for what cannot be used."""
+    """Results of every checkpoint, by its name. Raises ValueError, before any work, for what cannot be used."""
     import torch
 
     from llip.evaluation import linear_probe

@@ -1,4 +1,4 @@
-"""What every entry point shares: the command line, the exit code of bad input, and a Ray session.
+"""Common parts of the entry points: the command line, the exit code of bad input, and a Ray session.
 
 The options of a command are the fields of its settings, a frozen dataclass. Settings that inherit from `Trained` have
 every leaf of `TrainingConfig` as an option too, by its dotted path and with the recipe's own value as its default.
@@ -70,7 +70,7 @@ LONGEST_NAME = 80
 
 
 def brief_recipe(source: str) -> str:
-    """What a recipe, function, file or folder is called, as a part of a name."""
+    """Name of a recipe, function, file or folder, as a part of a name."""
     name = source.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".toml")
     return re.sub(r"-seed\d+$", "", name)  # of a run's folder
 

@@ -264,7 +264,7 @@ def _languages(settings: Curate, pool: Pool, lists: Lists | None) -> tuple[str, 
 
 
 def config_of(settings: Curate, *, images: bool) -> dict[str, Any]:
-    """What a curated pool depends on: its settings, and the identity of what it is made from. Raises ValueError as
+    """Configuration of a curated pool: its settings, and the identity of its sources. Raises ValueError as
     `curate` does, and for links where `images` are needed."""
     from pipelines.stages import read
     from pipelines.stages.match import by_language
@@ -278,7 +278,7 @@ def config_of(settings: Curate, *, images: bool) -> dict[str, Any]:
 
 
 def _config(settings: Curate, pool: Pool, lists: Lists | None) -> dict[str, Any]:
-    """What the result depends on."""
+    """Configuration that the result depends on."""
     from pipelines.stages.work import digest
 
     places = ("pool", "output", "metadata", "matches")

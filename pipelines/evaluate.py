@@ -180,7 +180,7 @@ def _controls(sets: list[EvaluationSet]) -> dict[str, list[EvaluationSet]]:
 
 
 def _verdict(metrics: dict[str, Metric]) -> str:
-    """What the controls say."""
+    """Sentence on the controls."""
     from llip.evaluation.controls import above_chance
     from llip.headline import headline
 

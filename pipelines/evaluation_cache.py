@@ -102,7 +102,7 @@ def scores_file(outcomes: Sequence[Outcome]) -> bytes:
 
 
 def scores_of(content: bytes) -> dict[str, dict[str, ItemScores]]:
-    """What a `scores_file` holds: by set and metric."""
+    """Content of a `scores_file`: by set and metric."""
     head, arrays = _opened(content)
     found = {}
     for data, of_set in head["sets"].items():

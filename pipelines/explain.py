@@ -28,7 +28,7 @@ class Explain(WeightsOptions):
     image: str
     """A JPEG, PNG or WebP file."""
     captions: tuple[str, ...]
-    """What may be said of it."""
+    """Captions, each of which may be true of it or not."""
     output: str = "output/explanation"
     """Folder for explanation.html, explanation.png and explanation.json."""
 

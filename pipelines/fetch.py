@@ -57,7 +57,7 @@ class Fetch:
     max_pixels: int = 100_000_000
     """Images with more are dropped."""
     user_agent: str = "llip-fetch/0.1"
-    """What the program calls itself; name an address where you can be reached."""
+    """Name of the program to servers; name an address where you can be reached."""
     allow: tuple[str, ...] = ()
     """Networks besides the public internet that may be connected to, such as 10.0.0.0/8."""
     partition_rows: int = 10_000
@@ -75,7 +75,7 @@ class Fetch:
         Allowed(self.allow)
 
     def columns(self) -> Columns:
-        """What the columns of the list mean."""
+        """Meaning of the list's columns."""
         from pipelines.stages.fetch.links import Columns
 
         return Columns(url=self.url_column, captions=self.caption_column, sha256=self.sha256_column)

@@ -15,7 +15,7 @@ TALKATIVE = dict.fromkeys(("ray.train", "ray.tune", "ray.data", "alembic"), logg
 }
 """Loggers of others with a level of their own."""
 QUIET = {"RAY_COLOR_PREFIX": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-"""What makes Ray write for a file, not for a terminal, and keeps Tune from writing logs that nobody reads."""
+"""Variables that make Ray write for a file, not for a terminal, and keep Tune from logs that nobody reads."""
 
 
 class _Stderr(logging.Handler):

@@ -1,4 +1,4 @@
-"""What comes before training: a pool becomes shards. Each stage leaves what it finds done."""
+"""Data for training: a pool becomes shards. Each stage leaves what it finds done."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
@@ -59,7 +59,7 @@ class TrainedOnData(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a run trains on and is evaluated with."""
+    """Data that a run trains on and is evaluated with."""
 
     shards: Folders
     evaluation: str | None

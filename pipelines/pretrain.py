@@ -76,7 +76,7 @@ class Pretrain(TrainedOnData):
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run left."""
+    """Results of a run."""
 
     folder: str
     """URI of the run's folder."""

@@ -25,7 +25,7 @@ class SuiteOfTasks(Evaluate):
     """Collections of tasks to print."""
     expected: tuple[str, ...] = ()
     """`task=accuracy`, as `imagenetv2=0.58`: what standard models of this model's ImageNet accuracy reach under a
-    shift. What the model has beyond it is its effective robustness (Taori et al., NeurIPS 2020)."""
+    shift. The accuracy beyond it is the model's effective robustness (Taori et al., NeurIPS 2020)."""
 
     def references(self) -> dict[str, float]:
         """Expected accuracies by task. Raises ValueError for what is no `task=accuracy`."""

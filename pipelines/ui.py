@@ -61,7 +61,7 @@ def ui(settings: Ui) -> None:
 
 
 def _page(uri: str, runs: Sequence[str]) -> "Page":
-    """What is to be opened, asked of the store before anything is started."""
+    """Page to open, asked of the store before anything is started."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)

@@ -23,7 +23,7 @@ TRIAL_SECONDS = 25.0
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """What one training step of a model costs."""
+    """Cost of one training step of a model."""
 
     seconds: float
     """Seconds that the clock showed: see `unit`."""
@@ -51,7 +51,7 @@ class Clock:
 
 
 def unit() -> str:
-    """What `measured` counts: seconds of the CPU, which other programs change little, or, with a GPU, of a clock."""
+    """Unit of `measured`: seconds of the CPU, which other programs change little, or, with a GPU, of a clock."""
     import torch
 
     return "seconds" if torch.cuda.is_available() else "CPU seconds"

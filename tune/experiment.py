@@ -1,4 +1,4 @@
-"""What sweeps, studies and scaling share: settings, the data, the folder and the MLflow run of their trials."""
+"""Common parts of sweeps, studies and scaling: settings, the data, the folder and the MLflow run of their trials."""
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping

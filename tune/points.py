@@ -29,7 +29,7 @@ class Point:
     name: str
     recipe: str
     values: tuple[tuple[str, Any], ...] = ()
-    """What differs from the recipe, by path."""
+    """Values that differ from the recipe's, by path."""
     fields: tuple[tuple[str, Any], ...] = ()
     """The varied settings that mean something to this model, by path; `recipe` where it is varied."""
 

@@ -132,7 +132,7 @@ class Grid:
         return clock.measured(self.plan, configs)
 
     def cost(self) -> str:
-        """What is left to be trained, in words, before it begins."""
+        """Sentence on what is left to be trained."""
         from tune import results
 
         records = results.recorded(self.plan.trials_folder).items()
@@ -160,7 +160,7 @@ class Grid:
         self.results.update(trials.run(replace(self.plan, trials=new)))
 
     def found(self) -> "ScalingFound":
-        """What the trials up to now have reached."""
+        """Findings of the trials up to now."""
         from tune.scaling_report import Cell, ScalingFound
 
         cells = []

@@ -35,7 +35,7 @@ CHOICE_SEED = 1000
 """Settings are chosen on a seed that no reported trial has."""
 RATE, SCALE, BIAS = "optimizer.learning_rate", "model.init_logit_scale", "model.init_logit_bias"
 CHOSEN = (RATE, SCALE, BIAS, TEMPERATURE)
-"""What a variant chooses for itself, in this order."""
+"""Settings that a variant chooses for itself, in this order."""
 DECIDED = {
     RATE: "--learning-rate-factors say what it is chosen from",
     SCALE: "--logit-scales are what it is chosen from",
@@ -76,7 +76,7 @@ class Study(Experiment):
     choice_share: float = 0.25
     """Steps of a trial that chooses settings, as a share of `steps`."""
     metric: str = "scenes_in_style/text_to_image_map_over_kinds"
-    """What settings are chosen by, and what is plotted."""
+    """Metric by which settings are chosen, and which is plotted."""
     name: str = "small_scale"
     """Name of the study."""
 
@@ -92,7 +92,7 @@ class Study(Experiment):
         return self.training().total_steps
 
     def variants(self) -> list[Variant]:
-        """What is trained, each once."""
+        """The trained variants, each once."""
         return variants.chosen(variants.variants(self.training().model, self.ks, self.head_counts), self.only)
 
     def config(self, variant: Variant, values: Settings, *, steps: int, seed: int) -> TrainingConfig:
@@ -102,7 +102,7 @@ class Study(Experiment):
         return override(config, given | {"steps": steps, "evaluate_every": steps, "seed": seed, "keep_checkpoints": 1})
 
     def candidates(self, variant: Variant) -> dict[str, list[Any]]:
-        """What a variant chooses from, by path, the recipe's own first."""
+        """Values that a variant chooses from, by path, the recipe's own first."""
         config = self.config(variant, {}, steps=1, seed=0)
         rates = [config.optimizer.learning_rate * factor for factor in self.learning_rate_factors]
         offered = zip(CHOSEN, (rates, self.logit_scales, self.logit_biases, self.temperatures), strict=True)
@@ -185,7 +185,7 @@ class Rounds:
         return found
 
     def cost(self) -> str:
-        """What is left to be trained, in words, before it begins."""
+        """Sentence on what is left to be trained."""
         from tune import results
 
         chosen = results.recorded(storage.join(self.plan.folder, "choice"))
@@ -244,7 +244,7 @@ class Rounds:
         self.results.update(self._run("", sorted(new.values(), key=lambda trial: -seconds[trial.name])))
 
     def found(self) -> StudyFound:
-        """What the trials up to now have reached."""
+        """Findings of the trials up to now."""
         of = {
             key: [self.results[t.name] for t in trials if self.results[t.name].finished]
             for key, trials in self.compared.items()

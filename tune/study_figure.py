@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.gridspec import GridSpec
 
 AROUND = {DEFAULT: "the default recipe, softmax", PAPER: "the paper's Llip, sigmoid"}
-"""What K and heads are varied around."""
+"""Variants around which K and heads are varied."""
 MARKS = {STEPS: "o", FLOPS: "D", TIME: "s"}
 
 

@@ -107,7 +107,7 @@ def _sentence(judged: Judged, metric: str, where: str, first: Side, second: Side
 
 
 def notes(found: StudyFound, judged: Judged) -> list[str]:
-    """What the table's numbers are, and what each method has chosen."""
+    """Meaning of the table's numbers, and the settings that each method has chosen."""
     budget = f"{found.steps.get((STEPS, DEFAULT), 0):,} steps of {DEFAULT.name}"
     return [
         f"Brackets: 95 % intervals over seeds × {judged.over(found.metric)}, resampled together, for {found.metric}; "

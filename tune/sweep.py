@@ -82,7 +82,7 @@ class Sweep(Experiment):
             )
 
     def axes(self) -> tuple[Axis, ...]:
-        """What is varied. Raises ValueError for what cannot be."""
+        """Axes and fixed values of the sweep. Raises ValueError for what cannot be."""
         given = {path for path, value in self.fixed().items() if STEPS.get(path) != value}
         return axes.parse_all(self.vary, given)
 

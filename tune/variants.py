@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def called(self) -> str:
-        """What people call it, else its name."""
+        """Name that people know, else the variant's own."""
         known = {PAPER: "the paper's Llip", DEFAULT: "the default recipe", CLIP: "CLIP", SIGLIP: "SigLIP"}
         return known.get(self, self.name)
 

@@ -161,7 +161,7 @@ class HeadConfig:
         check(patches or not weight, "model.head.global_weight", weight, "0 where captions do not mix patch tokens")
 
     def mixing_temperature(self, embed_dim: int) -> float:
-        """What divides the mixing logits of heads that share `embed_dim`."""
+        """Divisor of the mixing logits of heads that share `embed_dim`."""
         return self.temperature * (math.sqrt(embed_dim / self.heads) if self.relative_temperature else 1)
 
 
@@ -249,7 +249,7 @@ class ModelConfig:
 
     @property
     def mixing_temperature(self) -> float:
-        """What divides the mixing logits."""
+        """Divisor of the mixing logits."""
         return self.head.mixing_temperature(self.embed_dim)
 
     @property

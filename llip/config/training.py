@@ -97,7 +97,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a training step reads."""
+    """Data of a training step."""
 
     batch_size: int = setting(32768, short="batch_size")
     """Images of a step, over all ranks."""
@@ -171,7 +171,7 @@ class TrainingConfig:
     compile: bool | None = setting(None, operational=True)
     """Compile the towers with torch.compile; None: on GPUs."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = setting("ddp", operational=True)
-    """What several ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state; hsdp
+    """Parts that ranks hold: ddp, the whole model each; fsdp (FSDP2), a share of parameters and optimizer state; hsdp
     (HSDP), a share among the ranks of a node, so that only gradients travel between nodes."""
     shard_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which parameters travel between ranks that hold shards. bf16 halves the traffic and rounds norms,

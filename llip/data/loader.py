@@ -34,7 +34,7 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank reads at one step: B images with C captions each."""
+    """Data of one rank at one step: B images with C captions each."""
 
     images: Tensor
     """uint8 [B, 3, H, W], channels last in memory, pinned where there is CUDA."""

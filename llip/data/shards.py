@@ -144,7 +144,7 @@ class Shards:
         self.folder = folder
         self.manifest = manifest.read(folder, "shards")
         self.teacher: dict[str, Any] | None = self.manifest.summary.get(TEACHER) if taught else None
-        """What is known of the teacher; None where it is not asked for."""
+        """Description of the teacher; None where it is not asked for."""
         if taught and self.teacher is None:
             raise ValueError(
                 f"{folder} has no embeddings of a teacher; pipelines/embed.py writes shards that have them"

@@ -27,7 +27,7 @@ class ItemScores:
     score_I: NDArray[np.float64]
     """In [0, 1]."""
     chance: float
-    """What random ranking gives the metric."""
+    """Value of the metric under a random ranking."""
     units: Mapping[str, NDArray[np.int64]]
     """The number of each item's unit [I], by the sort of unit."""
     stratum_I: NDArray[np.int64] | None = None

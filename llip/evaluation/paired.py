@@ -49,7 +49,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
     def conclusion(self, first: str, second: str) -> str:
-        """What can be concluded, and what cannot, in one sentence."""
+        """The conclusion, and what cannot be concluded, in one sentence."""
         ends = sorted((abs(self.low), abs(self.high)))
         single = [name for name, count in zip((first, second), self.seeds, strict=True) if count == 1]
         of_what = f"{self.over} like these" if single else f"other seeds, and {self.over} like these"

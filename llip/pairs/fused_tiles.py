@@ -125,7 +125,7 @@ def score_slopes(
 
 
 class _FusedTiles(MixtureTiles):
-    """What both forms share."""
+    """Common part of both forms."""
 
     def _weights(self, message_JW: Tensor) -> None:
         self._query_MJE, self._target_MJE = self._by_column(message_JW.to(self._precision))

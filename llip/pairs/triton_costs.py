@@ -1,4 +1,4 @@
-"""What the kernels of `triton_tiles` hold at once, and what they do: products, and bytes of memory and of cache.
+"""Blocks of the kernels of `triton_tiles`, and their work: products, and bytes of memory and of cache.
 
 Axes: as in `tiles`, but X = M·K.
 """
@@ -9,7 +9,7 @@ from llip.devices import Device
 
 
 class Blocks(NamedTuple):
-    """What programs hold at once. All are powers of two, as Triton wants them, and at least 16, as its products do."""
+    """Blocks of the programs: powers of two, as Triton wants them, and at least 16, as its products do."""
 
     tokens: int
     """Tokens of a head, padded."""
@@ -55,7 +55,7 @@ def _power(number: int) -> int:
 
 
 class Work(NamedTuple):
-    """What a kernel does."""
+    """Work of a kernel."""
 
     flops: float
     """FLOPs of its products, padding included."""
@@ -68,7 +68,7 @@ class Work(NamedTuple):
 def work(
     rows: int, columns: int, heads: int, tokens: int, width: int, *, split: bool, gradients: bool = True, item: int = 2
 ) -> dict[str, Work]:
-    """What each kernel does for a tile, with `item` bytes in a number of the operands."""
+    """Work of each kernel for a tile, with `item` bytes in a number of the operands."""
     own, size, dim = blocks(heads, tokens, width), heads * tokens, heads * width
     pairs, parts = rows * columns, 2 if split else 1
     padded, steps = _ceil(size, own.gram) * own.gram, _ceil(width, own.width_step) * own.width_step

@@ -1,6 +1,6 @@
 """`GramTiles` in five Triton kernels, for GPUs: of [rows, columns, M·K] two tensors in bf16, and nothing else.
 
-What a loss adds to the gradient of a pair is one factor, `ṅ = dL/ds / ρ`. So the kernels that score a tile leave its
+A loss adds one factor to the gradient of a pair, `ṅ = dL/ds / ρ`. So the kernels that score a tile leave its
 rounded weights `D = a - 1/K` and the slopes of its logits but for that factor, `a (x - Σ a x)` with
 `x = w - r (GD + b)`. The loss sees the scores. The kernels that follow it are products of these two, scaled by ṅ where
 they are read: nothing is made again. `triton_costs.work` counts what they do.

@@ -1,4 +1,4 @@
-"""What was made from what: runs of MLflow that name the runs before them, and are named there."""
+"""Lineage of runs and folders: runs of MLflow that name the runs before them, and are named there."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

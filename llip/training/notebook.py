@@ -1,4 +1,4 @@
-"""What MLflow shows of a run: names of its metrics, tags, data sets, and a description in Markdown."""
+"""A run's page in MLflow: names of its metrics, tags, data sets, and a description in Markdown."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def family(config: TrainingConfig) -> str:
 
 
 def tags(config: TrainingConfig, *, recipe: str, shards: str | Sequence[str], world_size: int) -> dict[str, str]:
-    """What runs are searched and sorted by."""
+    """Tags by which runs are searched and sorted."""
     import torch
 
     folders = (shards,) if isinstance(shards, str) else shards

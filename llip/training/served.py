@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _load_pyfunc(data_path: str) -> "Served":
-    """What MLflow calls to load the flavour."""
+    """Entry point that MLflow calls to load the flavour."""
     return Served(load(storage.read_json(str(Path(data_path) / NOTE))[TAG]))
 
 

@@ -26,7 +26,7 @@ SIZES = {
     "captions_per_image": "captions an image",
     "caption_characters": "characters a caption",
 }
-"""What the card has histograms of, by the label that they get."""
+"""Quantities with a histogram on the card, by their label."""
 
 
 def documents(folder: str) -> dict[str, dict[str, Any] | str]:

@@ -19,7 +19,7 @@ MOST_DISTANCE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What captions and images have to satisfy, whatever the pool."""
+    """Rules for captions and images of any pool."""
 
     min_words: int = 0
     min_characters: int = 0

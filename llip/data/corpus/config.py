@@ -28,7 +28,7 @@ class KindMix:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """What is drawn and said. Row i of a corpus depends on these settings and i alone, so a corpus has any size."""
+    """Images and captions of a corpus. Row i depends on these settings and i alone, so a corpus has any size."""
 
     rows: int = 16_000
     """Images of the training pool."""

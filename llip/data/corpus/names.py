@@ -1,4 +1,4 @@
-"""What the drawings show, as names, keywords and categories, joined on code points."""
+"""Names, keywords and categories of what the drawings show, joined on code points."""
 
 import json
 import re
@@ -129,7 +129,7 @@ OTHER_ICONS = {"mouse"}
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """What one or more drawings show."""
+    """The thing that one or more drawings show."""
 
     key: str
     """Code points of an emoji (`1F34E`), or `package/name` of an icon."""
@@ -204,7 +204,7 @@ def icon_concepts() -> dict[str, Concept]:
 
 
 def icon_noun(icon: Concept) -> str:
-    """What an icon shows: its name without the word icon."""
+    """The thing that an icon shows: its name without the word icon."""
     return icon.name.removesuffix(" icon").lower()
 
 

@@ -34,7 +34,7 @@ PLATES = {
 }
 SHAPES = ("disc", "square")
 RIM = 0.1
-"""Width of a plate's rim, as a share of its side. What stands inside shows on a tint of its colour."""
+"""Width of a plate's rim, as a share of its side. The inside is a tint of the colour."""
 TINT = 0.35
 
 INKS = {"black": "#161616", "red": "#a3151f", "blue": "#123f9c", "green": "#0d5c2a", "purple": "#551a8b"}

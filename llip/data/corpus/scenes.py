@@ -27,7 +27,7 @@ SINGLE_SIZES = (0.70, 0.80, 0.90)
 
 @dataclass(frozen=True, kw_only=True)
 class Plate:
-    """What a drawing of a scene stands on."""
+    """Plate that a drawing of a scene stands on."""
 
     color: str
     """One of `PLATES`."""

@@ -261,7 +261,7 @@ def read(folder: str) -> EvaluationSet:
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """What an `evaluation.json` says. Raises ValueError naming it, and the field, where it is none."""
+    """Content of an `evaluation.json`. Raises ValueError naming it, and the field, where it is none."""
     description = storage.read_json(uri)
     if not isinstance(description, dict):
         raise ValueError(f"{uri} holds a {type(description).__name__}, not an object")

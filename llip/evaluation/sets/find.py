@@ -14,7 +14,7 @@ from llip.evaluation.sets.evaluation_set import DESCRIPTION, EvaluationSet
 
 
 class DatasetFormat(Protocol):
-    """What a module that reads one format offers."""
+    """Functions of a module that reads one format."""
 
     def roots(self, uri: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
         """(folder, name) of the sets of this format among files under `uri`, all given by their paths inside it."""

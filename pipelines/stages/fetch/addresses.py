@@ -17,7 +17,7 @@ NOT_PUBLIC = (
     V6("2002::/16"),  # 6to4: an IPv4 address in disguise
     V6("3fff::/20"),  # documentation
 )
-"""What the registries of special addresses name, and Python's `is_global` does not, in every version."""
+"""Special addresses that the registries name, and Python's `is_global` does not in every version."""
 GLOBAL_V6 = V6("2000::/3")
 """All global unicast addresses of IPv6: not site-local ones, nor those that map, embed or translate IPv4."""
 NAT64 = V6("64:ff9b::/96")

@@ -44,7 +44,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a client takes, and how much of it at once."""
+    """Limits of a client: sizes, times, and requests at once."""
 
     connections: int
     per_host: int

@@ -35,7 +35,7 @@ CAPTIONS = (schema.CAPTIONS, *schema.SINGLE_CAPTION, "TEXT", "alt", "raw_caption
 PAGE = "page"
 """Column of the address of the page that a link was found on."""
 DAMAGED = (ArchiveLoadFailed, OSError, EOFError, zlib.error)
-"""What reading a WAT file raises."""
+"""Errors of reading a WAT file."""
 ROWS = 4096
 """Links that are in memory at once."""
 ID_ROWS = 1 << 16
@@ -46,7 +46,7 @@ HASHES = 1 << 25
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What the columns of a list mean."""
+    """Meaning of the columns of a list."""
 
     url: str | None
     """None: the first of ADDRESSES that there is."""

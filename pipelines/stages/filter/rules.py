@@ -149,7 +149,7 @@ def _sizes(data, offsets, count_characters, count_words):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRules:
-    """What an image has to satisfy, judged by its header."""
+    """Rules for an image, judged by its header."""
 
     min_side: int
     """Pixels of the shorter side."""

@@ -67,7 +67,7 @@ class Matched:
     rows: int
     """Rows of the pool."""
     unread: dict[str, int]
-    """What was found in the files of the pool and not read, by kind."""
+    """Counts of what the pool's files hold that is not read, by kind."""
     dropped: str = ""
     """Folder that says which rows are duplicates; empty where none were looked for."""
 

@@ -45,10 +45,10 @@ NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 class Reader(Protocol):
-    """What a module that reads one format offers."""
+    """Functions of a module that reads one format."""
 
     NOUN: str
-    """What `Partition.size` counts."""
+    """Noun of what `Partition.size` counts."""
 
     def plan(
         self, files: Sequence[tuple[str, str]], partition_rows: int, caption_column: str | None, unread: Counter[str]
@@ -64,7 +64,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """What a pool holds, checked before any work starts."""
+    """A pool, checked before any work starts."""
 
     uri: str
     format: str
@@ -73,11 +73,11 @@ class Pool:
     columns: pa.Schema
     """Columns of its rows, as `schema.with_extras` puts them."""
     noun: str
-    """What the partitions' sizes count."""
+    """Noun of what the partitions' sizes count."""
     digest: str
     """Identity of the pool, see `files.identity`."""
     unread: Mapping[str, int] = field(default_factory=dict)
-    """What was found and is not read, by kind; what is found while partitions are read comes on top."""
+    """Counts of what was found and is not read, by kind; finds of the partitions' reading come on top."""
 
     @property
     def extras(self) -> pa.Schema:
@@ -174,7 +174,7 @@ def _stems(names: Sequence[str], suffix: str) -> set[str]:
 
 
 def _folders(name: str) -> dict[str, str | None]:
-    """What the folders of a file say, as Hive names them."""
+    """Columns that the folders of a file give, as Hive names them."""
     pairs = [match.groups() for part in name.split("/")[:-1] if (match := fields.HIVE.fullmatch(part))]
     return {key: None if value == NO_VALUE else unquote(value) for key, value in pairs}
 

@@ -50,7 +50,7 @@ class Record:
     problem: str = ""
     """Why it has no values: a name of `rules.ROW_REASONS`."""
     detail: str = ""
-    """What exactly is wrong."""
+    """Description of the problem."""
 
 
 @contextmanager

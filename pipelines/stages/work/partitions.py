@@ -33,7 +33,7 @@ class Partition:
     name: str
     """Path inside the pool; where rows bring no id, it is part of theirs."""
     size: int
-    """What the progress bar adds up: rows, or 1 for a tar, whose rows are counted on the way."""
+    """Size that the progress bar adds up: rows, or 1 for a tar, whose rows are counted on the way."""
     start: int = 0
     """First row group (Parquet)."""
     stop: int = 0

@@ -40,7 +40,7 @@ class Stage:
     markers: str
     """Folder that keeps the result of every finished partition."""
     noun: str = "rows"
-    """What the progress bar counts."""
+    """Noun of what the progress bar counts."""
 
     def marker(self, index: int) -> str:
         return storage.join(self.markers, self.name, f"{index:06d}.json")

@@ -14,7 +14,7 @@ import sys
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 from llip import create_model, recipe
 from llip.model.packing import PackedCaptions, pack
 from llip.pairs import accumulation
+from llip.pairs.distillation import Teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.bars import holds
@@ -43,27 +44,31 @@ class Settings:
     threads: int = 1
 
 
-def batch(size: int) -> tuple[Tensor, Tensor]:
-    rng = np.random.default_rng(0)
-    lengths = rng.lognormal(np.log(17.7), 0.5, size).round().clip(4, 77).astype(int)
-    token_ids_TL = torch.from_numpy(rng.integers(1, 49406, (size, 77)))
-    token_ids_TL[torch.arange(77) >= torch.from_numpy(lengths)[:, None]] = 0
+def batch(size: int, captions: int = 1, side: int = 224, context: int = 77) -> tuple[Tensor, Tensor]:
+    rng, count = np.random.default_rng(0), captions * size
+    lengths = rng.lognormal(np.log(17.7), 0.5, count).round().clip(4, context).astype(int)
+    token_ids_TL = torch.from_numpy(rng.integers(1, 49406, (count, context)))
+    token_ids_TL[torch.arange(context) >= torch.from_numpy(lengths)[:, None]] = 0
     token_ids_TL[:, 0] = 49406
-    token_ids_TL[torch.arange(size), torch.from_numpy(lengths) - 1] = 49407
-    return torch.randn(size, 3, 224, 224, generator=torch.Generator().manual_seed(0)), token_ids_TL
+    token_ids_TL[torch.arange(count), torch.from_numpy(lengths) - 1] = 49407
+    return torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0)), token_ids_TL
 
 
 def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2, fused=True)
 
 
-def step_here(name: str, pixels_BCHW: Tensor, token_ids_TL: Tensor) -> Step:
+def step_here(name: str, pixels_BCHW: Tensor, token_ids_TL: Tensor, teacher: Teacher | None = None) -> Step:
+    """Half of the loss follows the teacher, where there is one."""
     config, model = recipe(name), create_model(name)
-    optimizer = adamw(model)
+    optimizer, captions = adamw(model), len(token_ids_TL) // len(pixels_BCHW)
+    objective = config.objective if teacher is None else replace(config.objective, distillation=0.5)
 
     def step() -> None:
         optimizer.zero_grad()
-        accumulation.backward(model, [(pixels_BCHW, token_ids_TL)], config=config.objective, captions_per_image=1)
+        accumulation.backward(
+            model, [(pixels_BCHW, token_ids_TL)], config=objective, captions_per_image=captions, teacher=teacher
+        )
         optimizer.step()
         model.clamp_logit_scale(100)
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from ray import cloudpickle
 
 from pipelines.stages.work import runner
 
 
 def _dataset(partitions: Sequence[tuple[int, Any]], work: Callable[[pa.Table], Iterator[pa.Table]], gpu: bool) -> Any:
-    """One task of all partitions, which is done here."""
+    """One task of all partitions, done here. Its work is pickled and back: what cannot travel fails here too."""
     task = pa.table(
         {"index": [i for i, _ in partitions], "partition": [pickle.dumps(partition) for _, partition in partitions]}
     )
-    return SimpleNamespace(iter_rows=lambda: (row for part in work(task) for row in part.to_pylist()))
+    sent = cloudpickle.loads(cloudpickle.dumps(work))
+    return SimpleNamespace(iter_rows=lambda: (row for part in sent(task) for row in part.to_pylist()))
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,5 +32,6 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster_resources=lambda: {"CPU": 1},
         remote=lambda function: SimpleNamespace(remote=function),
         ObjectRef=type("ObjectRef", (), {}),
+        cloudpickle=cloudpickle,
     )
     monkeypatch.setitem(sys.modules, "ray", fake)

@@ -66,7 +66,7 @@ def curated(folder: Path, boxes: list[list[list[float]] | None]) -> str:
     return str(folder)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_shards_hold_blurred_pictures(tmp_path: Path) -> None:
     folder = curated(tmp_path / "curated", [[[0.0, 0.0, 1.0, 1.0]], [], None, [[0.5, 0.0]]])
     result = shard(Shard(curated=folder, output=str(tmp_path / "shards"), blur="face_bboxes"))

@@ -60,7 +60,7 @@ def test_t_of_an_entry_is_that_of_its_language() -> None:
     np.testing.assert_allclose(got, literal, atol=1e-12)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_curation_by_language(tmp_path: Path, lists: Path) -> None:
     captions = [ENGLISH * 20, GERMAN * 3, JAPANESE, [*FRENCH, *ENGLISH]]
     columns = {

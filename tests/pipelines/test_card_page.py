@@ -85,7 +85,7 @@ def test_the_page_needs_no_other_file_and_shows_the_numbers() -> None:
     assert page == card_page.make("s3://pool", small_card(), shown)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process")
 def test_curation_leaves_the_same_samples_and_curve_whatever_the_partitioning(tmp_path: Path) -> None:
     rows = pool_rows(120)
     settings = Curate(pool=write_parquet(tmp_path / "a", rows), output=str(tmp_path / "out/a"), t=20)

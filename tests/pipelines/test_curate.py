@@ -55,8 +55,8 @@ def expected(rows: list[dict[str, Any]], t: int, seed: int = 0) -> tuple[list[di
     return kept, counts
 
 
-@pytest.mark.usefixtures("ray_session")
 class TestCurate:
+    @pytest.mark.usefixtures("ray_session")
     def test_keeps_exactly_what_the_definition_keeps(self, settings: Curate, rows: list[dict[str, Any]]) -> None:
         result = curate(settings)
         kept, counts = expected(rows, t=20)
@@ -73,6 +73,7 @@ class TestCurate:
             sum(n for n in counts.values() if n < 20) / counts.total()
         )
 
+    @pytest.mark.usefixtures("ray_session")
     def test_partitioning_does_not_change_the_kept_set(
         self, settings: Curate, rows: list[dict[str, Any]], tmp_path: Path
     ) -> None:
@@ -86,6 +87,7 @@ class TestCurate:
         by_id = [{r["id"]: r for r in read_all(s.output)} for s in (whole, pieces)]
         assert by_id[0] == by_id[1] == {r["id"]: r for r in expected(rows, t=20, seed=3)[0]}
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_another_t_does_not_match_again(
         self, settings: Curate, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -96,6 +98,7 @@ class TestCurate:
         assert "holds the matches already" in printed.out and "match:" not in printed.err
         assert read_all(tmp_path / "out/other") == expected(rows, t=5)[0]
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_a_second_run_does_nothing(self, settings: Curate, capsys: pytest.CaptureFixture[str]) -> None:
         first = curate(settings)
         before = {p: p.stat().st_mtime_ns for p in Path(settings.output).rglob("*")}
@@ -105,6 +108,7 @@ class TestCurate:
         with pytest.raises(ValueError, match=r"other settings.*t: 20 → 21"):
             curate(replace(settings, t=21))
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_the_card_is_one_run_of_mlflow(
         self, settings: Curate, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -120,6 +124,7 @@ class TestCurate:
         assert (run.data.params["t"], run.data.params["summary.rows.kept"]) == ("20", kept)
         assert {a.path for a in client.list_artifacts(run.info.run_id)} == {card.NAME, card_page.NAME}
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_every_reason_for_a_drop_is_counted(self, tmp_path: Path) -> None:
         good = {"image": picture(1), "captions": ["a small cat"], "kinds": ["k"], "nsfw": 0.0}
         changes: list[dict[str, Any]] = [
@@ -173,12 +178,14 @@ class TestCurate:
             "its image was dropped": 7,
         }
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_metadata_is_built_from_the_captions(self, settings: Curate) -> None:
         result = curate(replace(settings, metadata=None, t=None, metadata_min_count=5))
         card = storage.read_json(f"{settings.output}/data_card.json")
         assert {"a", "and", "cat", "dog"} <= set(card["matching"]["head"])
         assert result.summary["tail_share"] <= 0.06 and result.summary["t"] == card["matching"]["t"]
 
+    @pytest.mark.usefixtures("ray_session")
     def test_a_bucket(self, settings: Curate, rows: list[dict[str, Any]], s3_bucket: str, tmp_path: Path) -> None:
         assert isinstance(settings.pool, str) and settings.metadata is not None
         for file in [*storage.listing(settings.pool), settings.metadata]:
@@ -193,15 +200,18 @@ class TestCurate:
         assert read_all(tmp_path / "copy") == expected(rows, t=20)[0]
         assert not [uri for uri in storage.listing(f"{s3_bucket}/out") if "/progress/" in uri]
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_nothing_left_is_an_error(self, settings: Curate) -> None:
         with pytest.raises(ValueError, match=r"nothing of .*pool is left; dropped: .*'shorter side below the minimum'"):
             curate(replace(settings, min_side=1000))
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_metadata_that_matches_nothing_is_an_error(self, settings: Curate, tmp_path: Path) -> None:
         (tmp_path / "entries.json").write_text('["zebra"]')
         with pytest.raises(ValueError, match="matches any metadata entry"):
             curate(replace(settings, t=None))
 
+    @pytest.mark.usefixtures("ray_session")
     def test_a_mistake_found_by_a_task_is_told_in_one_line(self, settings: Curate, rows: list[dict[str, Any]]) -> None:
         assert isinstance(settings.pool, str)
         write_parquet(Path(settings.pool), [*rows[:-1], rows[-1] | {"id": None}])

@@ -129,8 +129,8 @@ def closed(output: str) -> dict[str, int]:
     return dict(card["rows"]["dropped"])
 
 
-@pytest.mark.usefixtures("ray_session")
 class TestDedup:
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_duplicates_are_found_with_high_precision_and_recall(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path
     ) -> None:
@@ -151,6 +151,7 @@ class TestDedup:
         reasons = closed(single.output)
         assert reasons["duplicate"] + reasons["near_duplicate"] == len(dropped) and reasons["duplicate"] > 20
 
+    @pytest.mark.usefixtures("ray_session")
     def test_the_kept_set_is_that_of_the_definition_whatever_the_partitioning(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -169,6 +170,7 @@ class TestDedup:
         assert {r["id"] for r in read_all(other.output)} == set(expected)
         assert closed(near.output) == closed(other.output)
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_files_with_the_same_bytes_are_duplicates(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path
     ) -> None:
@@ -178,6 +180,7 @@ class TestDedup:
         images = [r["image"] for r in read_all(exact.output)]
         assert len(images) == len(set(images)) == len({r["image"] for r in pool})
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_pictures_of_evaluation_sets_are_dropped(
         self, settings: Curate, originals: list[dict[str, Any]], tmp_path: Path
     ) -> None:
@@ -199,6 +202,7 @@ class TestDedup:
         curate(exact)
         assert closed(exact.output) == {"evaluation": 10}  # five originals and the variant of each with the same bytes
 
+    @pytest.mark.usefixtures("in_process", "undrawn")
     def test_a_picture_that_the_rules_drop_wins_nothing(
         self, settings: Curate, pool: list[dict[str, Any]], tmp_path: Path
     ) -> None:

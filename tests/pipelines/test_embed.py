@@ -120,7 +120,8 @@ def test_done_is_done_and_others_are_refused(plain: str, teacher: str, taught: s
         first_batch(plain, taught=True)
 
 
-def test_sets_of_different_teachers_are_refused(plain: str, taught: str, tmp_path: Path, ray_session: None) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_sets_of_different_teachers_are_refused(plain: str, taught: str, tmp_path: Path) -> None:
     torch.manual_seed(4)
     save_model(llip.create_model("siglip_tiny"), str(tmp_path / "other"))
     embed(Embed(checkpoint=str(tmp_path / "other"), shards=plain, output=str(tmp_path / "out")))

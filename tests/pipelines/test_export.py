@@ -43,8 +43,8 @@ def rows() -> list[dict[str, Any]]:
     return made
 
 
-@pytest.mark.usefixtures("ray_session")
 class TestExport:
+    @pytest.mark.usefixtures("ray_session")
     def test_the_webdataset_package_reads_every_row_back(self, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
         result = export(Export(shards=shards(tmp_path / "shards", rows), output=str(tmp_path / "tars")))
         files = sorted((tmp_path / "tars").glob("*.tar"))
@@ -57,6 +57,7 @@ class TestExport:
             assert sample[suffix] == row["image"] and sample["txt"].decode() == row["captions"][0]
             assert json.loads(sample["json"]) == {name: value for name, value in row.items() if name != "image"}
 
+    @pytest.mark.usefixtures("in_process")
     def test_our_reader_finds_the_same_pictures_and_all_captions(
         self, tmp_path: Path, rows: list[dict[str, Any]]
     ) -> None:
@@ -66,6 +67,7 @@ class TestExport:
         found = pa.concat_tables(tables).to_pylist()
         assert [(r["image"], r["captions"]) for r in found] == [(r["image"], r["captions"]) for r in rows]
 
+    @pytest.mark.usefixtures("in_process")
     def test_the_bytes_are_those_of_the_rows_alone(self, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
         results = [
             export(Export(shards=shards(tmp_path / f"shards-{i}", rows), output=str(tmp_path / f"tars-{i}")))
@@ -80,6 +82,7 @@ class TestExport:
         names = {p.name for p in (tmp_path / "tars-0").iterdir()}
         assert names == {"000000.tar", "000001.tar", "000002.tar", "manifest.json"}
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_second_run_does_nothing_and_other_shards_are_refused(
         self, tmp_path: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -90,6 +93,7 @@ class TestExport:
         with pytest.raises(ValueError, match=r"other settings.*shards_digest"):
             export(settings)
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_damaged_shard_is_named_and_what_is_written_stays(
         self, tmp_path: Path, rows: list[dict[str, Any]]
     ) -> None:

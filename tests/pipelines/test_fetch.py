@@ -113,7 +113,7 @@ def test_ids_are_checked(
         links.refuse_repeated_ids(listed, sum(map(len, files)))
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process")
 def test_nothing_is_fetched_of_a_list_that_repeats_an_id(site: Site, tmp_path: Path) -> None:
     rows = {"id": ["a", "b", "a"], "url": [f"{site.address}/good?{i}" for i in range(3)], "text": ["x"] * 3}
     pq.write_table(pa.table(rows), tmp_path / "links.parquet")
@@ -287,7 +287,7 @@ def test_lists_that_cannot_be_used(tmp_path: Path, name: str, kind: str, content
         links_of(tmp_path / name, kind)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: Path) -> None:
     paths = [f"/good?{i}" for i in range(30)] + ["/gone?1", "/gone?2", "/noai", "/later", "/good?empty"]
     site.pages["/later"] = lambda h: h.answer(404)
@@ -334,7 +334,7 @@ def test_what_failed_is_tried_again_and_what_came_is_not(site: Site, tmp_path: P
 
 @pytest.mark.usefixtures("ray_session")
 def test_workers_share_what_a_host_is_asked_for(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are four CPUs, and no more workers than partitions."""
+    """There are three CPUs, and no more workers than partitions."""
 
     def recording(*arguments: Any, shared: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
         limits.extend([shared["limits"]] if "limits" in shared else [])

@@ -100,7 +100,7 @@ def test_images_are_judged_by_their_headers(image: bytes | None, reason: str) ->
     assert rules.ROW_REASONS[codes[0]] == reason
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_the_basic_filter_of_datacomp_with_a_score(tmp_path: Path) -> None:
     good: dict[str, Any] = {"image": picture(1, size=(250, 210)), "text": TEXTS["en"][0], "clip_l14_similarity": 0.3}
     changes: list[dict[str, Any]] = [

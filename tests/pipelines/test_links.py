@@ -41,7 +41,7 @@ def write_links(folder: Path, site: Site | None, **columns: list[Any]) -> str:
     return str(folder)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 @pytest.mark.parametrize("online", [False, True])
 def test_curating_before_fetching_keeps_what_curating_after_it_keeps(tmp_path: Path, site: Site, online: bool) -> None:
     links = Curate(pool=write_links(tmp_path / "links", site), output=str(tmp_path / "curated"), online=online, t=9)
@@ -96,7 +96,7 @@ def test_links_beside_pictures_are_refused(tmp_path: Path) -> None:
         read.open_pools(pools, partition_rows=10)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_a_list_of_another_format_becomes_a_pool_of_links(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("src,alt\nhttp://a/1,a cat\nhttp://a/2,a dog\nhttp://a/3,cat\n")
     settings = Fetch(links=str(tmp_path / "list.csv"), output=str(tmp_path / "links"), only_list=True)

@@ -41,7 +41,7 @@ def ids_and_captions(
     ]
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_probabilities_reach_the_loader_which_draws_anew_in_each_epoch(tmp_path: Path) -> None:
     rows = pool_rows(256)
     (tmp_path / "entries.json").write_text(json.dumps(WORDS))

@@ -32,7 +32,7 @@ def stays(identity: str, share: Fraction) -> bool:
     return Fraction(plain_hash(0, identity, -3 % 2**64) >> 11, 2**53) < share
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_pools_with_weights_are_curated_as_one_and_folders_may_be_moved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +96,7 @@ def test_other_content_of_the_same_size_is_another_pool(tmp_path: Path) -> None:
     assert written(1) == first
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_a_damaged_curated_file_is_named(tmp_path: Path) -> None:
     settings = Curate(pool=write_parquet(tmp_path / "pool", pool_rows(60)), output=str(tmp_path / "curated"))
     file = Path(settings.output, curate(settings).files[0].name)

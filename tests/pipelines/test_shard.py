@@ -40,8 +40,8 @@ def group_sizes(folder: str) -> list[list[int]]:
     return [[m.row_group(g).num_rows for g in range(m.num_row_groups)] for m in files]
 
 
-@pytest.mark.usefixtures("ray_session")
 class TestShard:
+    @pytest.mark.usefixtures("ray_session")
     def test_order_is_that_of_the_keys_whatever_the_partitioning(self, tmp_path: Path) -> None:
         rows = pool_rows(150)
         ordered = sorted(rows, key=lambda r: plain_hash(7, r["id"], 0))
@@ -51,6 +51,7 @@ class TestShard:
         assert read_all(first.output) == ordered
         assert [f.sha256 for f in results[0].files] == [f.sha256 for f in results[1].files]
 
+    @pytest.mark.usefixtures("in_process")
     def test_layout_and_manifest(self, tmp_path: Path) -> None:
         settings = Shard(curated=curated(tmp_path / "curated", pool_rows(107)), output=str(tmp_path / "shards"))
         settings = replace(settings, rows_per_group=10, rows_per_file=30)
@@ -66,6 +67,7 @@ class TestShard:
             *(f"shard-{i:06d}.parquet" for i in range(4)),
         ]
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_small_pool_has_row_groups_for_every_lane(self, tmp_path: Path) -> None:
         settings = Shard(curated=curated(tmp_path / "curated", pool_rows(200)), output=str(tmp_path / "shards"))
         result = shard(settings)
@@ -73,6 +75,7 @@ class TestShard:
         assert result.row_group_size == 3 and sum(map(len, sizes)) == 67 and len(sizes) == 8
         assert {n for groups in sizes for n in groups[:-1]} == {3} and max(map(len, sizes)) - min(map(len, sizes)) == 1
 
+    @pytest.mark.usefixtures("in_process")
     def test_broken_pictures_are_dropped_with_a_reason(self, tmp_path: Path) -> None:
         rows = pool_rows(30)
         rows[3]["image"], rows[9]["image"] = rows[3]["image"][:50], picture(1, size=(2000, 1000))
@@ -85,6 +88,7 @@ class TestShard:
         }
         assert {r["id"] for r in read_all(settings.output)} == {r["id"] for r in rows} - {"row-3", "row-9"}
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_second_run_does_nothing_and_other_settings_are_refused(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -98,12 +102,14 @@ class TestShard:
         with pytest.raises(ValueError, match=r"other settings.*curated_digest"):
             shard(settings)
 
+    @pytest.mark.usefixtures("in_process")
     def test_repeated_ids_are_refused(self, tmp_path: Path) -> None:
         rows = pool_rows(20)
         rows[17]["id"] = "row-2"
         with pytest.raises(ValueError, match="the id 'row-2' names several rows"):
             shard(Shard(curated=curated(tmp_path / "curated", rows), output=str(tmp_path / "shards")))
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_bucket(self, tmp_path: Path, s3_bucket: str) -> None:
         rows = pool_rows(40)
         folder = curated(tmp_path / "curated", rows)

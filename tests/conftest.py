@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import sys
 import uuid
 
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.s3 import s3_environment, service
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
@@ -31,17 +31,24 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+CPUS = 3
+"""Of the session's Ray: two for the actors of a test and one for the tasks that feed them. Each worker imports for five
+seconds of a core."""
+
+
 class ByFiles(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each process whole files, and one process all of those that need Ray: one cluster is enough."""
+    """Gives each process whole files, and one process all of those that need Ray, or ranks: one cluster is enough, and
+    one process that ranks are forked from."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
-        return "ray" if _needs_ray(self.config.rootpath / file) else file
+        return _shared(self.config.rootpath / file) or file
 
 
 @functools.cache
-def _needs_ray(file: Path) -> bool:
-    return "ray_session" in file.read_text()
+def _shared(file: Path) -> str:
+    """The word in a file that says with which others it shares a process."""
+    return next((word for word in ("ray_session", "forkserver") if word in file.read_text()), "")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFiles:
@@ -49,14 +56,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFiles:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes take the whole default suite. Fewer tests are sooner done in one, and slow ones need the cores."""
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and "not slow" in config.option.markexpr
+    """Two processes take a whole suite, whose tests wait for other processes half of the time; one takes fewer tests,
+    and those whose processes need all cores."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr != "soak"
     return 2 if whole else 0
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tests share few cores with workers of their own."""
+    import torch  # not where pytest only hands tests out
+
     torch.set_num_threads(1)
 
 
@@ -86,7 +96,7 @@ def ray_session(s3_server: str) -> Iterator[None]:
             patch.setenv(name, value)
         for last in (False, False, True):
             try:
-                ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+                ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
                 break
             except Exception:  # Ray gives its node 30 s to start, however busy the machine
                 ray.shutdown()
@@ -110,11 +120,22 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Tracking URI of one database for tests that need any: making the tables takes seconds."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with MLflow's tables and no run, to be copied: making them takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tracking URI of one database for tests that need any."""
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_database, folder)
     uri = f"sqlite:///{folder}/mlflow.db"
     MlflowClient(uri).create_experiment("llip", artifact_location=str(folder / "artifacts"))
     return uri

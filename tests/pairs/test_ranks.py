@@ -5,7 +5,6 @@ of a group comes back and is what the tests look at.
 """
 
 import json
-import multiprocessing
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import literal
+from helpers import forkserver, literal
 from test_accumulation import CAPTIONS, batch, parts, small_model, step
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -150,14 +149,7 @@ class Found(NamedTuple):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "llip.contrastive"])  # seconds of imports, once for all of them
-    processes = [context.Process(target=work, args=(rank, str(folder))) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * WORLD
+    forkserver.start(work, WORLD, str(folder))
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
     cases = ranks[0]["errors"]
     largest = {case: max(rank["errors"].get(case, 0.0) for rank in ranks) for case in cases}

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import socket
 import tarfile
 from collections import Counter
@@ -21,6 +22,8 @@ from pipelines.pretrain import Pretrain, RunResult, pretrain
 
 IMAGES, STEPS = 192, 4
 SHORT = {"steps": STEPS}
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ def test_missing_metrics_of_a_finished_run_are_made_again(chain: Chain) -> None:
     assert again.metrics == chain.outcome.metrics
 
 
-def test_the_folder_of_a_run_is_a_recipe_that_repeats_it_to_the_bit(chain: Chain, tmp_path: Path) -> None:
+def test_the_folder_of_a_run_is_a_recipe_that_repeats_it_to_the_bit(
+    chain: Chain, tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path)
     settings = Pretrain(recipe=chain.outcome.folder, shards=f"{chain.output}/shards", output=str(tmp_path), workers=0)
     again = pretrain(settings)
     assert again.folder.rpartition("/")[2] == chain.outcome.folder.rpartition("/")[2]
@@ -151,7 +157,8 @@ def test_a_dead_tracking_server_costs_a_report(
     assert len(reports) == 1 and uri in reports[0] and "connection refused" in reports[0]
 
 
-def test_two_ray_workers_learn_what_one_process_does(chain: Chain, tmp_path: Path) -> None:
+def test_two_ray_workers_learn_what_one_process_does(chain: Chain, tmp_path: Path, empty_database: Path) -> None:
+    shutil.copy(empty_database, tmp_path)
     outcome = pretrain(Pretrain(output=str(tmp_path), shards=f"{chain.output}/shards", overrides=SHORT, workers=2))
     one, two = _numbers(chain.outcome.folder), _numbers(outcome.folder)
     assert [line[0] for line in two] == [line[0] for line in one]
@@ -172,7 +179,7 @@ def test_what_a_restart_would_not_cure_is_raised_at_once(chain: Chain, tmp_path:
         pretrain(settings)
 
 
-def test_pools_are_trained_on_as_they_are(chain: Chain, tmp_path: Path) -> None:
+def test_pools_are_trained_on_as_they_are(chain: Chain, tmp_path: Path, empty_database: Path) -> None:
     """A WebDataset tar and Parquet as Hugging Face has it, of 48 of the corpus's images each, become one."""
     (first, *_) = sorted(Path(chain.output, "pool").rglob("*.parquet"))
     rows = pq.read_table(first, columns=["image", "captions"]).slice(0, 48).to_pylist()
@@ -188,6 +195,7 @@ def test_pools_are_trained_on_as_they_are(chain: Chain, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     pq.write_table(table, tmp_path / "hub" / "train-00000-of-00001.parquet")
     pools = tuple(str(tmp_path / pool) for pool in ("tar", "hub"))
+    shutil.copytree(empty_database.parent, tmp_path / "output")
     settings = Pretrain(
         pool=pools,
         curation="none",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers import forkserver
 from helpers.on_ranks import go_on, train
 from helpers.short_runs import newest
 
@@ -78,8 +78,7 @@ def work(small: TrainingConfig, shards: str, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def ranks(work: Work) -> list[dict[str, Any]]:
     """What the ranks found."""
-    mp.set_forkserver_preload(["torch._dynamo", "llip.training.loop"])  # imported once
-    mp.start_processes(work, nprocs=5, start_method="forkserver")
+    forkserver.start(work, 5)
     return [torch.load(f"{work.folder}/rank-{rank}.pt", weights_only=True) for rank in range(5)]
 
 

@@ -18,8 +18,8 @@ from llip.training.tracking import Tracker, Tracking, checkpoint_of, open_run
 
 
 @pytest.fixture
-def tracking(tmp_path: Path, mlflow_store: str, monkeypatch: pytest.MonkeyPatch) -> Tracking:
-    shutil.copy(mlflow_store.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+def tracking(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Tracking:
+    shutil.copy(empty_database, tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return Tracking(uri=uri, experiment="models", run_name="tiny-0.5", artifact_location=f"{tmp_path}/artifacts")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers import forkserver
 from helpers.evaluation_samples import make_sets
 from helpers.on_ranks import batch, go_on, gradient_of, train
 from helpers.short_runs import newest
@@ -29,7 +29,7 @@ from llip.training import checkpoint
 from llip.training.parallel import Towers, _axis, current_world, seed_step
 from llip.training.tracking import read_metrics
 
-RANKS, SLOW = 3, 1.0
+RANKS, SLOW = 3, 0.5
 """Processes, and the seconds that the second of them takes longer for a step."""
 
 pytestmark = pytest.mark.timeout(900)  # three processes that import torch share two cores with other tests
@@ -112,8 +112,7 @@ def alone_first(work: Work) -> dict[int, list[str]]:
 @pytest.fixture(scope="module")
 def ranks(work: Work, alone_first: dict[int, list[str]]) -> list[dict[str, Any]]:
     """What the ranks found."""
-    mp.set_forkserver_preload(["torch._dynamo", "llip.training.loop", "llip.evaluation.evaluate"])  # imported once
-    mp.start_processes(work, (RANKS,), nprocs=RANKS, start_method="forkserver")
+    forkserver.start(work, RANKS, RANKS)
     return [torch.load(f"{work.folder}/rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

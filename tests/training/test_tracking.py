@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,8 +79,9 @@ def test_metrics_parameters_and_artifacts_arrive_and_a_second_tracker_continues_
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (StoppedError, "KILLED")])
 def test_an_exception_ends_the_run_as_failed_and_a_request_to_stop_as_killed(
-    error: type[Exception], status: str, tmp_path: Path
+    error: type[Exception], status: str, tmp_path: Path, empty_database: Path
 ) -> None:
+    shutil.copy(empty_database, tmp_path)
     folder = str(tmp_path / "run")
     with pytest.raises(error), Tracker(_sqlite(tmp_path), folder) as tracker:
         tracker.log(1, {"loss": 1.0})
@@ -167,10 +169,11 @@ def test_a_database_lies_in_its_folder_whatever_the_name_of_that(
 
 @pytest.mark.parametrize("name", ["50%25", "50%", "a b", "c%20d#1", "größe?"])
 def test_artifacts_lie_in_their_folder_whatever_its_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri, location = default_store(f"{tmp_path}/{name}")
+    shutil.copytree(empty_database.parent, tmp_path / name)
     client, run_id = open_run(Tracking(uri=uri, artifact_location=location, run_name="x"), str(tmp_path / name / "run"))
     client.log_text(run_id, "hello", "t.txt")
     assert [file.relative_to(tmp_path).parts[0] for file in tmp_path.rglob("t.txt")] == [name]
@@ -280,12 +283,11 @@ def test_what_is_refused_is_left_out_and_said_once(refused: tuple[str, ...], cap
 
 @pytest.mark.parametrize("gone", ["run deleted", "run unknown", "experiment deleted", "database deleted"])
 def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
-    tmp_path: Path, gone: str, mlflow_store: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gone: str, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is written, and between two starts."""
     monkeypatch.setattr(MlflowWriter, "PAUSE", 0.01)
-    empty = Path(mlflow_store.removeprefix("sqlite:///")).read_bytes()  # making the tables takes seconds
-    (tmp_path / "mlflow.db").write_bytes(empty)
+    shutil.copy(empty_database, tmp_path)
     tracking, folder = _sqlite(tmp_path), str(tmp_path / "run")
     note = tmp_path / "run" / "tracking.json"
 
@@ -302,7 +304,7 @@ def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
             case "experiment deleted":
                 client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
             case "database deleted":
-                (tmp_path / "new.db").write_bytes(empty)
+                shutil.copy(empty_database, tmp_path / "new.db")
                 (tmp_path / "new.db").replace(tmp_path / "mlflow.db")
 
     with Tracker(tracking, folder) as tracker:

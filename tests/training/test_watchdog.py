@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers import forkserver
 
 from llip.training import watchdog
 from llip.training.goodput import Phases
@@ -86,7 +86,7 @@ def _rank(rank: int, folder: str, fault: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", ["stopped", "waiting for data"])
 def test_a_rank_that_others_wait_for_is_named(fault: str, tmp_path: Path) -> None:
-    ranks = mp.start_processes(_rank, (str(tmp_path), fault), nprocs=RANKS, join=False, start_method="spawn")
+    ranks = forkserver.start(_rank, RANKS, str(tmp_path), fault, join=False)
     processes = ranks.processes
     try:
         _wait_for((tmp_path / "pid").exists, 300)

@@ -85,7 +85,7 @@ def test_a_holder_elsewhere_is_refused_once_it_shows_that_it_lives(
 ) -> None:
     """One that died a moment ago is waited for: its driver may have been submitted again at once, to another node."""
     monkeypatch.setattr(lease, "STALE_SECONDS", 5.0)
-    write(folder, host="node7", age=3)
+    write(folder, host="node7", age=3 if lives else 4.5)
     renewing = threading.Timer(0.5, write, (folder,), {"host": "node7"})
     if not lives:
         with sole_writer(folder):

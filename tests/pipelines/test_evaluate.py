@@ -29,6 +29,8 @@ from llip.training.tracking import Tracking, open_run
 from pipelines.evaluate import Evaluate, evaluate
 from pipelines.evaluation_cache import SCORES, read_items, scores_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def write_sets(folder: str | Path) -> str:
     for data in make_sets():
@@ -49,15 +51,25 @@ def write_checkpoint(run: str | Path, step: int, seed: int = 0) -> ContrastiveMo
     return model
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run and evaluation sets, to be copied."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_checkpoint(folder / "run", 800)
+    write_sets(folder / "sets")
+    return folder
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> Evaluate:
-    write_checkpoint(tmp_path / "run", 800)
-    return Evaluate(checkpoint=str(tmp_path / "run"), evaluation=write_sets(tmp_path / "sets"), batch_size=4)
+def job(prepared: Path, tmp_path: Path) -> Evaluate:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return Evaluate(checkpoint=str(tmp_path / "run"), evaluation=str(tmp_path / "sets"), batch_size=4)
 
 
 def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(
-    job: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.undo()  # the report's figures are drawn here
     model = write_checkpoint(tmp_path / "run", 1600, seed=1)
     found = evaluate(job)
     assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
@@ -67,6 +79,7 @@ def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(
     assert written["metrics"]["scenes/text_to_image_map"] == vars(metric)
     assert metric.low is not None and metric.high is not None
     assert metric.low < metric.value < metric.high and metric.over == "7 captions"
+    assert (tmp_path / "run" / "report.html").read_text().count("<path") > 20
     out = capsys.readouterr().out
     assert all(name in out for name in headline(found)) and f"all {len(found)} metrics" in out
 

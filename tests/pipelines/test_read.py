@@ -221,6 +221,8 @@ def test_an_unreachable_bucket_is_refused(s3_bucket: str, monkeypatch: pytest.Mo
     import fsspec
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(ValueError, match=r"s3://bucket/pool cannot be listed.*AWS_ENDPOINT_URL"):
         read.open_pool("s3://bucket/pool", partition_rows=10)

@@ -105,7 +105,8 @@ def test_a_run_that_is_asked_to_stop_saves_first(small: TrainingConfig, shards: 
         assert torch.equal(a, b) and not torch.equal(a, weight)
 
 
-def test_the_request_to_stop_is_a_file_that_sigterm_writes(run_folder: Folder) -> None:
+def test_the_request_to_stop_is_a_file_that_sigterm_writes(run_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "SECONDS_BETWEEN_LOOKS", 0.1)
     folder = run_folder("a")
     with stopping.watched(folder) as stop, stopping.on_sigterm(folder):
         assert not stop()

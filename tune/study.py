@@ -2,7 +2,7 @@
 
     uv run tune/study.py                                                     # the built-in corpus; hours
     uv run tune/study.py --seeds 3 --only clip siglip text_query-sigmoid text_query_patches_shared-softmax   # a piece
-    uv run tune/study.py --seeds 5 --steps 2400 --name longer
+    uv run tune/study.py --recipe llip_dense_tiny_k8 --name tiny             # larger towers, twice as long
 
 First the clock: seconds of a training step, one model at a time. Then every head with either loss chooses a learning
 rate, an initial scale, an initial bias and a mixing temperature, as far as it has them, one after the other from the
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llip import recipes, storage
+from llip import storage
 from llip.config import TrainingConfig
 from llip.fields import override, value_of
 from pipelines import command
@@ -54,8 +54,9 @@ EXTENDED = ("output", "name", "concurrency", "workers", "gpu", "seeds", "curve_s
 class Study(Experiment):
     """What is compared, on what, and for how long."""
 
-    recipe: str = recipes.DEFAULT
-    """Configuration that every variant starts from, a recipe of Llip; its head and its loss are what is varied."""
+    recipe: str = "llip_dense_mini_k8"
+    """Configuration that every variant starts from, a recipe of Llip; its head and its loss are what is varied. The
+    default is the smallest size, at which everything takes about four hours of two cores."""
     only: tuple[str, ...] = ()
     """Names of the variants that are trained, with * for any letters; all where not given."""
     ks: tuple[int, ...] = (1, 4, 8, 16)

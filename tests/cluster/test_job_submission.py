@@ -19,6 +19,7 @@ import psutil
 import pytest
 from helpers.faults import ended
 from helpers.ports import free_ports
+from helpers.shard_folders import row, write_shards
 from mlflow import MlflowClient
 
 from llip.training import checkpoint
@@ -65,12 +66,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command = [os.environ.get("UV", "uv"), "sync", "--no-install-project", "--no-default-groups", "--group", "demo"]
     python = ["--python", sys.executable]
     subprocess.run(command + python, cwd=folder, check=True, env=variables | {"UV_PROJECT_ENVIRONMENT": str(venv)})
+    _copy_bytecode(venv)
     variables |= {"PATH": f"{venv}/bin{os.pathsep}{variables['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
     without = subprocess.run(
         ["python", "-c", "import ray, llip"], cwd=folder, env=variables, capture_output=True, text=True
     )
     assert "No module named 'llip'" in without.stderr
     return variables
+
+
+def _copy_bytecode(venv: Path) -> None:
+    """Files of packages as this environment has them compiled, of the same sources: else a dozen processes compile
+    PyTorch and Ray at the same moment."""
+    ours, theirs = Path(pytest.__file__).parents[1], next(venv.glob("lib/python*/site-packages"))
+    for file in ours.rglob("__pycache__/*.pyc"):
+        copy = theirs / file.relative_to(ours)
+        if copy.parents[1].is_dir():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(file, copy)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +102,10 @@ def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
     try:
         _wait_until_it_answers(cluster, head, Path(folder, "head.log"))
         yield cluster
-    finally:  # not `ray stop`: it ends every Ray of this machine
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(60)
-        finally:
-            _kill_group(head.pid)
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:  # not `ray stop`: it ends every Ray of this machine; nor SIGTERM, after which Ray waits half a minute
+        _kill_group(head.pid)
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_until_it_answers(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
@@ -202,7 +212,8 @@ def test_a_job_that_is_stopped_saves_first_and_goes_on_when_submitted_again(
     cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder = tmp_path / "runs" / "stopped"
-    command = ["python", "pipelines/pretrain.py", "--batch-size", "32", "--corpus-images", "400", "--workers", "0"]
+    shards = write_shards(tmp_path / "shards", [row(number) for number in range(192)], files=2, row_group_size=16)
+    command = ["python", "pipelines/pretrain.py", "--batch-size", "32", "--shards", shards, "--workers", "0"]
     command += ["--steps", "3000", "--checkpoint-every", "3000", "--name", "stopped", "--output", str(tmp_path)]
     submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "stopped", "--address", cluster.address, *SUBMIT]
     subprocess.run([*submit, "--", *command], cwd=ROOT, env=cluster.environment, check=True, capture_output=True)

@@ -127,6 +127,8 @@ def test_an_object_store_that_fails_at_times_and_one_that_fails_for_good(
         assert faults.failed > 5
         assert manifest.read(f"{s3_bucket}/shaky/curated", "curated").files == whole.files
 
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 2)
         faults.fault = lambda method, path, _: (
             "500" if method == "GET" and path.endswith("pool/part-5.parquet") else None
         )

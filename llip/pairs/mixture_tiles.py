@@ -242,9 +242,9 @@ class OutputGramTiles(MixtureTiles):
         deviation_REJ = self._workspace.get("mixed by row", self._heads * rows, self._width, columns)
         weight_RKJ = self._by_product(self._weight_MNJ.to(self._precision))
         product(deviation_REJ, self._by_product(self._value_MNE).transpose(1, 2), weight_RKJ)
-        self._mixed_DIJ = self._workspace.get("mixed", dim, rows, columns)
-        mixed_MEIJ = self._mixed_DIJ.unflatten(0, (self._heads, -1))
-        torch.add(self._by_head_and_width(deviation_REJ), self._mean_MEI1, out=mixed_MEIJ)
+        deviation_MEIJ = deviation_REJ.unflatten(0, (self._heads, -1)).transpose(1, 2)
+        buffer_MEIJ = self._buffer("mixed", *deviation_MEIJ.shape)
+        self._mixed_DIJ = torch.add(deviation_MEIJ, self._mean_MEI1, out=buffer_MEIJ).contiguous().flatten(0, 1)
 
         self._gram_DIJ = self._workspace.get("metric", dim, rows, columns)
         mixed_1DN = self._mixed_DIJ.to(self._precision).view(1, dim, -1)
@@ -252,9 +252,9 @@ class OutputGramTiles(MixtureTiles):
         self._target_D1J = self._target_MJE.transpose(1, 2).flatten(0, 1).to(self._mixed_DIJ.dtype)[:, None]
         return self._finish(self._sum(self._target_D1J), self._sum(self._gram_DIJ))
 
-    def _by_head_and_width(self, tensor_REJ: Tensor) -> Tensor:
-        """[R, E, J] as [M, E, I, J]."""
-        return tensor_REJ.unflatten(0, (self._heads, -1)).transpose(1, 2)
+    def _buffer(self, name: str, *shape: int) -> Tensor | None:
+        """Memory of the workspace; none for a compiler, which places buffers itself and writes nothing transposed."""
+        return None if torch.compiler.is_compiling() else self._workspace.get(name, *shape)
 
     def _sum(self, factor_DIJ: Tensor) -> Tensor:
         term_DIJ = self._workspace.get("term", *self._mixed_DIJ.shape)
@@ -273,9 +273,9 @@ class OutputGramTiles(MixtureTiles):
 
         # The gradient of a mixture: ṅ (u - r W_O W_Oᵀ c).
         gradient_DIJ = torch.addcmul(self._target_D1J, ratio_IJ, self._gram_DIJ, value=-1, out=self._gram_DIJ)
-        gradient_REJ = self._workspace.get("mixed by row", self._heads * len(slope_IJ), self._width, slope_IJ.shape[1])
-        gradient_MEIJ = gradient_DIJ.unflatten(0, (self._heads, -1))
-        torch.mul(gradient_MEIJ, slope_IJ, out=self._by_head_and_width(gradient_REJ))
+        gradient_MIEJ = gradient_DIJ.unflatten(0, (self._heads, -1)).transpose(1, 2)
+        buffer_MIEJ = self._buffer("mixed by row", *gradient_MIEJ.shape)
+        gradient_REJ = torch.mul(gradient_MIEJ, slope_IJ[:, None], out=buffer_MIEJ).contiguous().flatten(0, 1)
         value_gradient_RKE = self._by_product(self._value_gradient_MNE)
         value_gradient_RKE += gradient_REJ.sum(dim=2)[:, None] / self._tokens
         gradient_REJ = gradient_REJ.to(self._precision)

@@ -76,7 +76,7 @@ def test_mlflow_shows_the_loss_first_the_description_data_models_and_a_family_of
     names, experiment = [r.info.run_name for r in runs], runs[0].info.experiment_id
     trials = project.client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
     children = sorted(trial.info.run_name for trial in trials)
-    assert children == ["llip_tiny_k8-k1-seed0", "llip_tiny_k8-k4-seed0"]
+    assert children == ["llip_dense_mini_k8-k1-seed0", "llip_dense_mini_k8-k4-seed0"]
     with browser() as chromium, printed_by_ui(project.output) as printed:
         url = printed.partition("/#")[0]
         table = chromium.read(

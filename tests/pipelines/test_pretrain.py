@@ -157,6 +157,7 @@ def test_a_dead_tracking_server_costs_a_report(
     assert len(reports) == 1 and uri in reports[0] and "connection refused" in reports[0]
 
 
+@pytest.mark.slow  # a tenth of the whole default suite: seven processes start
 def test_two_ray_workers_learn_what_one_process_does(chain: Chain, tmp_path: Path, empty_database: Path) -> None:
     shutil.copy(empty_database, tmp_path)
     outcome = pretrain(Pretrain(output=str(tmp_path), shards=f"{chain.output}/shards", overrides=SHORT, workers=2))

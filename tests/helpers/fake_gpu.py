@@ -49,6 +49,7 @@ def a100() -> Iterator[None]:
     """Compilers take this machine for one with an A100."""
     import torch.utils._triton
     from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor.async_compile import AsyncCompile
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
@@ -67,6 +68,7 @@ def a100() -> Iterator[None]:
             (torch.cuda, "device_count", lambda: 1),
             (torch.utils._triton, "triton_hash_with_backend", lambda: ""),
             (driver, "_active", target),
+            (AsyncCompile, "use_process_pool", staticmethod(lambda: False)),  # they go no further than Triton
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         _forget_triton()

@@ -102,7 +102,9 @@ def test_mlflow_shows_the_loss_first_the_description_data_models_and_a_family_of
             screenshot=tmp_path / "models.png",
         )
         page = comparison_page(url, [experiment], ids)
-        compared = chromium.read(page, until=[*names, "eval/concept/top5"], screenshot=tmp_path / "comparison.png")
+        compared = chromium.read(
+            page, until=[*names, "eval/concept/mean_per_class"], screenshot=tmp_path / "comparison.png"
+        )
         family = chromium.read(
             experiment_page(url, experiment, "runs", parent),
             until=[SWEEP, "Metrics (", "Parameters ("],
@@ -116,8 +118,8 @@ def test_mlflow_shows_the_loss_first_the_description_data_models_and_a_family_of
     assert charts.index("Headline") < charts.index("Loss") < charts.index("eval/concept")
     assert f"{names[0]}-step6" in models, "every kept checkpoint"
     assert "Comparing 3 Runs from 1 Experiment" in compared
-    values = [f"{outcome.metrics['concept/top5'].value:.3f}".rstrip("0") for outcome in project.outcomes]
-    metrics = compared[compared.index("eval/concept/mean_per_class") :]
+    values = [f"{outcome.metrics['concept/mean_per_class'].value:.3f}".rstrip("0") for outcome in project.outcomes]
+    metrics = compared[compared.index("eval/concept/macro_f1") :]
     assert all(re.search(rf"^{re.escape(v)}$", metrics, re.MULTILINE) for v in values), (values, metrics)
     with Image.open(tmp_path / "comparison.png") as screenshot:
         pixels = np.asarray(screenshot.convert("L"))

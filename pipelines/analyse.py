@@ -18,7 +18,7 @@ from pipelines.checkpoints import WeightsOptions, chosen_device
 
 @dataclass(frozen=True, kw_only=True)
 class Analyse(WeightsOptions):
-    """What is analysed, on what."""
+    """Weights that are analysed, and the sets that they are analysed on."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, checkpoints, folders of open_clip, or files of weights."""

@@ -172,7 +172,7 @@ def hit_scores(
 
 
 class TextToImage:
-    """Where the true images of each caption rank among all images."""
+    """Ranks of the true images of each caption among all images."""
 
     def __init__(self, captions: Captions, images: int) -> None:
         self.captions, self.images = captions, images

@@ -69,7 +69,7 @@ class Classify:
 
 
 def ranks(score_BC: Tensor, rows: pa.Table) -> Arrays:
-    """Where the labels of images stand among the scores of all classes."""
+    """Ranks of the labels of images among the scores of all classes."""
     label_B1 = torch.tensor(rows["label"].to_pylist(), device=score_BC.device)[:, None]
     of_label_B1 = score_BC.gather(1, label_B1)
     return {

@@ -58,7 +58,7 @@ def _collectives(events: list[Any], device: torch.device) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StepProfile:
-    """Where the time of the steps goes."""
+    """Time of the steps, by what it is spent on."""
 
     millis: float
     """Time of a step, milliseconds."""

@@ -53,7 +53,7 @@ def load(
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where the weights of a model lie, and the run that they belong to."""
+    """Place of the weights of a model, and the run that they belong to."""
 
     given: str
     """Absolute URI of what the user named."""

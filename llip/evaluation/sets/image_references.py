@@ -1,4 +1,4 @@
-"""Where the images of an evaluation set lie: its column `image` holds their encoded bytes, or references to them.
+"""Images of an evaluation set: its column `image` holds their encoded bytes, or references to them.
 
 References keep a set of any size out of memory, and let each worker fetch its own images.
 """

@@ -10,12 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llip.config import ModelConfig, TrainingConfig
-from llip.model.features import Extra, ImageFeatures, Message, Mixture, Outputs, Pooled, Query, Terms, TextFeatures
-from llip.model.mixing import Head, mix
+from llip.model.features import (
+    Extra,
+    Head,
+    ImageFeatures,
+    Message,
+    Mixture,
+    Outputs,
+    Pooled,
+    Query,
+    Terms,
+    TextFeatures,
+    mix,
+)
 from llip.model.packing import PackedCaptions, pack
-from llip.model.text import TextTransformer
-from llip.model.transformer import Transformer
-from llip.model.vision import VisionTransformer
+from llip.model.towers import TextTransformer, Transformer, VisionTransformer
 from llip.model.words import WordPrediction
 from llip.pairs import scoring
 from llip.recipes import recipe

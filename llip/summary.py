@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llip.config import HeadConfig, ModelConfig, TrainingConfig
 from llip.contrastive import ContrastiveModel
-from llip.model.text import TextTransformer
-from llip.model.vision import VisionTransformer
+from llip.model.towers import TextTransformer, VisionTransformer
 
 
 @dataclass(frozen=True, kw_only=True)

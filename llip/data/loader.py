@@ -20,8 +20,7 @@ from torch import Tensor
 
 from llip.config import DataConfig
 from llip.data import draws
-from llip.data.mixed_order import MixedOrder
-from llip.data.order import SampleOrder, Samples, lanes_of
+from llip.data.order import MixedOrder, SampleOrder, Samples, lanes_of
 from llip.data.shards import ReadAhead, RowGroup, ShardSets, Texts
 from llip.data.tokenizer import tokenize
 from llip.data.transforms import DecodeError, crop_draws, training_transform

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from llip import storage
 from llip.data import integrity, manifest
-from llip.data.mixed_order import MixedOrder
-from llip.data.order import SampleOrder, Samples
+from llip.data.order import MixedOrder, SampleOrder, Samples
 
 _COLUMNS = ["id", "image", "captions"]
 SYNTHETIC = "synthetic_captions"

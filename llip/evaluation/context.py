@@ -14,8 +14,7 @@ from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import Arrays, ImageTask, encode_texts, scores
 from llip.evaluation.item_scores import ItemScores
 from llip.evaluation.sets.evaluation_set import EvaluationSet
-from llip.model.features import Mixture, Query, batch_slice
-from llip.model.mixing import mixing_weights
+from llip.model.features import Mixture, Query, batch_slice, mixing_weights
 
 
 def applies(model: ContrastiveModel) -> bool:

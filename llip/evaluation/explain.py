@@ -13,8 +13,7 @@ from torch.nn.functional import normalize
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import decode, encode_texts, model_input
-from llip.model.features import Mixture, Query
-from llip.model.mixing import mixing_weights
+from llip.model.features import Mixture, Query, mixing_weights
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from torch.nn.functional import normalize
 
 from llip.contrastive import ContrastiveModel
 from llip.evaluation.encode import scores
-from llip.model.features import Mixture, Query
-from llip.model.mixing import mix
+from llip.model.features import Mixture, Query, mix
 
 BLOCK_SCORES = 1 << 24
 """Scores of the index held at once (64 MB)."""

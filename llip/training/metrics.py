@@ -16,8 +16,7 @@ from torch.profiler import record_function
 
 from llip.config import ModelConfig, TrainingConfig
 from llip.data.loader import LoaderStats
-from llip.model.features import Mixture, Outputs, Query
-from llip.model.mixing import mixing_entropy
+from llip.model.features import Mixture, Outputs, Query, mixing_entropy
 from llip.summary import summarise
 from llip.training.goodput import PARTS, Phases
 from llip.training.parallel import Towers, World

@@ -35,7 +35,7 @@ from llip import devices
 from llip.contrastive import create_model
 from llip.model import packing
 from llip.model.features import Pooled
-from llip.model.transformer import Block
+from llip.model.towers import Block
 from llip.pairs import accumulation, losses
 from llip.pairs.losses import loss_of_features
 from llip.recipes import recipe

@@ -15,7 +15,7 @@ from helpers.shard_folders import row, write_shards
 
 from llip.config import DataConfig
 from llip.data.loader import Batch, LaneLoader
-from llip.data.mixed_order import BLOCK, MixedOrder, apportion
+from llip.data.order import BLOCK, MixedOrder, apportion
 from llip.fields import from_dict, to_dict
 
 SETS = [np.array([50] * 10 + [7]), np.array([16] * 5), np.array([128] * 9)]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from llip.contrastive import ContrastiveModel
-from llip.model.mixing import MixtureProjection
-from llip.model.transformer import Block
+from llip.model.features import MixtureProjection
+from llip.model.towers import Block
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm, epsilon: float = 1e-5) -> Tensor:

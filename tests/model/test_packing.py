@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llip.config import TextConfig
 from llip.model.packing import pack
-from llip.model.text import TextTransformer
+from llip.model.towers import TextTransformer
 
 END = 9
 CONTEXT = 12

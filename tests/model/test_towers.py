@@ -22,8 +22,7 @@ from llip.config import (
 )
 from llip.contrastive import ContrastiveModel, create_model
 from llip.model.packing import PackedCaptions, pack
-from llip.model.transformer import Block, quick_gelu_mlp
-from llip.model.vision import VisionTransformer
+from llip.model.towers import Block, VisionTransformer, quick_gelu_mlp
 from llip.training.parallel import Towers, single_process
 
 END = 30

@@ -6,8 +6,7 @@ from helpers import literal
 from llip.config import ObjectiveConfig
 from llip.contrastive import ContrastiveModel, create_model
 from llip.fields import override
-from llip.model.features import Mixture, Pooled, Query
-from llip.model.mixing import MixtureProjection
+from llip.model.features import Mixture, MixtureProjection, Pooled, Query
 from llip.pairs import accumulation
 from llip.recipes import recipe
 

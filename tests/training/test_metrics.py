@@ -11,8 +11,7 @@ import torch
 import llip
 from llip.config import TrainingConfig
 from llip.data.loader import LaneLoader, LoaderStats
-from llip.model.features import Mixture, Query
-from llip.model.mixing import mixing_entropy
+from llip.model.features import Mixture, Query, mixing_entropy
 from llip.summary import summarise
 from llip.training.metrics import Rates, Utilisation, Watched, utilisation
 from llip.training.parallel import Towers, current_world

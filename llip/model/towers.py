@@ -1,6 +1,9 @@
-"""The pre-LN transformer that both towers of CLIP are made of.
+"""The towers: CLIP's vision transformer with K learnable tokens in place of the class token (Llip, section 3.1), CLIP's
+causal text transformer, and the pre-LN transformer that both are made of.
 
-Axes: B rows · N positions of a row · Q positions that are kept · W width · H attention heads · E width of a head.
+Axes: B rows, or images · N positions of a row · Q positions that are kept · W width · H attention heads · E width of a
+head. Images: C colours · H, W of pixels · P patches · K tokens, N = K + P. Captions: T captions · K kept states of a
+caption · R rows of captions · S kept positions of a row · L positions of the context.
 """
 
 from collections.abc import Callable
@@ -167,3 +170,90 @@ def initialise_by_depth(transformer: Transformer) -> None:
         elif isinstance(module, Block):
             nn.init.normal_(module.mlp_up.weight, std=inner * 2**-0.5)
             nn.init.normal_(module.mlp_down.weight, std=residual)
+
+
+class VisionTransformer(nn.Module):
+    """Pixels in, the final states of the kept positions out."""
+
+    def __init__(self, config: VisionConfig, kept: int, activation: Activation = "quick_gelu") -> None:
+        """`kept` positions are returned: 1 for the first token, K for the tokens, K + P for tokens and patches."""
+        super().__init__()
+        self.config = config
+        self.kept = kept
+        self.patch_embedding = nn.Conv2d(3, config.width, config.patch_size, config.patch_size, bias=False)
+        self.tokens = nn.Parameter(torch.empty(config.tokens, config.width))
+        self.position = nn.Parameter(torch.empty(config.tokens + config.patches, config.width))
+        self.norm_before = nn.LayerNorm(config.width, config.norm_epsilon)
+        self.transformer = Transformer(config, config.width // config.head_width, activation)
+        self.norm_after = nn.LayerNorm(config.width, config.norm_epsilon)
+        nn.init.normal_(self.tokens, std=config.width**-0.5)
+        nn.init.normal_(self.position, std=config.position_std or config.width**-0.5)
+        initialise_uniformly(self.transformer)
+
+    def forward(self, pixels_BCHW: Tensor, kept: int | None = None) -> Tensor:
+        """[B, 3, S, S] normalised pixels -> [B, kept, W]; other positions than the tower's are kept where `kept` says
+        so. Raises ValueError for another shape.
+        """
+        size = self.config.image_size
+        if pixels_BCHW.shape[1:] != (3, size, size):
+            raise ValueError(f"pixels have shape {list(pixels_BCHW.shape)}; this model takes [B, 3, {size}, {size}]")
+        states_BNW = self.norm_before(self._embed(pixels_BCHW))
+        return self.norm_after(self.transformer(states_BNW, kept or self.kept))
+
+    def _embed(self, pixels_BCHW: Tensor) -> Tensor:
+        token_position_KW, patch_position_PW = self.position.split((self.config.tokens, self.config.patches))
+        patches_BPW = self.patch_embedding(pixels_BCHW).flatten(2).transpose(1, 2) + patch_position_PW
+        if self.training and self.config.patch_dropout:
+            patches_BPW = self._drop(patches_BPW)
+        tokens_BKW = (self.tokens + token_position_KW).expand(len(pixels_BCHW), -1, -1)
+        return torch.cat([tokens_BKW, patches_BPW], dim=1)
+
+    def _drop(self, patches_BPW: Tensor) -> Tensor:
+        """A random subset of each image's patches, at least one (FLIP, arXiv 2212.00794). Their order means nothing."""
+        batch, patches, width = patches_BPW.shape
+        left = max(1, round(patches * (1 - self.config.patch_dropout)))
+        chosen_BP = torch.rand(batch, patches, device=patches_BPW.device).topk(left, dim=1).indices
+        return patches_BPW.gather(1, chosen_BP[:, :, None].expand(-1, -1, width))
+
+
+class TextTransformer(nn.Module):
+    """Captions in, the final state of each at its end-of-text token out, or those of K latents that read it.
+
+    With `tokens` K > 1, K learned latents follow the end-of-text token: latent k attends to the whole caption and
+    to the latents up to itself, no word sees a latent, and the states of the latents are kept. A latent is its own
+    position embedding.
+    """
+
+    def __init__(self, config: TextConfig, activation: Activation = "quick_gelu") -> None:
+        super().__init__()
+        self.config = config
+        self.latent_count = config.tokens if config.tokens > 1 else 0
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(torch.empty(config.context_length, config.width))
+        self.latents = nn.Parameter(torch.empty(self.latent_count, config.width)) if self.latent_count else None
+        self.transformer = Transformer(config, config.heads, config.activation or activation)
+        self.norm_after = nn.LayerNorm(config.width, config.norm_epsilon)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights with the deviations of OpenAI's CLIP."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.01)
+        if self.latents is not None:
+            nn.init.normal_(self.latents, std=0.02)
+        initialise_by_depth(self.transformer)
+
+    def forward(
+        self, token_RN: Tensor, position_RN: Tensor, caption_RN: Tensor, kept_RS: Tensor, state_TK: Tensor
+    ) -> Tensor:
+        """The fields of `PackedCaptions` -> [T, K, W]."""
+        mask_RNN = (caption_RN[:, :, None] == caption_RN[:, None, :]).tril()
+        states_RSW = self.transformer(self._embed(token_RN, position_RN), kept_RS, mask_RNN)
+        return self.norm_after(states_RSW.flatten(0, 1)[state_TK])
+
+    def _embed(self, token_RN: Tensor, position_RN: Tensor) -> Tensor:
+        words_RNW = self.token_embedding(token_RN)
+        if self.latents is None:
+            return words_RNW + F.embedding(position_RN, self.position)
+        is_word_RN1 = (position_RN < self.config.context_length)[:, :, None]
+        return words_RNW * is_word_RN1 + F.embedding(position_RN, torch.cat([self.position, self.latents]))

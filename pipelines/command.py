@@ -25,7 +25,7 @@ import tyro
 from llip import recipes, storage
 from llip.config import TrainingConfig
 from llip.fields import NONE, Leaf, field_docs, is_union, leaves, override, to_toml, value_of
-from llip.training.stopping import GaveUpError, NonFiniteError, StoppedError
+from llip.runs.stopping import GaveUpError, NonFiniteError, StoppedError
 from pipelines import logs
 
 # Ray reads it when it is imported: else every worker of a command that `uv run` started makes the environment again.

@@ -59,8 +59,8 @@ def compare(settings: Compare) -> "Comparison":
 
 def _in_mlflow(folders: Sequence[str]) -> str | None:
     """Where MLflow compares the runs; None where they are not all in one store."""
-    from llip.training.mlflow_writer import sqlite_file
-    from llip.training.tracking import tracking_of
+    from llip.runs.mlflow_writer import sqlite_file
+    from llip.runs.tracking import tracking_of
     from pipelines import ui
 
     uris = {tracking.uri if (tracking := tracking_of(folder)) else None for folder in folders}
@@ -76,7 +76,7 @@ def _tracked(run: str, tracking: str | None) -> "RunRecord":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from llip.training.tracking import default_store
+    from llip.runs.tracking import default_store
     from pipelines.comparison import RunRecord
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -94,7 +94,7 @@ def _folder(run: str, tracking: str | None) -> str:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from llip.training.tracking import default_store
+    from llip.runs.tracking import default_store
 
     uri = tracking or default_store("output")[0]
     try:

@@ -17,9 +17,9 @@ from llip.evaluation.metrics import Metric
 from llip.evaluation.paired import Difference, difference
 from llip.headline import headline
 from llip.page import render, svg
-from llip.training import run_folder
-from llip.training.notebook import published
-from llip.training.tracking import read_metrics
+from llip.runs import run_folder
+from llip.runs.notebook import published
+from llip.runs.tracking import read_metrics
 from pipelines.evaluation_cache import SCORES, read_items, scores_of
 
 ROUNDING = 1e-9

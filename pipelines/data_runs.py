@@ -7,11 +7,11 @@ from typing import Any
 from llip import storage
 from llip.data import manifest
 from llip.data.manifest import Manifest
-from llip.training import lineage
-from llip.training.mlflow_writer import sqlite_file
-from llip.training.notebook import Data, context_tags
-from llip.training.run_folder import files_digest
-from llip.training.tracking import Tracker, Tracking, default_store, tracking_of
+from llip.runs import lineage
+from llip.runs.mlflow_writer import sqlite_file
+from llip.runs.notebook import Data, context_tags
+from llip.runs.run_folder import files_digest
+from llip.runs.tracking import Tracker, Tracking, default_store, tracking_of
 
 
 def track(folder: str, kind: str, documents: Mapping[str, dict[str, Any] | str], *, output: str | None = None) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from llip import storage
 from llip.config import MIXTURE_HEADS
 from llip.fields import differences
-from llip.training import run_folder
-from llip.training.run_folder import git_revision
+from llip.runs import run_folder
+from llip.runs.run_folder import git_revision
 from pipelines import command
 from pipelines.checkpoints import WeightsOptions, chosen_device
 
@@ -254,7 +254,7 @@ def runner(model: ContrastiveModel, settings: EvaluationOptions) -> Runner:
 
 def _write_report(output: str, weights: Weights, model: ContrastiveModel, outcomes: list[Outcome]) -> None:
     from llip.evaluation.report import Report
-    from llip.training.tracking import read_metrics
+    from llip.runs.tracking import read_metrics
 
     config = model.config
     facts = {

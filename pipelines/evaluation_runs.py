@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from llip import storage
 from llip.evaluation.metrics import logged
-from llip.training import lineage, run_folder
-from llip.training.notebook import context_tags, description
-from llip.training.tracking import Tracker, Tracking, tracking_of
+from llip.runs import lineage, run_folder
+from llip.runs.notebook import context_tags, description
+from llip.runs.tracking import Tracker, Tracking, tracking_of
 from pipelines.data_runs import store_beside
 from pipelines.launching import data_of
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from llip.runs.stopping import StoppedError
 from llip.training import watchdog
-from llip.training.stopping import StoppedError
 from pipelines.restarts import Budget
 
 

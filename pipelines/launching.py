@@ -25,11 +25,11 @@ from llip.fields import to_dict
 from llip.headline import headline
 from llip.progress import bar as progress_bar
 from llip.progress import training_line
-from llip.training import lineage, notebook, run_folder, stopping
+from llip.runs import lineage, notebook, run_folder, stopping
+from llip.runs.stopping import GaveUpError, NonFiniteError, Stop, StoppedError
+from llip.runs.tracking import Tracker, Tracking, metrics_files, open_run
 from llip.training.loop import Progress, train
 from llip.training.parallel import current_world
-from llip.training.stopping import GaveUpError, NonFiniteError, Stop, StoppedError
-from llip.training.tracking import Tracker, Tracking, metrics_files, open_run
 from pipelines import command
 from pipelines.evaluation_cache import SCORES, scores_file
 

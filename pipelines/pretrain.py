@@ -18,7 +18,7 @@ from llip import recipes, storage
 from llip.config import TrainingConfig
 from llip.fields import differences, setting
 from llip.lease import sole_writer
-from llip.training import run_folder
+from llip.runs import run_folder
 from pipelines import command, prepare_data, ui
 from pipelines.prepare_data import Curation, TrainedOnData
 
@@ -99,8 +99,9 @@ def pretrain(settings: Pretrain) -> RunResult:
     print(f"{folder}: {command.brief_recipe(settings.recipe)}, {length} of {config.data.batch_size:,} images at a time")
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin steal the cores of those that decode
-    from llip.training import checkpoint, goodput, notebook, stopping
-    from llip.training.tracking import Tracking, default_store
+    from llip.runs import goodput, notebook, stopping
+    from llip.runs.tracking import Tracking, default_store
+    from llip.training import checkpoint
     from pipelines import launching
 
     data = prepare_data.prepare(

@@ -8,8 +8,8 @@ import sys
 import threading
 from types import FrameType
 
-from llip.training import run_folder as runs
-from llip.training.stopping import GaveUpError
+from llip.runs import run_folder as runs
+from llip.runs.stopping import GaveUpError
 from pipelines import command
 
 logger = logging.getLogger(__name__)

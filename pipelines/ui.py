@@ -21,9 +21,9 @@ import tyro
 
 from llip import storage
 from llip.fields import setting
-from llip.training import notebook
-from llip.training.mlflow_writer import sqlite_file
-from llip.training.tracking import EXPERIMENT, default_store, run_id_of
+from llip.runs import notebook
+from llip.runs.mlflow_writer import sqlite_file
+from llip.runs.tracking import EXPERIMENT, default_store, run_id_of
 from pipelines import command
 
 SECONDS_TO_START = 300

@@ -11,7 +11,7 @@ from llip.config import Head, TrainingConfig
 from llip.fields import differences, override, to_dict, to_toml
 from llip.recipes import DEFAULT, RECIPES, load, recipe
 from llip.recipes.__main__ import listing
-from llip.training import run_folder
+from llip.runs import run_folder
 
 SIZES = {
     # d, vision width / layers / head width, text width / heads / layers, context, temperature, norm, learning rate

@@ -83,7 +83,7 @@ def flops_of(configs: Mapping[str, TrainingConfig], caption_tokens: int) -> dict
 def _measure(plan: "TrialPlan", folder: str, config: TrainingConfig) -> StepCost:
     import torch
 
-    from llip.training.tracking import read_metrics
+    from llip.runs.tracking import read_metrics
     from pipelines import launching
 
     ticks: list[float] = []

@@ -14,7 +14,7 @@ from pipelines.prepare_data import TrainedOnData
 
 if TYPE_CHECKING:  # torch and Ray are imported once the options are right
     from llip.evaluation.sets.evaluation_set import EvaluationSet
-    from llip.training.tracking import Tracking
+    from llip.runs.tracking import Tracking
     from tune.trials import TrialPlan
 
 Parent = tuple[Any, str]
@@ -76,14 +76,14 @@ def prepare(
     `fixed` are the settings that may not change from one session to the next, `heads` the kinds of the compared heads.
     Raises ValueError, before any work, for a folder of other settings, and before training for an unknown metric.
     """
-    from llip.training.tracking import default_store
+    from llip.runs.tracking import default_store
 
     check(folder, kind, fixed)
     output = storage.absolute(settings.output)
     check_store(default_store(output)[0], settings.concurrency)
     data = prepare_data.prepare(output, **settings.data())
-    from llip.training.notebook import context_tags
-    from llip.training.tracking import Tracking
+    from llip.runs.notebook import context_tags
+    from llip.runs.tracking import Tracking
     from tune.trials import TrialPlan
 
     assert data.evaluation is not None
@@ -170,7 +170,7 @@ def _metric_names(data: "EvaluationSet") -> set[str]:
 
 def open_parent(tracking: "Tracking", folder: str) -> Parent | None:
     """The run that is noted in the folder, or a new one; None where the server does not answer."""
-    from llip.training.tracking import open_run
+    from llip.runs.tracking import open_run
 
     try:
         return open_run(tracking, folder)
@@ -221,7 +221,7 @@ def log_report(
     plan: "TrialPlan", settings: Any, files: Mapping[str, bytes], metrics: Mapping[str, float], note: str
 ) -> None:
     """Log settings, metrics, files and a description to the parent run, if there is one, and end it."""
-    from llip.training.lineage import NOTE
+    from llip.runs.lineage import NOTE
 
     if plan.parent_run_id is None or (parent := open_parent(plan.tracking, plan.folder)) is None:
         return

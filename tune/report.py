@@ -120,7 +120,7 @@ def page(
 ) -> str:
     """The sweep as one HTML page; `plots` are PNG by file name."""
     from llip.page import plot, render
-    from llip.training.run_folder import git_revision
+    from llip.runs.run_folder import git_revision
 
     head, *rows = _table(summaries, metric, axes)
     first = best(summaries)

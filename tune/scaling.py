@@ -177,7 +177,7 @@ class Grid:
 
     def _loss(self, name: str, steps: int) -> float:
         """The mean of the losses that a trial logged in the last tenth of its steps."""
-        from llip.training.tracking import read_metrics
+        from llip.runs.tracking import read_metrics
 
         lines = read_metrics(self.plan.trial_folder(name))
         last = [line["loss"] for line in lines if "loss" in line and line["step"] > 0.9 * steps]

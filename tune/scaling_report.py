@@ -142,7 +142,7 @@ def _page(
     found: ScalingFound, head: list[str], rows: list[list[str]], told: list[str], laws: list[Fitted], figure: bytes
 ) -> str:
     from llip.page import plot, render
-    from llip.training.run_folder import git_revision
+    from llip.runs.run_folder import git_revision
 
     shown = [(of, of.predictions[0]) for of in laws if of.predictions]
     return render(

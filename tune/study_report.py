@@ -131,7 +131,7 @@ def _markdown(found: StudyFound, head: list[str], rows: list[list[str]], told: l
 
 def _page(found: StudyFound, rows: list[list[str]], told: list[str], judged: Judged, figure: bytes) -> str:
     from llip.page import plot, render
-    from llip.training.run_folder import git_revision
+    from llip.runs.run_folder import git_revision
 
     return render(
         "search.html",

@@ -179,7 +179,7 @@ def trials_of(
     settings: Sweep, plan: "TrialPlan", point: Point, config: TrainingConfig, asked: Mapping[str, Any]
 ) -> "list[Trial]":
     """The trials of a point, one a seed, with as many evaluations and checkpoints as the sweep has."""
-    from llip.training.run_folder import for_shards
+    from llip.runs.run_folder import for_shards
     from tune.results import Trial
 
     config = for_shards(config, plan.shards) if config.epochs is not None else config
@@ -200,7 +200,7 @@ def report(
     notes: Sequence[str],
 ) -> "list[Summary]":
     """Write, print and log what the sweep found."""
-    from llip.training.notebook import published
+    from llip.runs.notebook import published
     from tune import figures
     from tune import report as tables
 
@@ -238,8 +238,8 @@ def report(
 
 def _end_stopped(plan: "TrialPlan", results: "Mapping[str, TrialResult]") -> None:
     """End the MLflow runs of trials that the scheduler stopped before they could send their last numbers."""
-    from llip.training.notebook import with_headlines
-    from llip.training.tracking import open_run
+    from llip.runs.notebook import with_headlines
+    from llip.runs.tracking import open_run
 
     try:
         for name, result in results.items():

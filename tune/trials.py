@@ -18,7 +18,7 @@ from tune.results import Trial, TrialResult
 
 if TYPE_CHECKING:  # Ray and torch are imported once something is run
     from llip.evaluation import Metric
-    from llip.training.tracking import Tracking
+    from llip.runs.tracking import Tracking
     from tune.search import Suggestions
 
 

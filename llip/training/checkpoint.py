@@ -27,9 +27,9 @@ from llip import interop, storage
 from llip.config import TrainingConfig
 from llip.fields import to_dict
 from llip.interop import sharded_safetensors
+from llip.runs.run_folder import POINTER, STATE, git_revision
 from llip.training.optimizer import MovingAverage
 from llip.training.parallel import World, part_of, rows_of, set_rows, single_process
-from llip.training.run_folder import POINTER, STATE, git_revision
 
 logger = logging.getLogger(__name__)
 

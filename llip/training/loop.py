@@ -26,15 +26,16 @@ from llip.pairs import accumulation
 from llip.pairs.distillation import Teacher
 from llip.progress import bar as progress_bar
 from llip.progress import training_line
-from llip.training import checkpoint, run_folder, watchdog
+from llip.runs import run_folder
+from llip.runs.goodput import Goodput, Phases
+from llip.runs.stopping import NonFiniteError, Stop, StoppedError
+from llip.runs.tracking import Tracker
+from llip.training import checkpoint, watchdog
 from llip.training.checkpoint import AsyncCheckpointer, TrainingState
-from llip.training.goodput import Goodput, Phases
 from llip.training.metrics import Rates, SpikeDetector, Watched, peak_memory, utilisation
 from llip.training.optimizer import MovingAverage, build_optimizer, learning_rate, set_learning_rate
 from llip.training.parallel import Towers, World, clip_gradient, full_model, gradient_norm, local, seed_step
 from llip.training.profiling import trace_steps
-from llip.training.stopping import NonFiniteError, Stop, StoppedError
-from llip.training.tracking import Tracker
 from llip.training.weights import origin
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from torch.profiler import record_function
 from llip.config import ModelConfig, TrainingConfig
 from llip.data.loader import LoaderStats
 from llip.model.features import Mixture, Outputs, Query, mixing_entropy
+from llip.runs.goodput import PARTS, Phases
 from llip.summary import summarise
-from llip.training.goodput import PARTS, Phases
 from llip.training.parallel import Towers, World
 
 

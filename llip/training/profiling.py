@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from llip import storage
-from llip.training.tracking import Tracker
+from llip.runs.tracking import Tracker
 
 FIRST, WARMUP, STEPS = 3, 2, 3
 """Steps that pass before, those that the profiler warms up in, and those that it keeps."""

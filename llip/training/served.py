@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llip import storage
-from llip.training.logged_models import IMAGE, NOTE, SCORE, TAG, TEXT
+from llip.runs.logged_models import IMAGE, NOTE, SCORE, TAG, TEXT
 from llip.training.weights import Loaded, load
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import Any
 import torch.distributed as dist
 
 from llip import storage
-from llip.training.goodput import Phases
+from llip.runs.goodput import Phases
 from llip.training.parallel import World
 
 logger = logging.getLogger(__name__)

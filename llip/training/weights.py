@@ -13,8 +13,9 @@ from llip.fields import differences, from_dict
 from llip.interop import llip_release, open_clip, open_clip_config, sharded_safetensors
 from llip.interop.tensor_files import SUFFIXES, read_tensors
 from llip.recipes import recipe as recipe_of
-from llip.training import checkpoint, run_folder
-from llip.training.tracking import MODELS, checkpoint_of
+from llip.runs import run_folder
+from llip.runs.tracking import MODELS, checkpoint_of
+from llip.training import checkpoint
 
 
 class Loaded(NamedTuple):

@@ -22,8 +22,8 @@ from helpers.ports import free_ports
 from helpers.shard_folders import row, write_shards
 from mlflow import MlflowClient
 
+from llip.runs.tracking import read_metrics
 from llip.training import checkpoint
-from llip.training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

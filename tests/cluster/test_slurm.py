@@ -13,8 +13,9 @@ from helpers.noted_runs import PROGRAM, trains_now
 from helpers.shard_folders import row, write_shards
 from helpers.slurm import slurm
 
-from llip.training import checkpoint, stopping
-from llip.training.tracking import read_metrics
+from llip.runs import stopping
+from llip.runs.tracking import read_metrics
+from llip.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40

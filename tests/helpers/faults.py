@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llip import storage
-from llip.training import goodput
-from llip.training.tracking import read_metrics
+from llip.runs import goodput
+from llip.runs.tracking import read_metrics
 
 NUMBERS = ("step", "loss", "gradient_norm", "logit_scale", "logit_bias", "learning_rate", "samples")
 """What must not depend on interruptions."""

@@ -14,11 +14,11 @@ import llip
 from llip.config import TrainingConfig
 from llip.data import loader
 from llip.pairs import accumulation
+from llip.runs.stopping import StoppedError
+from llip.runs.tracking import Tracker
 from llip.training import loop
 from llip.training.optimizer import build_optimizer
 from llip.training.parallel import Towers, World, clip_gradient, current_world, full, gradient_norm
-from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker
 
 
 def batch(config: TrainingConfig) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,10 @@ from typing import Any
 from helpers.noted_pretrain import noted
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
+from llip.runs.tracking import Tracker
 from llip.training import checkpoint
 from llip.training.loop import train
 from llip.training.parallel import current_world
-from llip.training.tracking import Tracker
 
 
 def train_noted(config: TrainingConfig, shards: str | tuple[str, ...], folder: str, **options: Any) -> ContrastiveModel:

@@ -39,8 +39,8 @@ def main(output: Path, sweep: str, report: Path, folder: Path = ROOT / ".github"
     """Take the screenshots: a sweep with its trials in MLflow, their comparison, and a report."""
     from mlflow import MlflowClient
 
-    from llip.training.notebook import comparison_page
-    from llip.training.tracking import run_id_of
+    from llip.runs.notebook import comparison_page
+    from llip.runs.tracking import run_id_of
 
     client, parent = MlflowClient(f"sqlite:///{output.resolve()}/mlflow.db"), run_id_of(str(output / "sweeps" / sweep))
     experiment = client.get_run(parent).info.experiment_id

@@ -16,7 +16,7 @@ from llip.evaluation.bootstrap import judge
 from llip.evaluation.evaluate import Outcome
 from llip.evaluation.item_scores import ItemScores
 from llip.fields import to_dict
-from llip.training.tracking import Tracker, Tracking, read_metrics, run_id_of
+from llip.runs.tracking import Tracker, Tracking, read_metrics, run_id_of
 from pipelines.compare import Compare, compare
 from pipelines.comparison import Comparison, RunRecord
 from pipelines.evaluation_cache import EvaluationCache, read_items, scores_file, scores_of

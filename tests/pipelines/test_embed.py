@@ -20,7 +20,7 @@ from llip.data import integrity, manifest
 from llip.data.loader import Batch, LaneLoader
 from llip.data.tokenizer import tokenize
 from llip.interop import save_model
-from llip.training.tracking import read_metrics
+from llip.runs.tracking import read_metrics
 from pipelines.embed import Embed, embed
 
 ROWS = 60

@@ -1,8 +1,7 @@
-"""The evaluation job: same numbers in one process and on actors, done once, and refusals before work starts."""
+"""The evaluation job: same numbers in one process and on actors, and done once."""
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
+from helpers.evaluation_job import write_checkpoint, write_sets
 from helpers.evaluation_samples import make_sets
 
 from llip import create_model, recipe, storage
@@ -22,48 +21,12 @@ from llip.evaluation.evaluate import Outcome, evaluate_sets
 from llip.evaluation.sets import evaluation_set
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.headline import headline
-from llip.interop import RELEASE_NAMES, save_model
-from llip.training import checkpoint
-from llip.training.optimizer import build_optimizer
-from llip.training.tracking import Tracking, open_run
+from llip.interop import save_model
+from llip.runs.tracking import Tracking, open_run
 from pipelines.evaluate import Evaluate, evaluate
 from pipelines.evaluation_cache import SCORES, read_items, scores_of
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-
-def write_sets(folder: str | Path) -> str:
-    for data in make_sets():
-        evaluation_set.write(f"{folder}/{data.name}", data)
-    return str(folder)
-
-
-def write_checkpoint(run: str | Path, step: int, seed: int = 0) -> ContrastiveModel:
-    """A checkpoint as training leaves it."""
-    torch.manual_seed(seed)
-    config = recipe("llip_tiny_k8")
-    model = create_model(config)
-    optimizer = build_optimizer(model, config)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    checkpoint.save(str(run), step, checkpoint.TrainingState(model, optimizer), config)
-    return model
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run and evaluation sets, to be copied."""
-    folder = tmp_path_factory.mktemp("prepared")
-    write_checkpoint(folder / "run", 800)
-    write_sets(folder / "sets")
-    return folder
-
-
-@pytest.fixture
-def job(prepared: Path, tmp_path: Path) -> Evaluate:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    return Evaluate(checkpoint=str(tmp_path / "run"), evaluation=str(tmp_path / "sets"), batch_size=4)
 
 
 def test_a_run_folder_is_evaluated_by_its_newest_checkpoint(
@@ -344,68 +307,3 @@ def test_an_image_folder_gives_the_numbers_of_the_same_set_in_our_format(job: Ev
         for name in ("ours", "folders")
     )
     assert {n: m.value for n, m in ours.items()} == pytest.approx({n: m.value for n, m in theirs.items()})
-
-
-def test_what_is_no_checkpoint_is_refused(job: Evaluate, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty is neither a run folder"):
-        evaluate(Evaluate(checkpoint=str(tmp_path / "empty"), evaluation=job.evaluation))
-
-
-def test_a_folder_without_sets_and_a_set_that_does_not_exist_are_refused(job: Evaluate, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="run holds no evaluation set"):
-        evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=str(tmp_path / "run")))
-    with pytest.raises(ValueError, match=r"--sets other: .* holds pairs, scenes, things"):
-        evaluate(Evaluate(checkpoint=job.checkpoint, evaluation=job.evaluation, sets=("other",)))
-
-
-def test_sets_without_labels_and_without_rows_are_refused_by_name(job: Evaluate, tmp_path: Path) -> None:
-    folder = tmp_path / "sets" / "things"
-    table = make_sets()[0].table
-    pa.parquet.write_table(table.drop(["label"]), folder / "data-00000.parquet")
-    with pytest.raises(ValueError, match="evaluation set things: a classification set needs the column 'label'"):
-        evaluate(job)
-    pa.parquet.write_table(table.slice(0, 0), folder / "data-00000.parquet")
-    with pytest.raises(ValueError, match="evaluation set things: it has no rows"):
-        evaluate(job)
-
-
-def test_released_weights_are_evaluated_as_their_recipe_says(job: Evaluate, tmp_path: Path) -> None:
-    """A file in the public release's names gives the numbers of the model that it was written from."""
-    torch.manual_seed(0)
-    model = create_model("llip_tiny_k8")
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in RELEASE_NAMES.items():
-            name = name.replace(ours, theirs)
-        state[name] = tensor
-    file = tmp_path / "llip.pt"
-    torch.save({"state_dict": state}, file)
-    common: dict[str, Any] = {"evaluation": job.evaluation, "output": str(tmp_path / "out"), "batch_size": 4}
-    found = evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k8", **common))
-    assert found == evaluate_model(model, make_sets(), batch_size=4, progress=False)
-    with pytest.raises(ValueError, match=r"--output is needed: .*llip\.pt is a file"):
-        evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k8", evaluation=job.evaluation))
-    with pytest.raises(ValueError, match=r"does not hold a model of recipe llip_tiny_k16 \(vision.tokens: 16 → 8"):
-        evaluate(Evaluate(checkpoint=str(file), recipe="llip_tiny_k16", **(common | {"output": str(tmp_path / "o")})))
-
-
-def test_weights_of_another_configuration_are_refused_and_nothing_is_written(job: Evaluate, tmp_path: Path) -> None:
-    for name in ("siglip_tiny", "llip_tiny_k8"):
-        save_model(create_model(name), str(tmp_path / name))
-    shutil.copy(tmp_path / "siglip_tiny" / "model.json", tmp_path / "llip_tiny_k8" / "model.json")
-    before = sorted((tmp_path / "llip_tiny_k8").iterdir())
-    with pytest.raises(ValueError, match=r"llip_tiny_k8 lacks head\.image\.proj.* of a class_token model"):
-        evaluate(dataclasses.replace(job, checkpoint=str(tmp_path / "llip_tiny_k8")))
-    assert sorted((tmp_path / "llip_tiny_k8").iterdir()) == before
-
-
-def test_a_recipe_for_what_says_itself_what_it_holds_is_refused(job: Evaluate) -> None:
-    with pytest.raises(ValueError, match="--recipe is for a file of released weights"):
-        evaluate(Evaluate(checkpoint=job.checkpoint, recipe="llip_tiny_k8", evaluation=job.evaluation))
-
-
-@pytest.mark.parametrize(("field", "value"), [("workers", -1), ("batch_size", 0), ("candidates", 9)])
-def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} {value}"):
-        Evaluate(checkpoint="x", **{field: value})

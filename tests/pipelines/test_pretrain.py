@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llip.training.notebook import published
-from llip.training.stopping import NonFiniteError
-from llip.training.tracking import default_store, open_run, read_metrics, tracking_of
+from llip.runs.notebook import published
+from llip.runs.stopping import NonFiniteError
+from llip.runs.tracking import default_store, open_run, read_metrics, tracking_of
 from pipelines.evaluation_cache import SCORES, scores_of
 from pipelines.pretrain import Pretrain, RunResult, pretrain
 

@@ -28,23 +28,14 @@ from ray.cluster_utils import Cluster
 
 from llip.config import TrainingConfig
 from llip.fields import from_dict
+from llip.runs.stopping import StoppedError
+from llip.runs.tracking import Tracker, read_metrics
 from llip.training import checkpoint
 from llip.training.loop import train
 from llip.training.parallel import single_process
-from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker, read_metrics
-from pipelines import prepare_data
 
 pytestmark = pytest.mark.slow
 Note = Callable[[str, object], None]
-
-
-@pytest.fixture(scope="module")
-def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    output = str(tmp_path_factory.mktemp("faults"))
-    shards = prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
-    assert isinstance(shards, str)
-    return shards
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from llip.training.stopping import GaveUpError, StoppedError
+from llip.runs.stopping import GaveUpError, StoppedError
 from pipelines import failures, restarts
 from pipelines.failures import RefusedError, Restarts
 

@@ -27,8 +27,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 import llip
-from llip.training.notebook import comparison_page, experiment_page
-from llip.training.tracking import run_id_of
+from llip.runs.notebook import comparison_page, experiment_page
+from llip.runs.tracking import run_id_of
 from pipelines.compare import Compare, compare
 from pipelines.pretrain import Pretrain, RunResult, pretrain
 from tune.sweep import Sweep, sweep

@@ -15,8 +15,8 @@ from helpers.postgres import postgresql, programs
 
 import llip
 from llip import storage
-from llip.training.mlflow_writer import MlflowWriter
-from llip.training.tracking import Tracker, Tracking, open_run, read_metrics, tracking_of
+from llip.runs.mlflow_writer import MlflowWriter
+from llip.runs.tracking import Tracker, Tracking, open_run, read_metrics, tracking_of
 from pipelines.evaluate import Evaluate, evaluate
 from pipelines.pretrain import Pretrain, pretrain
 from pipelines.ui import serving
@@ -63,7 +63,7 @@ def test_what_is_trained_while_the_server_is_away_is_found_once(
 ) -> None:
     monkeypatch.setattr(MlflowWriter, "PATIENCE", 300.0)
     monkeypatch.setattr(MlflowWriter, "LONGEST_PAUSE", 2.0)
-    monkeypatch.setattr("llip.training.tracking.SECONDS_BETWEEN_WRITES", 0.5)
+    monkeypatch.setattr("llip.runs.tracking.SECONDS_BETWEEN_WRITES", 0.5)
     with postgresql() as store:
         server = Server(store, f"{s3_bucket}/artifacts")
         try:

@@ -18,20 +18,11 @@ from helpers.noted_pretrain import OUTAGE
 from helpers.noted_runs import KILL_AFTER, command, trains_now, wait_for_checkpoint, weights_of, workers_here
 
 from llip.training import watchdog
-from pipelines import prepare_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(900)]
 Note = Callable[[str, object], None]
 STEPS = 400
 """Enough that a disturbance meets a run that is still training."""
-
-
-@pytest.fixture(scope="module")
-def shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    output = str(tmp_path_factory.mktemp("faults"))
-    shards = prepare_data.prepare(output, pool=None, shards=None, evaluation=None, corpus_images=192).shards
-    assert isinstance(shards, str)
-    return shards
 
 
 @pytest.fixture(scope="module")

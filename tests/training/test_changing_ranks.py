@@ -14,8 +14,8 @@ from helpers.short_runs import newest
 
 import llip
 from llip.config import HeadConfig, TrainingConfig
+from llip.runs.tracking import read_metrics
 from llip.training.parallel import current_world, single_process
-from llip.training.tracking import read_metrics
 
 PHASES: tuple[tuple[int, Literal["ddp", "fsdp", "hsdp"]], ...] = ((5, "fsdp"), (4, "hsdp"), (5, "ddp"))
 """Ranks, and what they hold."""

@@ -8,12 +8,12 @@ import pytest
 
 from llip import storage
 from llip.config import TrainingConfig
-from llip.training import goodput
-from llip.training.goodput import PARTS, Goodput, Phases
+from llip.runs import goodput
+from llip.runs.goodput import PARTS, Goodput, Phases
+from llip.runs.stopping import StoppedError
+from llip.runs.tracking import Tracker, read_metrics
 from llip.training.loop import train
 from llip.training.parallel import current_world
-from llip.training.stopping import StoppedError
-from llip.training.tracking import Tracker, read_metrics
 
 
 class Clock:

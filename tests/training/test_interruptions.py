@@ -22,10 +22,11 @@ from llip.contrastive import ContrastiveModel
 from llip.fields import override
 from llip.pairs import accumulation
 from llip.pairs.losses import LossOutput
-from llip.training import checkpoint, stopping
-from llip.training import run_folder as runs
-from llip.training.stopping import NonFiniteError, StoppedError
-from llip.training.tracking import read_metrics
+from llip.runs import run_folder as runs
+from llip.runs import stopping
+from llip.runs.stopping import NonFiniteError, StoppedError
+from llip.runs.tracking import read_metrics
+from llip.training import checkpoint
 
 Folder = Callable[[str], str]
 Note = Callable[[str, object], None]

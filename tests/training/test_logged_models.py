@@ -11,10 +11,10 @@ import torch
 import llip
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
+from llip.runs.notebook import Data
+from llip.runs.tracking import Tracker, Tracking, checkpoint_of, open_run
 from llip.training.loop import train
-from llip.training.notebook import Data
 from llip.training.parallel import single_process
-from llip.training.tracking import Tracker, Tracking, checkpoint_of, open_run
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from helpers.short_runs import newest, train_noted
 from llip import interop
 from llip.config import HeadConfig, TrainingConfig
 from llip.contrastive import create_model
+from llip.runs import run_folder as runs
+from llip.runs.tracking import read_metrics
 from llip.training import checkpoint, loop
-from llip.training import run_folder as runs
 from llip.training.loop import every
 from llip.training.metrics import MEASURES
 from llip.training.optimizer import learning_rate
-from llip.training.tracking import read_metrics
 
 Folder = Callable[[str], str]
 Note = Callable[[str, object], None]

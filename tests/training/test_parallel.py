@@ -25,9 +25,9 @@ from llip.evaluation.evaluate import evaluate_sets, named
 from llip.evaluation.ranks import OverRanks
 from llip.model.features import Mixture
 from llip.pairs import accumulation
+from llip.runs.tracking import read_metrics
 from llip.training import checkpoint
 from llip.training.parallel import Towers, _axis, current_world, seed_step
-from llip.training.tracking import read_metrics
 
 RANKS, SLOW = 3, 0.5
 """Processes, and the seconds that the second of them takes longer for a step."""

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from llip.config import TrainingConfig
+from llip.runs.tracking import Tracker, Tracking, open_run
 from llip.training.loop import train
 from llip.training.parallel import current_world
 from llip.training.profiling import FIRST, HTML, PAGE, PHASES, STEPS, TRACE, WARMUP
-from llip.training.tracking import Tracker, Tracking, open_run
 
 
 def _rows(page: str) -> dict[str, list[str]]:

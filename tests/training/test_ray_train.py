@@ -21,8 +21,8 @@ from llip import storage
 from llip.config import TrainingConfig
 from llip.evaluation.sets.evaluation_set import write
 from llip.fields import override
+from llip.runs.stopping import StoppedError
 from llip.training import checkpoint
-from llip.training.stopping import StoppedError
 from pipelines import launching
 from pipelines.failures import RefusedError
 

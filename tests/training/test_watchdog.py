@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 from helpers import forkserver
 
+from llip.runs.goodput import Phases
 from llip.training import watchdog
-from llip.training.goodput import Phases
 from llip.training.parallel import current_world, single_process
 from llip.training.watchdog import HUNG, Watchdog
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from llip import lease, storage
 from llip.fields import override, to_dict
 from llip.recipes import recipe
-from llip.training.tracking import Tracking, open_run, read_metrics
+from llip.runs.tracking import Tracking, open_run, read_metrics
 from pipelines import launching
 from pipelines.command import parse
 from pipelines.pretrain import Pretrain

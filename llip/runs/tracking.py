@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llip import storage
-from llip.training import lineage, logged_models, notebook
-from llip.training.mlflow_writer import Document, MlflowWriter, connection_uri, is_active, sqlite_file, sqlite_uri
-from llip.training.run_folder import STATE, git_revision
-from llip.training.stopping import StoppedError
+from llip.runs import lineage, logged_models, notebook
+from llip.runs.mlflow_writer import Document, MlflowWriter, connection_uri, is_active, sqlite_file, sqlite_uri
+from llip.runs.run_folder import STATE, git_revision
+from llip.runs.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The metrics log, and MLflow: delivered, resumed, and dead."""
+"""MLflow: delivered, resumed, and dead."""
 
 import json
 import logging
@@ -15,14 +15,12 @@ from typing import Any
 
 import pytest
 
-from llip import storage
 from llip.evaluation import Metric
-from llip.training import tracking
-from llip.training.mlflow_items import Names
-from llip.training.mlflow_writer import MlflowWriter, connection_uri, sqlite_file
-from llip.training.notebook import KIND, Data, description, with_headlines
-from llip.training.stopping import StoppedError
-from llip.training.tracking import MetricsLog, Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
+from llip.runs.mlflow_items import Names
+from llip.runs.mlflow_writer import MlflowWriter, connection_uri, sqlite_file
+from llip.runs.notebook import KIND, Data, description, with_headlines
+from llip.runs.stopping import StoppedError
+from llip.runs.tracking import Tracker, Tracking, default_store, open_run, read_metrics, tracking_of
 
 
 def _sqlite(folder: Path) -> Tracking:
@@ -137,16 +135,6 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.
     writer.metrics(2, {"memory": 8.0})
     assert writer.close("FINISHED") is None
     assert client.taken == [7.0, 8.0] and client.status == "FINISHED"
-
-
-def test_a_resumed_run_forgets_the_record_of_steps_that_it_does_again(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    for upto, start in ((5, 0), (7, 3)):
-        with Tracker(None, folder) as tracker:
-            tracker.rewind(start)
-            for step in range(start + 1, upto + 1):
-                tracker.log(step, {"loss": float(10 * upto + step)})
-    assert [line["loss"] for line in read_metrics(folder)] == [51.0, 52.0, 53.0, 74.0, 75.0, 76.0, 77.0]
 
 
 def test_other_ranks_leave_nothing(tmp_path: Path) -> None:
@@ -330,7 +318,7 @@ def test_what_was_deleted_is_made_anew_with_all_that_was_logged(
 
 FRESH = """
 import sys
-from llip.training.tracking import Tracking, open_run
+from llip.runs.tracking import Tracking, open_run
 open_run(Tracking(uri=f"sqlite:///{sys.argv[1]}/mlflow.db", experiment="test", run_name="x"), sys.argv[2])
 """
 
@@ -363,40 +351,3 @@ def test_a_server_that_comes_back_while_the_run_ends_gets_the_rest(monkeypatch: 
     writer.metrics(2, {"memory": 2.0})
     assert writer.close("FINISHED") is None
     assert server.taken == ["memory", "memory"] and server.status == "FINISHED"
-
-
-def test_the_log_is_written_in_parts_and_only_those_that_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MetricsLog, "LINES", 3)
-    written: list[str] = []
-    write = storage.write_bytes
-
-    def noted(uri: str, content: bytes) -> None:
-        written.append(Path(uri).name)
-        write(uri, content)
-
-    monkeypatch.setattr(storage, "write_bytes", noted)
-    folder = str(tmp_path)
-    log = MetricsLog(folder)
-    for step in range(1, 9):
-        log.append(step, {"loss": float(step)})
-        log.flush()
-    names = ["metrics.jsonl", "metrics-00001.jsonl", "metrics-00002.jsonl"]
-    assert written == [names[(step - 1) // 3] for step in range(1, 9)]
-    log = MetricsLog(folder)
-    log.rewind(4)
-    log.append(5, {"loss": 0.0})
-    written.clear()
-    log.flush()
-    assert written == names[1:]
-    assert [line["loss"] for line in read_metrics(folder)] == [1.0, 2.0, 3.0, 4.0, 0.0] and len(log.lines()) == 5
-
-
-def test_the_log_is_written_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.01)
-    with Tracker(None, str(tmp_path)) as tracker:
-        tracker.log(1, {"loss": 1.0})
-        deadline = time.monotonic() + 60
-        while not read_metrics(str(tmp_path)):
-            assert time.monotonic() < deadline

@@ -12,7 +12,7 @@ from llip import storage
 from llip.config import MIXTURE_HEADS, TrainingConfig
 from llip.data import manifest
 from llip.headline import headline
-from llip.training import run_folder
+from llip.runs import run_folder
 
 HEADLINE, TRAIN, EVALUATION = "Headline/", "train/", "eval/"
 """Sections of MLflow's charts, which it orders by code point: the one of few charts comes first, for its capital."""

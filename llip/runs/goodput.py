@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llip import storage
-from llip.training.stopping import StoppedError
+from llip.runs.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 

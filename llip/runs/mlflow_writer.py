@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from llip.training.logged_models import LoggedModels
-from llip.training.mlflow_items import Kept, Names
-from llip.training.notebook import EVALUATION, Data, wants_system_metrics, with_headlines
+from llip.runs.logged_models import LoggedModels
+from llip.runs.mlflow_items import Kept, Names
+from llip.runs.notebook import EVALUATION, Data, wants_system_metrics, with_headlines
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 HEADLINES = (
-    *("text_to_image_map_over_kinds", "text_to_image_map", "text_to_image_r1", "top1"),
+    *("text_to_image_map_over_types", "text_to_image_map", "text_to_image_r1", "top1"),
     *("context_accuracy", "group_score", "choice_accuracy", "jaccard"),
 )
 """The metric that stands for an evaluation set: the first of these that it has. Sets are listed in this order too."""

@@ -10,7 +10,7 @@ IMAGE = "image"
 """binary: one encoded image (JPEG, PNG, WebP)."""
 CAPTIONS = "captions"
 """list<string>: texts that are each true of the image."""
-KINDS = "kinds"
+CAPTION_TYPES = "caption_types"
 """list<string>, optional: what each caption describes; parallel to `captions` and filtered with it."""
 SYNTHETIC = "synthetic_captions"
 """list<string>, optional: texts that a model wrote of the image; carried along, and drawn by the loader as often as

@@ -143,7 +143,7 @@ def check_metric(metric: str, evaluation: str, heads: Collection[str]) -> None:
         raise ValueError(f"--metric {metric} is of text_query heads alone; some of these models have another")
 
 
-ROWS_PER_KIND = 16
+ROWS_PER_TYPE = 16
 """Rows by which the metrics of a set are found: enough that each caption type has several captions."""
 
 
@@ -155,15 +155,15 @@ def _metric_names(data: "EvaluationSet") -> set[str]:
     from llip.evaluation import evaluate_model
     from llip.recipes import recipe
 
-    rows = set(range(min(ROWS_PER_KIND, data.table.num_rows)))
+    rows = set(range(min(ROWS_PER_TYPE, data.table.num_rows)))
     if data.task == "association":  # an instance is all of its images, whose rows lie anywhere
         rows = set(range(data.table.num_rows))
     if data.task == "retrieval":
         found: dict[str, int] = {}
-        for row, kinds in enumerate(data.table["kinds"].to_pylist()):
-            for kind in set(kinds):
-                found[kind] = found.get(kind, 0) + 1
-                rows |= {row} if found[kind] <= ROWS_PER_KIND else set()
+        for row, types in enumerate(data.table["caption_types"].to_pylist()):
+            for name in set(types):
+                found[name] = found.get(name, 0) + 1
+                rows |= {row} if found[name] <= ROWS_PER_TYPE else set()
     few = replace(data, table=data.table.take(sorted(rows)))
     return set(evaluate_model(ContrastiveModel(recipe("llip_tiny_k8").model), [few], progress=False))
 

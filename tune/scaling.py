@@ -55,7 +55,7 @@ class Scaling(Experiment):
     lengths: tuple[int, ...] = (300, 600, 1200, 2400)
     """Steps of the runs, four or more."""
     seeds: int = 2
-    metric: str = "scenes_in_style/text_to_image_map_over_kinds"
+    metric: str = "scenes_in_style/text_to_image_map_over_types"
     """Metric whose distance to 1 gets a law, beside the loss."""
     name: str = "scaling"
     """Name of the experiment."""

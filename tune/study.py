@@ -76,7 +76,7 @@ class Study(Experiment):
     """Temperatures of the mixing to choose from, where a query mixes."""
     choice_share: float = 0.25
     """Steps of a trial that chooses settings, as a share of `steps`."""
-    metric: str = "scenes_in_style/text_to_image_map_over_kinds"
+    metric: str = "scenes_in_style/text_to_image_map_over_types"
     """Metric by which settings are chosen, and which is plotted."""
     name: str = "small_scale"
     """Name of the study."""

@@ -33,8 +33,8 @@ def of(outcome: Outcome, seed: int = 0) -> str:
 
 def _rankings(outcome: Outcome, ranked: Retrieval, rng: np.random.Generator) -> Iterator[str]:
     """A few captions of every type, with the images that score highest."""
-    for kind, texts in ranked.captions.kinds.items():
-        yield f"<h4>{html.escape(kind)}</h4>"
+    for caption_type, texts in ranked.captions.by_type.items():
+        yield f"<h4>{html.escape(caption_type)}</h4>"
         for text in sorted(rng.choice(texts, min(PER_KIND, len(texts)), replace=False).tolist()):
             true = ranked.captions.positives(text)
             images = (_image(outcome, image, image in true) for image in ranked.best_images_TX[text].tolist())

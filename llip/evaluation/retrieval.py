@@ -3,7 +3,7 @@ Galleries too large for that: see `large_galleries`.
 
 The gallery is the set's distinct captions and its images. A caption is true of the images that list it, and only of
 these. Metrics: `text_to_image_r1/5/10` and `image_to_text_r1/5/10` (share of queries with a true item among the first
-k), `text_to_image_map` over all captions and by caption type, `text_to_image_map_over_kinds` (the mean over the types,
+k), `text_to_image_map` over all captions and by caption type, `text_to_image_map_over_types` (the mean over the types,
 whatever their numbers of captions), and `one_of_20/<type>`: the share of an image's true captions that score above 19
 captions of the same type that are false of the image. These 19 are drawn by seed; a type with fewer takes all. Chance
 levels are exact, and average the chance of every single query.
@@ -42,7 +42,7 @@ class Captions:
     """The distinct captions of a set, and which image lists which, once each, ordered by caption."""
 
     texts: list[str]
-    kinds: dict[str, NDArray[np.int64]]
+    by_type: dict[str, NDArray[np.int64]]
     """Captions that occur with a caption type, ascending, by type."""
     image_J: NDArray[np.int64]
     text_J: NDArray[np.int64]
@@ -55,17 +55,17 @@ class Captions:
         index: dict[str, int] = {}
         listed: dict[tuple[int, int, str], None] = {}
         blank: list[int] = []
-        rows = zip(data.table["captions"].to_pylist(), data.table["kinds"].to_pylist(), strict=True)
-        for image, (captions, kinds) in enumerate(rows):
+        rows = zip(data.table["captions"].to_pylist(), data.table["caption_types"].to_pylist(), strict=True)
+        for image, (captions, types) in enumerate(rows):
             said = [place for place, caption in enumerate(captions) if caption and caption.strip()]
-            if not said or len(captions) != len(kinds) or None in kinds:
+            if not said or len(captions) != len(types) or None in types:
                 raise ValueError(
                     f"evaluation set {data.name}, row {image}: {len(captions)} captions, {len(said)} of them not "
-                    f"empty, and {len(kinds)} kinds; an image needs at least one caption, and a kind for each"
+                    f"empty, and {len(types)} caption types; an image needs at least one caption, and a type for each"
                 )
             blank += [image] * (len(captions) - len(said))
             for place in said:
-                listed[image, index.setdefault(captions[place], len(index)), kinds[place]] = None
+                listed[image, index.setdefault(captions[place], len(index)), types[place]] = None
         if blank:
             logger.warning(
                 "evaluation set %s: %d empty captions are left out, first in row %d", data.name, len(blank), blank[0]
@@ -73,9 +73,9 @@ class Captions:
         text_image = np.unique([(text, image) for image, text, _ in listed], axis=0)
         return cls(
             texts=list(index),
-            kinds={
-                kind: np.unique([text for _, text, other in listed if other == kind])
-                for kind in sorted({kind for _, _, kind in listed})
+            by_type={
+                name: np.unique([text for _, text, other in listed if other == name])
+                for name in sorted({name for _, _, name in listed})
             },
             image_J=text_image[:, 1],
             text_J=text_image[:, 0],
@@ -202,15 +202,15 @@ class TextToImage:
         def precision(texts: NDArray[np.int64], chance: float, stratum: NDArray[np.int64] | None = None) -> ItemScores:
             return ItemScores(score_I=value_T[texts], chance=chance, units={"captions": texts}, stratum_I=stratum)
 
-        kinds = self.captions.kinds
+        by_type = self.captions.by_type
         found["text_to_image_map"] = precision(np.arange(len(value_T)), float(chance_T.mean()))
-        if len(kinds) > 1:
-            stratum = np.repeat(np.arange(len(kinds)), [len(texts) for texts in kinds.values()])
-            chance = float(np.mean([chance_T[texts].mean() for texts in kinds.values()]))
-            found["text_to_image_map_over_kinds"] = precision(np.concatenate(list(kinds.values())), chance, stratum)
+        if len(by_type) > 1:
+            stratum = np.repeat(np.arange(len(by_type)), [len(texts) for texts in by_type.values()])
+            chance = float(np.mean([chance_T[texts].mean() for texts in by_type.values()]))
+            found["text_to_image_map_over_types"] = precision(np.concatenate(list(by_type.values())), chance, stratum)
         return found | {
-            f"text_to_image_map/{kind}": precision(texts, float(chance_T[texts].mean()))
-            for kind, texts in kinds.items()
+            f"text_to_image_map/{name}": precision(texts, float(chance_T[texts].mean()))
+            for name, texts in by_type.items()
         }
 
 
@@ -269,7 +269,7 @@ class OneOfMany:
     """One true caption of an image against false captions of the same type."""
 
     def __init__(self, captions: Captions, images: int, seed: int) -> None:
-        self.kind, image, self.candidate_DX = self._draw(captions, images, seed)
+        self.type, image, self.candidate_DX = self._draw(captions, images, seed)
         self.image_D1 = image[:, None]
         self.score_DX = np.full(self.candidate_DX.shape, -np.inf, dtype=np.float32)
 
@@ -277,23 +277,23 @@ class OneOfMany:
     def _draw(
         captions: Captions, images: int, seed: int
     ) -> tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.int64]]:
-        """Kind, image and candidates of all decisions: the true caption, then distractors, then -1 up to 20."""
+        """Type, image and candidates of all decisions: the true caption, then distractors, then -1 up to 20."""
         rng = np.random.default_rng(seed)
         true: list[set[int]] = [set() for _ in range(images)]
         for image, text in zip(captions.image_J.tolist(), captions.text_J.tolist(), strict=True):
             true[image].add(text)
         kept, candidates = [], []
-        for image, text, kind in captions.decisions:
-            pool = captions.kinds[kind]
+        for image, text, name in captions.decisions:
+            pool = captions.by_type[name]
             # a few more than needed, in random order, stay uniformly drawn once the true ones are dropped
             enough = min(len(pool), CANDIDATES - 1 + len(true[image]))
             drawn = pool[rng.choice(len(pool), enough, replace=False)].tolist()
             distractors = [t for t in drawn if t not in true[image]][: CANDIDATES - 1]
             if distractors:
-                kept.append((kind, image))
+                kept.append((name, image))
                 candidates.append([text, *distractors] + [-1] * (CANDIDATES - 1 - len(distractors)))
         return (
-            np.array([kind for kind, _ in kept], dtype=np.str_),
+            np.array([name for name, _ in kept], dtype=np.str_),
             np.array([image for _, image in kept], dtype=np.int64),
             np.array(candidates, dtype=np.int64).reshape(-1, CANDIDATES),
         )
@@ -308,12 +308,12 @@ class OneOfMany:
         true_D1, false_DX = self.score_DX[:, :1], self.score_DX[:, 1:]
         right_D = hit_at_k((false_DX > true_D1).sum(axis=1), 1, (false_DX == true_D1).sum(axis=1), 1)
         chance_D = 1 / (self.candidate_DX >= 0).sum(axis=1)
-        of_kind = {kind: self.kind == kind for kind in np.unique(self.kind).tolist()}
+        by_type = {name: self.type == name for name in np.unique(self.type).tolist()}
         return {
-            f"one_of_{CANDIDATES}/{kind}": ItemScores(
+            f"one_of_{CANDIDATES}/{name}": ItemScores(
                 score_I=right_D[chosen],
                 chance=float(chance_D[chosen].mean()),
                 units={"images": self.image_D1[chosen, 0], "captions": self.candidate_DX[chosen, 0]},
             )
-            for kind, chosen in of_kind.items()
+            for name, chosen in by_type.items()
         }

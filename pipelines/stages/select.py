@@ -131,7 +131,7 @@ def _kept(table: pa.Table, row_reasons: np.ndarray, caption_reasons: np.ndarray)
             columns[name] = pa.ListArray.from_arrays(offsets, column.flatten().filter(pa.array(flags)))
         else:
             columns[name] = column.filter(pa.array(stays))
-        if name in (schema.KINDS, schema.KEEP_PROBABILITY):  # parallel to the captions, where a row stays
+        if name in (schema.CAPTION_TYPES, schema.KEEP_PROBABILITY):  # parallel to the captions, where a row stays
             of_kept_rows = pa.array(flags[np.repeat(stays, np.diff(before))])
             columns[name] = pa.ListArray.from_arrays(offsets, columns[name].flatten().filter(of_kept_rows))
     return pa.table(columns)

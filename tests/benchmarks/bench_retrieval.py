@@ -43,7 +43,7 @@ def peak_gb(settings: Settings) -> tuple[float, float]:
     image_J = text_J % settings.images
     captions = Captions(
         texts=[f"caption {t}" for t in text_J],
-        kinds={"caption": text_J},
+        by_type={"caption": text_J},
         image_J=image_J,
         text_J=text_J,
         decisions=[(image, text, "caption") for image, text in zip(image_J.tolist(), text_J.tolist(), strict=True)],

@@ -22,7 +22,8 @@ from pipelines.corpus import Corpus, write_corpus
 
 CONFIG = corpus.CorpusConfig(rows=60, rows_per_file=25, canvas=48, evaluation_images=40)
 
-ONLY_COUNT = corpus.KindMix(**dict.fromkeys((kind.name for kind in fields(corpus.KindMix)), 0) | {"count": 1})
+NONE = dict.fromkeys((share.name for share in fields(corpus.CaptionTypeMix)), 0)
+ONLY_COUNT = corpus.CaptionTypeMix(**NONE | {"count": 1})
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def test_the_pool_keeps_its_contract(pool: str) -> None:
         with Image.open(io.BytesIO(row["image"])) as image:
             assert (image.size, image.mode) == ((48, 48), "RGB")
         assert 1 <= len(row["captions"]) <= CONFIG.captions
-        assert len(set(row["captions"])) == len(row["captions"]) == len(row["kinds"])
-        assert set(row["kinds"]) <= set(captions.SPEAKERS)
+        assert len(set(row["captions"])) == len(row["captions"]) == len(row["caption_types"])
+        assert set(row["caption_types"]) <= set(captions.SPEAKERS)
         assert row["license"] == sources.SOURCES[row["style"]].license
 
 
@@ -103,8 +104,8 @@ def test_a_missing_package_says_how_to_install_it() -> None:
         sources.package_folder("no_such_module", "no-such-distribution")
 
 
-def test_kinds_follow_their_shares(drawings: Catalogue) -> None:
-    config = replace(CONFIG, scene_share=1.0, kinds=ONLY_COUNT)
+def test_caption_types_follow_their_shares(drawings: Catalogue) -> None:
+    config = replace(CONFIG, scene_share=1.0, caption_types=ONLY_COUNT)
     assert {kind for i in range(20) for _, kind in captioned(drawings, config, i)[1]} == {"count"}
 
 
@@ -118,12 +119,12 @@ def test_evaluation_sets_are_valid_and_hold_what_training_does_not(tmp_path: Pat
         of_image = 4 if data.task == "choice" else 1
         assert 1 <= data.table.num_rows <= of_image * CONFIG.evaluation_images
         if data.task == "retrieval":
-            kinds: dict[str, set[str]] = {}
+            types: dict[str, set[str]] = {}
             for row in data.table.to_pylist():
-                assert len(row["captions"]) == len(row["kinds"])
-                for caption, kind in zip(row["captions"], row["kinds"], strict=True):
-                    kinds.setdefault(caption, set()).add(kind)
-            assert all(len(k) == 1 for k in kinds.values()), "one string is one fact of one kind"
+                assert len(row["captions"]) == len(row["caption_types"])
+                for caption, kind in zip(row["captions"], row["caption_types"], strict=True):
+                    types.setdefault(caption, set()).add(kind)
+            assert all(len(k) == 1 for k in types.values()), "one string is one fact of one type"
     context = sets["context"].table
     assert all(a != b for a, b in zip(context["caption_a"].to_pylist(), context["caption_b"].to_pylist(), strict=True))
     trained = {row["image"] for row in rows(CONFIG, 0, CONFIG.rows)}
@@ -153,7 +154,9 @@ def test_scene_concepts_have_names_without_colours(drawings: Catalogue) -> None:
     assert not [words for words in said if palette.COLOR_WORDS & set(words)]
 
 
-def test_a_kind_has_at_most_so_many_captions_and_all_images_of_each(tmp_path: Path, drawings: Catalogue) -> None:
+def test_a_caption_type_has_at_most_so_many_captions_and_all_images_of_each(
+    tmp_path: Path, drawings: Catalogue
+) -> None:
     few, many = replace(CONFIG, evaluation_captions=7), replace(CONFIG, evaluation_captions=10_000)
     found = []
     for config in (few, many):
@@ -161,7 +164,7 @@ def test_a_kind_has_at_most_so_many_captions_and_all_images_of_each(tmp_path: Pa
         write_evaluation(folder, config, progress=False)
         (source,) = [found for found in find_sets(folder) if found.name == "scenes_in_style"]
         table = source.read().table
-        columns = (table[name].to_pylist() for name in ("captions", "kinds"))
+        columns = (table[name].to_pylist() for name in ("captions", "caption_types"))
         found.append([dict(zip(*row, strict=True)) for row in zip(*columns, strict=True)])
     kept = {text: kind for row in found[0] for text, kind in row.items()}
     assert set(Counter(kept.values()).values()) == {7}

@@ -57,7 +57,7 @@ def test_evaluate_model_names_every_metric_and_restores_the_mode(recipe: str, ap
     assert model.training
     expected = {f"things/{m}" for m in ("top1", "top5", "mean_per_class", "macro_f1")}
     expected |= {f"scenes/{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)}
-    expected |= {f"scenes/text_to_image_map{kind}" for kind in ("", "_over_kinds", "/object", "/ground")}
+    expected |= {f"scenes/text_to_image_map{kind}" for kind in ("", "_over_types", "/object", "/ground")}
     expected |= {f"scenes/one_of_20/{kind}" for kind in ("object", "ground")}
     assert set(found) == expected | ({"pairs/context_accuracy"} if applies else set())
     assert all(0 <= m.value <= 1 and 0 < m.chance <= 1 for m in found.values())

@@ -65,7 +65,7 @@ def renumbered(data: EvaluationSet) -> EvaluationSet:
             order = rng.permutation(len(row["captions"]))
             row["captions"] = [row["captions"][i] for i in order]
             if data.task == "retrieval":
-                row["kinds"] = [row["kinds"][i] for i in order]
+                row["caption_types"] = [row["caption_types"][i] for i in order]
             else:
                 row["true"] = int(np.argsort(order)[row["true"]])
         elif data.task == "association":

@@ -32,7 +32,11 @@ def test_round_trip_and_find(tmp_path: Path) -> None:
         name="scenes",
         task="retrieval",
         table=pa.table(
-            {"image": pa.array([b"x"], pa.binary()), "captions": [["a cat", "red"]], "kinds": [["object", "ground"]]}
+            {
+                "image": pa.array([b"x"], pa.binary()),
+                "captions": [["a cat", "red"]],
+                "caption_types": [["object", "ground"]],
+            }
         ),
     )
     evaluation_set.write(str(tmp_path / "b"), classification())
@@ -123,20 +127,20 @@ def test_classes_that_nothing_tells_apart_or_that_have_no_images_are_named(caplo
 
 
 @pytest.mark.parametrize(
-    ("captions", "kinds", "says"),
+    ("captions", "types", "says"),
     [
         ([["a", ""], ["b"]], [["x", "x"], ["x"]], "1 empty captions are left out, first in row 0"),
         ([["a"], ["b", " ", None]], [["x"], ["x", "x", "x"]], "2 empty captions are left out, first in row 1"),
         ([["a"], [""]], [["x"], ["x"]], "row 1: 1 captions, 0 of them not empty"),
         ([["a"], []], [["x"], []], "row 1: 0 captions"),
-        ([["a", "b"], ["c"]], [["x"], ["x"]], "row 0: 2 captions, 2 of them not empty, and 1 kinds"),
+        ([["a", "b"], ["c"]], [["x"], ["x"]], "row 0: 2 captions, 2 of them not empty, and 1 caption types"),
         ([["a"], ["c"]], [["x"], [None]], "row 1: 1 captions"),
     ],
 )
 def test_empty_captions_are_counted_and_an_image_without_any_is_named(
-    captions: list[list[str]], kinds: list[list[str]], says: str, caplog: pytest.LogCaptureFixture
+    captions: list[list[str]], types: list[list[str]], says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    table = pa.table({"image": pa.array([b"x", b"y"], pa.binary()), "captions": captions, "kinds": kinds})
+    table = pa.table({"image": pa.array([b"x", b"y"], pa.binary()), "captions": captions, "caption_types": types})
     data = EvaluationSet(name="scenes", task="retrieval", table=table)
     if "left out" in says:
         assert Captions.of(data).texts == ["a", "b"]

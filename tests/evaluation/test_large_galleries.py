@@ -29,7 +29,7 @@ def gallery() -> Gallery:
         {
             "image": [b""] * IMAGES,
             "captions": [[f"caption {t}" for t in of_image] for of_image in listed],
-            "kinds": [["even" if t % 2 == 0 else "odd" for t in of_image] for of_image in listed],
+            "caption_types": [["even" if t % 2 == 0 else "odd" for t in of_image] for of_image in listed],
         }
     )
     captions = Captions.of(EvaluationSet(name="scenes", task="retrieval", table=table))
@@ -88,7 +88,7 @@ def test_average_precision_counts_true_items_that_were_not_found() -> None:
 def test_models_without_a_mixture_are_ranked_exactly() -> None:
     torch.manual_seed(0)
     model = create_model("siglip_tiny").eval().requires_grad_(False)
-    table = pa.table({"image": [b""] * 30, "captions": [[f"a {i}"] for i in range(30)], "kinds": [["k"]] * 30})
+    table = pa.table({"image": [b""] * 30, "captions": [[f"a {i}"] for i in range(30)], "caption_types": [["k"]] * 30})
     data = EvaluationSet(name="x", task="retrieval", table=table)
     arrays = {"vector_BD": np.random.default_rng(0).normal(size=(30, model.config.embed_dim)).astype(np.float32)}
     tasks = RetrievalTask(model, data), LargeRetrievalTask(model, data, candidates=10)

@@ -78,7 +78,7 @@ COCO = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"id": 1, "
          "its Parquet files differ in their columns"),
         (described("context") | of(caption_a=[1, 2], caption_b=["a", "b"]), "caption_a of type int64"),
         (described("context") | of(caption_a=WRONG_BYTES, caption_b=["a", "b"]), "caption_a of type string"),
-        (described("retrieval") | of(captions=["a", "b"], kinds=["k", "k"]), "captions of type string"),
+        (described("retrieval") | of(captions=["a", "b"], caption_types=["k", "k"]), "captions of type string"),
         (described("classification") | {"a.parquet": pa.table({"image": ["a.png"], "label": [0]})}, "image is of"),
         (described("classification", classes=[1]) | of(label=[0, 0]), r"evaluation.json: classes is \[1\]; it has"),
         (described("classification", classes=None) | of(label=[0, 0]), "evaluation.json: classes is None"),

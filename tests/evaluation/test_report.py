@@ -96,21 +96,21 @@ def test_figures_are_well_formed() -> None:
     assert bars == svg(figures.bars_by_type(values, "mAP"))
 
 
-def test_the_headline_comes_first_and_the_mean_over_kinds_before_all_others() -> None:
+def test_the_headline_comes_first_and_the_mean_over_types_before_all_others() -> None:
     names = ["concept/top1", "concept/top5", "context/context_accuracy", "faces/text_to_image_r1"]
-    names += [f"{data}/text_to_image_map{of}" for data in ("new", "scenes_in_style") for of in ("", "_over_kinds")]
+    names += [f"{data}/text_to_image_map{of}" for data in ("new", "scenes_in_style") for of in ("", "_over_types")]
     assert headline(names) == [
-        *("scenes_in_style/text_to_image_map_over_kinds", "new/text_to_image_map_over_kinds"),
+        *("scenes_in_style/text_to_image_map_over_types", "new/text_to_image_map_over_types"),
         *("faces/text_to_image_r1", "concept/top1", "context/context_accuracy"),
     ]
-    assert headline(names[::-1])[0] == "scenes_in_style/text_to_image_map_over_kinds"
+    assert headline(names[::-1])[0] == "scenes_in_style/text_to_image_map_over_types"
 
 
 def test_the_page_begins_with_its_headlines(llip_report: Report) -> None:
     page = llip_report.html()
-    first = named(llip_report.outcomes)["scenes/text_to_image_map_over_kinds"]
+    first = named(llip_report.outcomes)["scenes/text_to_image_map_over_types"]
     cells = re.findall(r"<div><small>(.*?)</small><b>(.*?)</b><small>(.*?)</small></div>", page)
-    name = "scenes text_to_image_map_over_kinds"
+    name = "scenes text_to_image_map_over_types"
     assert cells[0] == (str(parted(name)), f"{first.value:.3f}", f"chance {first.chance:.3f}")
     assert page.index("<b>" + cells[0][1]) < page.index('class="facts"') < page.index("<h2>")
 

@@ -13,7 +13,7 @@ from llip.evaluation.retrieval import CANDIDATES, Captions, OneOfMany
 from llip.evaluation.sets.evaluation_set import EvaluationSet
 from llip.model.features import Pooled
 
-KINDS = ("object", "ground")
+TYPES = ("object", "ground")
 
 
 class InnerProduct:
@@ -26,12 +26,12 @@ class InnerProduct:
 def make_set(images: int = 60, seed: int = 0) -> EvaluationSet:
     """Images with two or three captions out of 40 objects and 25 grounds, many of them shared."""
     rng = np.random.default_rng(seed)
-    captions, kinds = [], []
+    captions, types = [], []
     for _ in range(images):
         objects = rng.choice(40, rng.integers(1, 3), replace=False)
         captions.append([f"object {o}" for o in objects] + [f"ground {rng.integers(25)}"])
-        kinds.append(["object"] * len(objects) + ["ground"])
-    table = pa.table({"image": [b""] * images, "captions": captions, "kinds": kinds})
+        types.append(["object"] * len(objects) + ["ground"])
+    table = pa.table({"image": [b""] * images, "captions": captions, "caption_types": types})
     return EvaluationSet(name="scenes", task="retrieval", table=table)
 
 
@@ -52,14 +52,14 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(retrieval, "BLOCK_SCORES", request.param)
 
 
-def test_captions_know_their_images_and_kinds() -> None:
+def test_captions_know_their_images_and_types() -> None:
     table = pa.table(
-        {"image": [b"", b""], "captions": [["a cat", "red"], ["red", "red"]], "kinds": [["o", "g"], ["g", "o"]]}
+        {"image": [b"", b""], "captions": [["a cat", "red"], ["red", "red"]], "caption_types": [["o", "g"], ["g", "o"]]}
     )
     captions = Captions.of(EvaluationSet(name="x", task="retrieval", table=table))
     assert captions.texts == ["a cat", "red"]
     assert captions.positives(0).tolist() == [0] and captions.positives(1).tolist() == [0, 1]
-    assert {k: v.tolist() for k, v in captions.kinds.items()} == {"g": [1], "o": [0, 1]}
+    assert {k: v.tolist() for k, v in captions.by_type.items()} == {"g": [1], "o": [0, 1]}
 
 
 def test_both_directions_and_map_equal_brute_force(block: None) -> None:
@@ -78,11 +78,11 @@ def test_both_directions_and_map_equal_brute_force(block: None) -> None:
         )
     precision = np.array([average_precision_score(t, s) for t, s in zip(true_TN, score_TN, strict=True)])
     assert found["text_to_image_map"].value == pytest.approx(precision.mean(), abs=1e-12)
-    for kind in KINDS:
+    for kind in TYPES:
         of_kind = np.array([text.startswith(kind) for text in captions.texts])
         assert found[f"text_to_image_map/{kind}"].value == pytest.approx(precision[of_kind].mean(), abs=1e-12)
-    mean = np.mean([found[f"text_to_image_map/{kind}"].value for kind in KINDS])
-    assert found["text_to_image_map_over_kinds"].value == pytest.approx(mean, abs=1e-12)
+    mean = np.mean([found[f"text_to_image_map/{kind}"].value for kind in TYPES])
+    assert found["text_to_image_map_over_types"].value == pytest.approx(mean, abs=1e-12)
 
 
 def test_a_constant_scorer_gets_chance_in_every_metric(block: None) -> None:
@@ -113,25 +113,29 @@ def test_coarse_scores_get_the_mean_over_tie_breaks(block: None) -> None:
         assert values.mean() == pytest.approx(metric.value, abs=4 * values.std() / np.sqrt(80) + 1e-9), name
 
 
-def test_distractors_are_false_of_the_image_of_the_same_kind_distinct_and_drawn_by_seed() -> None:
+def test_distractors_are_false_of_the_image_of_the_same_type_distinct_and_drawn_by_seed() -> None:
     captions = Captions.of(make_set())
     true_TN = truth(captions, 60)
     choices = OneOfMany(captions, 60, seed=0)
     assert choices.candidate_DX.shape == (len(captions.decisions), CANDIDATES)
     for kind, image, (text, *distractors) in zip(
-        choices.kind, choices.image_D1[:, 0], choices.candidate_DX.tolist(), strict=True
+        choices.type, choices.image_D1[:, 0], choices.candidate_DX.tolist(), strict=True
     ):
         drawn = [d for d in distractors if d >= 0]
         assert true_TN[text, image] and not true_TN[drawn, image].any()
         assert len(set(drawn)) == len(drawn) == 19
-        assert set(drawn) <= set(captions.kinds[kind].tolist())
+        assert set(drawn) <= set(captions.by_type[kind].tolist())
     assert (OneOfMany(captions, 60, seed=0).candidate_DX == choices.candidate_DX).all()
     assert (OneOfMany(captions, 60, seed=1).candidate_DX != choices.candidate_DX).any()
 
 
-def test_few_false_captions_of_a_kind_raise_the_chance_level_and_none_drops_the_kind() -> None:
+def test_few_false_captions_of_a_type_raise_the_chance_level_and_none_drops_the_type() -> None:
     table = pa.table(
-        {"image": [b""] * 3, "captions": [["one", "x"], ["two", "x"], ["three", "x"]], "kinds": [["count", "all"]] * 3}
+        {
+            "image": [b""] * 3,
+            "captions": [["one", "x"], ["two", "x"], ["three", "x"]],
+            "caption_types": [["count", "all"]] * 3,
+        }
     )
     captions = Captions.of(EvaluationSet(name="few", task="retrieval", table=table))
     found = rank(np.eye(4, 3)[[0, 3, 1, 2]], captions).item_scores
@@ -141,7 +145,7 @@ def test_few_false_captions_of_a_kind_raise_the_chance_level_and_none_drops_the_
 
 
 def test_an_image_without_captions_is_refused_by_row() -> None:
-    table = pa.table({"image": [b"", b""], "captions": [["a"], []], "kinds": [["o"], []]})
+    table = pa.table({"image": [b"", b""], "captions": [["a"], []], "caption_types": [["o"], []]})
     with pytest.raises(ValueError, match="row 1: 0 captions"):
         Captions.of(EvaluationSet(name="bad", task="retrieval", table=table))
 

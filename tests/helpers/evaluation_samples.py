@@ -34,7 +34,7 @@ def make_sets(images: int = 10) -> list[EvaluationSet]:
         EvaluationSet(
             name="scenes",
             task="retrieval",
-            table=pa.table({"image": pictures, "captions": captions, "kinds": [["object", "ground"]] * images}),
+            table=pa.table({"image": pictures, "captions": captions, "caption_types": [["object", "ground"]] * images}),
         ),
         EvaluationSet(
             name="pairs",

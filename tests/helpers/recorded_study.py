@@ -21,7 +21,7 @@ from tune.trials import TrialPlan
 from tune.variants import BASELINES, DEFAULT
 
 SET = "scenes_in_style"
-METRIC = f"{SET}/text_to_image_map_over_kinds"
+METRIC = f"{SET}/text_to_image_map_over_types"
 KINDS = ("object", "place")
 ITEMS = 40
 SECONDS = {"clip": 0.1, "siglip": 0.1, "text_query-sigmoid": 0.16}

@@ -15,7 +15,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("image", pa.binary()),
         ("captions", pa.list_(pa.string())),
-        ("kinds", pa.list_(pa.string())),
+        ("caption_types", pa.list_(pa.string())),
         ("nsfw", pa.float64()),
     ]
 )
@@ -36,7 +36,9 @@ def pool_rows(count: int) -> list[dict[str, Any]]:
     for i in range(count):
         captions = [f"a {' and '.join(rng.choices(WORDS, weights, k=2))}, {i}" for _ in range(rng.randint(1, 4))]
         kinds = [f"kind {n}" for n in range(len(captions))]
-        rows.append({"id": f"row-{i}", "image": picture(i), "captions": captions, "kinds": kinds, "nsfw": rng.random()})
+        rows.append(
+            {"id": f"row-{i}", "image": picture(i), "captions": captions, "caption_types": kinds, "nsfw": rng.random()}
+        )
     return rows
 
 

@@ -51,7 +51,7 @@ def expected(rows: list[dict[str, Any]], t: int, seed: int = 0) -> tuple[list[di
             if keep(1 - drop, seed, row["id"], i):
                 stays.append(i)
         if stays:
-            kept.append(row | {name: [row[name][i] for i in stays] for name in ("captions", "kinds")})
+            kept.append(row | {name: [row[name][i] for i in stays] for name in ("captions", "caption_types")})
     return kept, counts
 
 
@@ -126,13 +126,16 @@ class TestCurate:
 
     @pytest.mark.usefixtures("in_process", "undrawn")
     def test_every_reason_for_a_drop_is_counted(self, tmp_path: Path) -> None:
-        good = {"image": picture(1), "captions": ["a small cat"], "kinds": ["k"], "nsfw": 0.0}
+        good = {"image": picture(1), "captions": ["a small cat"], "caption_types": ["k"], "nsfw": 0.0}
         changes: list[dict[str, Any]] = [
             {},
-            {"captions": ["a small cat", "", "  \t", "cat", "a b cd", "no entry here"], "kinds": list("abcdef")},
-            {"captions": []} | {"kinds": []},
+            {
+                "captions": ["a small cat", "", "  \t", "cat", "a b cd", "no entry here"],
+                "caption_types": list("abcdef"),
+            },
+            {"captions": []} | {"caption_types": []},
             {"captions": None},
-            {"kinds": ["one", "two"]},
+            {"caption_types": ["one", "two"]},
             {"nsfw": 0.9},
             {"nsfw": None},
             {"image": b"junk"},
@@ -157,13 +160,13 @@ class TestCurate:
         curate(settings)
         card = storage.read_json(f"{settings.output}/data_card.json")
         assert card["matching"]["head"] == {"cat": 6, "a small": 6}  # of the captions that the text rules leave
-        assert [(r["id"], r["captions"], r["kinds"]) for r in read_all(settings.output)] == [
+        assert [(r["id"], r["captions"], r["caption_types"]) for r in read_all(settings.output)] == [
             ("0", ["a small cat"], ["k"]),
             ("1", ["a small cat"], ["a"]),
         ]
         assert card["rows"]["dropped"] == {
             "no captions": 2,
-            "kinds are not parallel to captions": 1,
+            "caption types are not parallel to captions": 1,
             "excluded by a column": 2,
             "unreadable image": 2,
             "shorter side below the minimum": 1,
@@ -239,7 +242,7 @@ def test_contradicting_settings_are_refused(changes: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("score < 1", "the pool has no column 'score'; it carries kinds, nsfw"),
+        ("score < 1", "the pool has no column 'score'; it carries caption_types, nsfw"),
         ("nsfw", "has none of"),
         ("nsfw < low", "nothing to compare with double"),
         ('nsfw < "low"', "nothing to compare with double"),

@@ -95,7 +95,10 @@ def variants(data: bytes) -> Iterator[tuple[str, bytes]]:
 @pytest.fixture(scope="module")
 def originals() -> list[dict[str, Any]]:
     found = corpus_rows(CorpusConfig(rows=120, canvas=128, seed=3), 0, 120)
-    return [{"id": r["id"], "image": r["image"], "captions": r["captions"], "kinds": r["kinds"]} for r in found]
+    return [
+        {"id": r["id"], "image": r["image"], "captions": r["captions"], "caption_types": r["caption_types"]}
+        for r in found
+    ]
 
 
 @pytest.fixture(scope="module")

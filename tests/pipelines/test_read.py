@@ -154,7 +154,10 @@ IMAGE = [b"x"]
         ),
         ({"image": ["path"], "captions": [["a"]]}, "'image' is string; it has to be binary"),
         ({"image": IMAGE, "captions": [["a"]], "id": [1.5]}, "'id' is double; it has to be strings or integers"),
-        ({"image": IMAGE, "captions": [["a"]], "kinds": ["k"]}, "'kinds' is string; it has to be a list of strings"),
+        (
+            {"image": IMAGE, "captions": [["a"]], "caption_types": ["k"]},
+            "'caption_types' is string; it has to be a list of strings",
+        ),
     ],
 )
 def test_unusable_columns_are_refused_by_name(tmp_path: Path, columns: dict[str, Any], message: str) -> None:

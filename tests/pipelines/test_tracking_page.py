@@ -113,7 +113,7 @@ def test_mlflow_shows_the_loss_first_the_description_data_models_and_a_family_of
 
     assert "Run Name" in table and "8 matching runs" in table, "three runs, their data's two, a sweep of two"
     assert "shards" in run and "steps: 1200 → 9" in run
-    first = run.index("text_to_image_map_over_kinds")
+    first = run.index("text_to_image_map_over_types")
     assert run.index("scenes_in_style") < first < run.index("top1"), "the headline is the first row of the description"
     assert charts.index("Headline") < charts.index("Loss") < charts.index("eval/concept")
     assert f"{names[0]}-step6" in models, "every kept checkpoint"
@@ -163,7 +163,7 @@ def test_our_pages_fit_phones_and_desks_by_day_and_night_and_ask_no_network(proj
                     assert seen.ground < 0.05 if dark else seen.ground > 0.95, screenshot.stem
                     if page.name == "report.html":
                         first = re.search(r"(\w+) (\w+)\n[\d.]+\nchance", seen.text)
-                        assert first and first.groups() == ("scenes_in_style", "text_to_image_map_over_kinds")
+                        assert first and first.groups() == ("scenes_in_style", "text_to_image_map_over_types")
         worst = chromium.look(bad, DESKTOP, dark=True, headline="p")
     assert worst.width > DESKTOP[0] and worst.headline > DESKTOP[1] and worst.broken == 2 and worst.ground > 0.95
     assert len(worst.faint) == 1 and worst.overlaps == ["figure 0: text_1, text_2"] and len(worst.requests) == 2

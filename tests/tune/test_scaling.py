@@ -24,7 +24,7 @@ from tune.results import Evaluation, TrialResult, unfinished
 from tune.scaling import Grid, Scaling, of_size, scaling
 from tune.trials import TrialPlan
 
-METRIC = "scenes_in_style/text_to_image_map_over_kinds"
+METRIC = "scenes_in_style/text_to_image_map_over_types"
 FLOPS = {"mini": 1e9, "tiny": 4e9, "small": 16e9}
 LOSS = Law(floor=0.8, a=0.3, alpha=0.6, b=0.5, beta=0.8, size_unit=4.0, steps_unit=900)
 LACKS = Law(floor=0.02, a=0.05, alpha=0.5, b=0.1, beta=0.7, size_unit=4.0, steps_unit=900)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from llip.data.corpus.config import CorpusConfig, KindMix
+from llip.data.corpus.config import CaptionTypeMix, CorpusConfig
 from llip.lazy import lazily
 
 if TYPE_CHECKING:
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from llip.data.corpus.sources import license_table
 
 __all__ = [
+    "CaptionTypeMix",
     "CorpusConfig",
-    "KindMix",
     "license_table",
     "metadata_entries",
     "write_contact_sheet",

@@ -271,16 +271,16 @@ SPEAKERS: dict[str, Callable[[Scene, Random], str]] = {
     "style": _style,
 }
 
-SINGLE_KINDS = {"object": 0.35, "keywords": 0.2, "category": 0.2, "style": 0.1, "ground": 0.05, "several": 0.1}
+SINGLE_TYPES = {"object": 0.35, "keywords": 0.2, "category": 0.2, "style": 0.1, "ground": 0.05, "several": 0.1}
 """Shares of the caption types of a single drawing."""
 
 
 def describe(scene: Scene, config: CorpusConfig, random: Random) -> list[tuple[str, str]]:
     """Distinct captions of an image with their types, at most `config.captions`. One thing alone has no relation."""
-    kinds = SINGLE_KINDS if scene.is_single else vars(config.kinds)
-    drawn = random.choices(list(kinds), weights=list(kinds.values()), k=config.captions)
+    shares = SINGLE_TYPES if scene.is_single else vars(config.caption_types)
+    drawn = random.choices(list(shares), weights=list(shares.values()), k=config.captions)
     captions: dict[str, str] = {}
-    for kind in drawn:
-        kind = "object" if kind == "relation" and len(scene.placements) < 2 else kind
-        captions.setdefault(SPEAKERS[kind](scene, random), kind)
+    for chosen in drawn:
+        chosen = "object" if chosen == "relation" and len(scene.placements) < 2 else chosen
+        captions.setdefault(SPEAKERS[chosen](scene, random), chosen)
     return list(captions.items())

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
-class KindMix:
+class CaptionTypeMix:
     """Shares of the caption types of a scene. They need not add up to one."""
 
     object: float = 0.22
@@ -21,9 +21,9 @@ class KindMix:
         shares = asdict(self)
         for name, share in shares.items():
             if share < 0:
-                raise ValueError(f"kinds.{name} is {share}; a share is at least 0")
+                raise ValueError(f"caption_types.{name} is {share}; a share is at least 0")
         if sum(shares.values()) == 0:
-            raise ValueError("kinds: every share is 0; at least one has to be positive")
+            raise ValueError("caption_types: every share is 0; at least one has to be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class CorpusConfig:
     """Most drawings in a scene, one for each quarter of the canvas."""
     captions: int = 12
     """Captions drawn for an image; those that repeat are dropped."""
-    kinds: KindMix = field(default_factory=KindMix)
+    caption_types: CaptionTypeMix = field(default_factory=CaptionTypeMix)
     """Subjects of the captions of a scene."""
     held_out_share: float = 0.1
     """Share of the emoji concepts that training sees in no style."""

@@ -17,7 +17,7 @@ LINE, LINES = 25, 7
 LINE_SPACING = 9
 TITLE, FOOTER_LINE = 84, 19
 INK, FAINT, PAPER = "#1d1f24", "#6b7078", "#ffffff"
-KIND_COLORS = {
+TYPE_COLORS = {
     "object": "#1f6feb",
     "position": "#c2410c",
     "relation": "#be123c",
@@ -73,10 +73,10 @@ def _draw_title(draw: ImageDraw.ImageDraw) -> None:
     title = "The built-in corpus: one image, many true captions"
     draw.text((MARGIN, MARGIN - 10), title, INK, ImageFont.load_default(30))
     left = float(MARGIN)
-    for kind, color in KIND_COLORS.items():
+    for caption_type, color in TYPE_COLORS.items():
         draw.ellipse((left, MARGIN + 40, left + 11, MARGIN + 51), color)
-        draw.text((left + 17, MARGIN + 35), kind, color, ImageFont.load_default(17))
-        left += 17 + draw.textlength(kind, ImageFont.load_default(17)) + 24
+        draw.text((left + 17, MARGIN + 35), caption_type, color, ImageFont.load_default(17))
+        left += 17 + draw.textlength(caption_type, ImageFont.load_default(17)) + 24
 
 
 def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, left: int, top: int) -> None:
@@ -87,13 +87,13 @@ def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, left: 
     sheet.paste(image, (left, top), mask.resize((IMAGE, IMAGE), Image.Resampling.LANCZOS))
     draw.rounded_rectangle((left, top, left + IMAGE - 1, top + IMAGE - 1), 12, outline="#d5d8dd")
     font, line = ImageFont.load_default(17), 0
-    for text, kind in _spread(captions):
+    for text, caption_type in _spread(captions):
         wrapped = _wrap(draw, text, font)
         if line + len(wrapped) > LINES:
             break
         y = top + IMAGE + 14 + line * LINE
-        draw.ellipse((left, y + 6, left + 9, y + 15), KIND_COLORS[kind])
-        draw.multiline_text((left + 17, y), "\n".join(wrapped), KIND_COLORS[kind], font, spacing=LINE_SPACING)
+        draw.ellipse((left, y + 6, left + 9, y + 15), TYPE_COLORS[caption_type])
+        draw.multiline_text((left + 17, y), "\n".join(wrapped), TYPE_COLORS[caption_type], font, spacing=LINE_SPACING)
         line += len(wrapped)
 
 
@@ -101,9 +101,9 @@ def _spread(captions: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Captions so ordered that every type comes once before any comes twice."""
     seen: dict[str, int] = {}
     rounds = []
-    for _, kind in captions:
-        seen[kind] = seen.get(kind, 0) + 1
-        rounds.append(seen[kind])
+    for _, caption_type in captions:
+        seen[caption_type] = seen.get(caption_type, 0) + 1
+        rounds.append(seen[caption_type])
     order = sorted(range(len(captions)), key=lambda i: (rounds[i], i))
     return [captions[i] for i in order]
 

@@ -29,13 +29,13 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "image": pa.binary(),
         "captions": pa.list_(pa.string()),
-        "kinds": pa.list_(pa.string()),
+        "caption_types": pa.list_(pa.string()),
         "drawings": pa.list_(pa.string()),
         "style": pa.string(),
         "license": pa.string(),
     }
 )
-"""A pool's columns. `kinds` has the type of each caption; `drawings` are the files shown, as `style/concept`."""
+"""A pool's columns. `caption_types` are those of its captions; `drawings` are the files shown, as `style/concept`."""
 
 SAMPLE = 4_000
 """Rows whose captions give the single words and the pairs of words."""
@@ -65,7 +65,7 @@ def rows(config: CorpusConfig, start: int, stop: int) -> Iterator[dict[str, obje
             "id": f"corpus-{config.seed}-{index:08d}",
             "image": encode(render(scene, config.canvas)),
             "captions": [text for text, _ in captions],
-            "kinds": [kind for _, kind in captions],
+            "caption_types": [caption_type for _, caption_type in captions],
             "drawings": [p.drawing.id for p in scene.placements],
             "style": scene.source.name,
             "license": scene.source.license,

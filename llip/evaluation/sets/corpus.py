@@ -75,15 +75,15 @@ def _images(scenes: list[Scene], config: CorpusConfig) -> list[bytes]:
 
 def _retrieval(name: str, scenes: list[Scene], config: CorpusConfig) -> EvaluationSet:
     facts = [statements(s) for s in scenes]
-    of_kind: dict[str, set[str]] = {}
-    for text, kind in (fact for of_scene in facts for fact in of_scene):
-        of_kind.setdefault(kind, set()).add(text)
-    used = {text for texts in of_kind.values() for text in sorted(texts, key=_order)[: config.evaluation_captions]}
-    facts = [[(text, kind) for text, kind in of_scene if text in used] for of_scene in facts]
+    of_type: dict[str, set[str]] = {}
+    for text, caption_type in (fact for of_scene in facts for fact in of_scene):
+        of_type.setdefault(caption_type, set()).add(text)
+    used = {text for texts in of_type.values() for text in sorted(texts, key=_order)[: config.evaluation_captions]}
+    facts = [[(text, caption_type) for text, caption_type in of_scene if text in used] for of_scene in facts]
     columns = {
         "image": _images(scenes, config),
         "captions": [[text for text, _ in f] for f in facts],
-        "kinds": [[kind for _, kind in f] for f in facts],
+        "caption_types": [[caption_type for _, caption_type in f] for f in facts],
     }
     return EvaluationSet(name=name, task="retrieval", table=pa.table(columns))
 

@@ -3,7 +3,7 @@
 | task | columns | meaning |
 | --- | --- | --- |
 | classification | `image`, `label` | `label` indexes `classes`; a prompt is a template, its `{}` a class name |
-| retrieval | `image`, `captions`, `kinds` | all captions are true; a text is a positive of the images that list it |
+| retrieval | `image`, `captions`, `caption_types` | all captions are true; a text is positive for images that list it |
 | context | `image`, `caption_a`, `caption_b` | two captions, each true of another part of the image |
 | choice | `image`, `captions`, `true` | of two captions and more, that at index `true` is true |
 | association | `image`, `captions`, `instances`, `true` | the cue of each instance, and if the image goes with it |
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "evaluation.json"
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "classification": {"image": pa.binary(), "label": pa.int32()},
-    "retrieval": {"image": pa.binary(), "captions": pa.list_(pa.string()), "kinds": pa.list_(pa.string())},
+    "retrieval": {"image": pa.binary(), "captions": pa.list_(pa.string()), "caption_types": pa.list_(pa.string())},
     "context": {"image": pa.binary(), "caption_a": pa.string(), "caption_b": pa.string()},
     "choice": {
         "image": pa.binary(),
@@ -74,10 +74,8 @@ class EvaluationSet:
         cls, name: str, image: pa.Array | pa.ChunkedArray, captions: Sequence[list[str]]
     ) -> "EvaluationSet":
         """A retrieval set without caption types."""
-        kinds = [["caption"] * len(of_image) for of_image in captions]
-        listed = {
-            column: pa.array(of, pa.list_(pa.string())) for column, of in (("captions", captions), ("kinds", kinds))
-        }
+        listed = {"captions": captions, "caption_types": [["caption"] * len(of_image) for of_image in captions]}
+        listed = {column: pa.array(texts, pa.list_(pa.string())) for column, texts in listed.items()}
         return cls(name=name, task="retrieval", table=pa.table({"image": image} | listed))
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ ROW_REASONS = (
     "file is too large",
     "field of another type",
     "no captions",
-    "kinds are not parallel to captions",
+    "caption types are not parallel to captions",
     "excluded by a column",
     "thinned out by its pool's weight",
     "evaluation",

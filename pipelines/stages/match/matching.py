@@ -135,7 +135,9 @@ def _match(
     """Match every partition; returns how many rows the pool has, and what its files hold that is not read."""
     import ray
 
-    columns = {schema.CAPTIONS} | {c.column for c in text_rules.where} | ({schema.KINDS} & set(pool.extras.names))
+    columns = (
+        {schema.CAPTIONS} | {c.column for c in text_rules.where} | ({schema.CAPTION_TYPES} & set(pool.extras.names))
+    )
     if text_rules.language_column is not None:
         columns.add(text_rules.language_column)
     if text_rules.shares:
@@ -280,9 +282,9 @@ def _row_reasons(table: pa.Table, captions: pa.ListArray, text_rules: TextRules)
     reasons = np.zeros(table.num_rows, np.uint8)
     for condition in text_rules.where:
         reasons[~condition.holds(whole(table[condition.column]))] = rules.ROW["excluded by a column"]
-    if schema.KINDS in table.column_names:
-        kinds = pc.fill_null(pc.list_value_length(table[schema.KINDS]), 0).to_numpy()
-        reasons[kinds != captions.value_lengths().to_numpy()] = rules.ROW["kinds are not parallel to captions"]
+    if schema.CAPTION_TYPES in table.column_names:
+        types = pc.fill_null(pc.list_value_length(table[schema.CAPTION_TYPES]), 0).to_numpy()
+        reasons[types != captions.value_lengths().to_numpy()] = rules.ROW["caption types are not parallel to captions"]
     reasons[captions.value_lengths().to_numpy() == 0] = rules.ROW["no captions"]
     said = table[schema.REASON]
     if said.null_count < len(said):

@@ -184,14 +184,14 @@ def _columns(file: str, columns: pa.Schema, caption_column: str | None) -> pa.Sc
     _check(file, columns.field(source), _is_caption(columns.field(source).type), "a string or a list of strings")
     wanted = {
         schema.ID: (lambda kind: pa.types.is_integer(kind) or _is_text(kind), "strings or integers"),
-        schema.KINDS: (_is_texts, "a list of strings, one for each caption"),
+        schema.CAPTION_TYPES: (_is_texts, "a list of strings, one for each caption"),
         schema.SYNTHETIC: (_is_texts, "a list of strings"),
     }
     for name, (test, expected) in wanted.items():
         if name in names:
             _check(file, columns.field(name), test(columns.field(name).type), expected)
     taken = (schema.ID, image, source, *(schema.REQUIRED if source != schema.CAPTIONS else ()))
-    known = {schema.KINDS: schema.REQUIRED[schema.CAPTIONS], schema.SYNTHETIC: schema.REQUIRED[schema.CAPTIONS]}
+    known = {schema.CAPTION_TYPES: schema.REQUIRED[schema.CAPTIONS], schema.SYNTHETIC: schema.REQUIRED[schema.CAPTIONS]}
     known |= {} if images else {schema.URL: pa.string()}
     extras = [pa.field(f.name, known.get(f.name, f.type)) for f in columns if f.name not in taken]
     return schema.with_extras(extras, images=images)

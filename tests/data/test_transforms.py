@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torchcodec.decoders import decode_image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
@@ -63,6 +64,28 @@ def test_every_kind_of_image_is_decoded_to_rgb_on_white(photo: Image.Image, kind
     pixels = decode(data)
     assert pixels.dtype == torch.uint8
     assert (pixels.int() - _with_pillow(data).int()).abs().max() <= 1
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *[("RGB", {"subsampling": way, "quality": quality}) for way in (0, 1, 2) for quality in (10, 95)],
+        ("RGB", {"progressive": True}),
+        ("RGB", {"exif": TURNED}),
+        ("L", {}),
+        ("L", {"exif": TURNED}),
+        ("CMYK", {}),
+    ],
+)
+def test_jpeg_has_the_pixels_of_torchcodec(photo: Image.Image, mode: str, options: dict[str, object]) -> None:
+    data = _encode(photo.resize((133, 77)).convert(mode), "JPEG", **options)
+    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+    assert torch.equal(decode(data), pixels)
+    assert (pixels.shape[1] > pixels.shape[2]) == ("exif" in options)
 
 
 def test_sixteen_bit_grey_keeps_its_range() -> None:

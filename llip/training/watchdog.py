@@ -3,7 +3,8 @@
 A thread of every rank tells the others where its rank is, in a store that rank 0 serves. A rank whose phase lasts too
 long asks all ranks for their stacks; these go to the standard error and to `hangs/` in the run's folder, beside a line
 that says who waits for whom. Then the process ends, and Ray starts the workers again. A rank that says nothing any
-more is named too: its process is stopped, or its machine is gone.
+more is named too: its process is stopped, or its machine is gone. Where that is rank 0, the store says nothing either,
+and every other rank finds so for itself.
 """
 
 import contextlib
@@ -17,9 +18,9 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -39,6 +40,8 @@ SLOW_PHASES = {"start_up": 10.0, "restore": 10.0, "checkpoint": 10.0, "evaluatio
 LOOKS = 12.0
 """Looks within the time after which a step is late."""
 
+Result = TypeVar("Result")
+
 
 class Watchdog:
     """Watches this rank, and ends its process if it hangs while others are there to start it again."""
@@ -47,6 +50,8 @@ class Watchdog:
         self._folder, self._phases, self._world, self._hosts, self._seconds = run_folder, phases, world, hosts, seconds
         self._store = _shared_store(world)
         self._pause = min(5.0, seconds / LOOKS)
+        self._patience = min(10.0, max(2.0, 2 * self._pause))
+        self._asking: threading.Thread | None = None
         self._usual: deque[float] = deque(maxlen=100)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -74,34 +79,50 @@ class Watchdog:
             now = time.monotonic()
             if now - before > 4 * self._pause:  # this process stood still, as its phase did
                 self._phases.since += now - before
-            before = now
             if self._phases.steps > steps:
                 if steps:
                     self._usual.append((now - began) / (self._phases.steps - steps))
                 steps, began = self._phases.steps, now
             look += 1
-            with contextlib.suppress(Exception):  # a store whose server is gone shows it in `_where`
-                self._tell(look)
-            asked = False
-            with contextlib.suppress(Exception):
-                asked = self._store is not None and self._store.check(["hang"])
-            late = now - self._phases.since > self.limit()
+            self._tell(look)
+            asked = self._ask(lambda store: store.check(["hang"]))
+            late = time.monotonic() - self._phases.since > self.limit()
             if (late or asked) and not self._said:
                 self._said = True
                 self._end(look, late)
             elif not late and self._store is None:
                 self._said = False
+            before = time.monotonic()
+
+    def _ask(self, call: Callable[[Any], Result]) -> Result | None:
+        """The store's answer to a call; None without a store, and where its server is gone or stopped.
+
+        A stopped server lets a call wait for ever, past the store's own limit; until it returns, others are not made.
+        """
+        if self._store is None or (self._asking is not None and self._asking.is_alive()):
+            return None
+        found: list[Result] = []
+
+        def ask() -> None:
+            with contextlib.suppress(Exception):
+                found.append(call(self._store))
+
+        self._asking = threading.Thread(target=ask, daemon=True)
+        self._asking.start()
+        self._asking.join(self._patience)
+        return found[0] if found else None
+
+    def _mark(self, look: int) -> list[Any]:
+        return [look, self._phases.current, self._phases.steps, time.monotonic() - self._phases.since]
 
     def _tell(self, look: int) -> None:
-        if self._store is not None:
-            mark = [look, self._phases.current, self._phases.steps, time.monotonic() - self._phases.since]
-            self._store.set(f"rank {self._world.rank}", json.dumps(mark))
+        mark = json.dumps(self._mark(look))
+        self._ask(lambda store: store.set(f"rank {self._world.rank}", mark))
 
     def _end(self, look: int, late: bool) -> None:
         """Show where every rank is; of several, end this one."""
-        if self._store is not None and late:
-            with contextlib.suppress(Exception):
-                self._store.set("hang", "1")
+        if late:
+            self._ask(lambda store: store.set("hang", "1"))
         self._show_stacks()
         silent, where = self._where(look)
         answering = [rank for rank in range(self._world.size) if rank not in silent]
@@ -115,25 +136,21 @@ class Watchdog:
     def _where(self, look: int) -> tuple[list[int], dict[int, list[Any]]]:
         """Ranks whose marks have stopped, and the last mark of every other rank."""
         if self._store is None:
-            mark = [look, self._phases.current, self._phases.steps, time.monotonic() - self._phases.since]
-            return [], {0: mark}
-        first = self._marks()
+            return [], {0: self._mark(look)}
+        first = self._ask(self._marks)
         for _ in range(3):
             time.sleep(self._pause)
             look += 1
-            with contextlib.suppress(Exception):
-                self._tell(look)
-        second = self._marks()
+            self._tell(look)
+        second = self._ask(self._marks)
+        if first is None or second is None:  # of the other ranks nothing is known
+            return [0] if self._world.rank else [], {self._world.rank: self._mark(look)}
         silent = [r for r in range(self._world.size) if r not in second or second[r][0] == first.get(r, [None])[0]]
         return [rank for rank in silent if rank != self._world.rank], second
 
-    def _marks(self) -> dict[int, list[Any]]:
-        found = {}
-        with contextlib.suppress(Exception):
-            for rank in range(self._world.size):
-                if self._store is not None and self._store.check([f"rank {rank}"]):
-                    found[rank] = json.loads(self._store.get(f"rank {rank}"))
-        return found
+    def _marks(self, store: Any) -> dict[int, list[Any]]:
+        ranks = [rank for rank in range(self._world.size) if store.check([f"rank {rank}"])]
+        return {rank: json.loads(store.get(f"rank {rank}")) for rank in ranks}
 
     def _say(self, silent: Sequence[int], where: dict[int, list[Any]]) -> None:
         step = max((mark[2] for mark in where.values()), default=self._phases.steps)

@@ -62,7 +62,7 @@ def test_a_step_is_late_by_what_is_usual(tmp_path: Path) -> None:
     assert dog.limit() == 3000
 
 
-def _rank(rank: int, folder: str, fault: str) -> None:
+def _rank(rank: int, folder: str, fault: str, culprit: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS)
     world, phases = current_world(), Phases()
@@ -70,7 +70,7 @@ def _rank(rank: int, folder: str, fault: str) -> None:
         for step in range(100):
             for phase in ("load", "forward", "loss and backward"):
                 phases.enter(phase)
-            if step == 3 and rank == 1:
+            if step == 3 and rank == culprit:
                 Path(folder, "pid").write_text(str(os.getpid()))
                 if fault == "stopped":
                     os.kill(os.getpid(), signal.SIGSTOP)
@@ -84,26 +84,27 @@ def _rank(rank: int, folder: str, fault: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", ["stopped", "waiting for data"])
-def test_a_rank_that_others_wait_for_is_named(fault: str, tmp_path: Path) -> None:
-    ranks = forkserver.start(_rank, RANKS, str(tmp_path), fault, join=False)
+@pytest.mark.parametrize(("fault", "culprit"), [("stopped", 1), ("stopped", 0), ("waiting for data", 1)])
+def test_a_rank_that_others_wait_for_is_named(fault: str, culprit: int, tmp_path: Path) -> None:
+    ranks = forkserver.start(_rank, RANKS, str(tmp_path), fault, culprit, join=False)
     processes = ranks.processes
     try:
         _wait_for((tmp_path / "pid").exists, 300)
-        for rank in (0, 2):
+        others = [rank for rank in range(RANKS) if rank != culprit]
+        for rank in others:
             processes[rank].join(120)
             assert processes[rank].exitcode == HUNG
         reason = json.loads((tmp_path / "hangs" / "reason.json").read_text())["reason"]
-        assert "in reduce of its step 4" in reason and f"process {processes[0].pid}" in reason
+        assert "in reduce of its step 4" in reason and f"process {processes[others[0]].pid}" in reason
         name = f"process {(tmp_path / 'pid').read_text()})"
         if fault == "stopped":
             assert f"{name} does not answer" in reason
-            assert processes[1].is_alive()
+            assert processes[culprit].is_alive()
         else:
             assert f"{name} has been in load of its step 5" in reason
             processes[1].join(120)
             assert processes[1].exitcode == HUNG
-        assert "in scalars" in (tmp_path / "hangs" / "rank-00000.txt").read_text()
+        assert "in scalars" in (tmp_path / "hangs" / f"rank-{others[0]:05d}.txt").read_text()
     finally:
         for process in processes:
             if process.is_alive():

@@ -14,11 +14,11 @@ from helpers.shard_folders import row, write_shards
 from helpers.slurm import slurm
 
 from llip.runs import stopping
-from llip.runs.tracking import read_metrics
 from llip.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
-STEPS = 40
+STEPS = 200
+"""Enough that a quick machine is still training when the test looks."""
 PATIENCE = 600
 """Seconds that a part of a test may take: processes of Ray and of training take a minute of a core each."""
 
@@ -106,7 +106,7 @@ def test_a_job_whose_time_is_nearly_up_saves_is_queued_again_and_ends_as_an_undi
     job = submit("slurm", program, *options, *workers, nodes=2)
     run, alone = str(output / "runs" / "run"), str(tmp_path / "runs" / "run")
 
-    job.wait(lambda: read_metrics(run))
+    job.wait(lambda: any(Path(run, "samples").glob("*.json")))
     worker = trains_now(Path(run))
     worker.suspend()
     try:

@@ -101,7 +101,7 @@ def test_a_worker_that_is_stopped(shards: str, whole: Path, tmp_path: Path, reco
     begin = time.monotonic()
     trains_now(run.folder).send_signal(signal.SIGSTOP)
     while watchdog.last_reason(str(run.folder), 0) is None:
-        assert run.process.poll() is None and time.monotonic() - begin < 300
+        assert run.process.poll() is None and time.monotonic() - begin < 300, run.end()[1][-6000:]
         time.sleep(0.5)
     found = time.monotonic() - begin
     code, printed = run.end()

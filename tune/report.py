@@ -1,5 +1,6 @@
 """Table of a sweep: mean and spread over seeds, and what can be told apart."""
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ class Summary:
     finished: bool
     """Whether every seed saw the whole budget: only then is it comparable with the others."""
     chance: float
+    parts: Mapping[str, tuple[float, float]]
+    """What the metric is made of, each with its mean and its chance level; empty for most metrics."""
 
 
 def summarise(results: Sequence[TrialResult], metric: str) -> list[Summary]:
@@ -41,6 +44,8 @@ def summarise(results: Sequence[TrialResult], metric: str) -> list[Summary]:
 
 def _summary(point: Point, group: list[TrialResult], metric: str) -> Summary:
     values = [r.metrics[metric] for r in group]
+    stem = re.sub(r"_over_\w+$", "", metric) + "/"
+    parts = [name for name in group[0].metrics if name.startswith(stem)]
     return Summary(
         point=point,
         mean=statistics.mean(values),
@@ -49,6 +54,13 @@ def _summary(point: Point, group: list[TrialResult], metric: str) -> Summary:
         samples=min(r.samples for r in group),
         finished=all(r.finished for r in group),
         chance=statistics.mean(r.chance[metric] for r in group),
+        parts={
+            name.removeprefix(stem): (
+                statistics.mean(r.metrics[name] for r in group),
+                statistics.mean(r.chance[name] for r in group),
+            )
+            for name in parts
+        },
     )
 
 
@@ -89,7 +101,10 @@ def verdict(summaries: Sequence[Summary]) -> str:
 
 def table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> str:
     """The summaries as aligned text, best first; stopped points last, with what they had seen."""
-    rows = _table(summaries, metric, axes)
+    return _aligned(_table(summaries, metric, axes))
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -97,15 +112,36 @@ def table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> st
 
 def _table(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis]) -> list[tuple[str, ...]]:
     header = (*(axis.label for axis in axes), metric, "spread", "seeds", "chance", "samples")
-    ordered = sorted(summaries, key=lambda s: (not s.finished, -s.mean))
-    return [header, *(_row(s, axes) for s in ordered)]
+    return [header, *(_row(s, axes) for s in _ordered(summaries))]
+
+
+def _ordered(summaries: Sequence[Summary]) -> list[Summary]:
+    return sorted(summaries, key=lambda s: (not s.finished, -s.mean))
+
+
+def _parts(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """Points × what the metric is made of, the chance levels in the first row; empty where that is nothing."""
+    names = list(dict.fromkeys(name for s in summaries for name in s.parts))
+    if not names:
+        return []
+    chance = {name: level for s in summaries for name, (_, level) in s.parts.items()}
+    means = [(str(s.point), {name: f"{mean:.3f}" for name, (mean, _) in s.parts.items()}) for s in _ordered(summaries)]
+    rows = [(point, *(of_point.get(name, "") for name in names)) for point, of_point in means]
+    return [("point", *names), ("chance", *(f"{chance[name]:.3f}" for name in names)), *rows]
+
+
+def parts_table(summaries: Sequence[Summary]) -> str:
+    """What the metric is made of, as aligned text; empty where that is nothing."""
+    rows = _parts(summaries)
+    return _aligned(rows) if rows else ""
 
 
 def markdown(summaries: Sequence[Summary], metric: str, axes: Sequence[Axis], command: str) -> str:
     """Description of a sweep in MLflow: the verdict, the table, the command that trains the best point."""
-    head, *rows = _table(summaries, metric, axes)
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"**{verdict(summaries)}**", "", *lines, "", "```", command, "```", ""])
+    lines = [f"**{verdict(summaries)}**", ""]
+    for head, *rows in filter(None, (_table(summaries, metric, axes), _parts(summaries))):
+        lines += [*(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
+    return "\n".join([*lines, "```", command, "```", ""])
 
 
 def page(
@@ -135,6 +171,7 @@ def page(
         head=head,
         rows=rows,
         numbers_from=len(axes),
+        parts=_parts(summaries),
         notes=notes,
     )
 

@@ -212,7 +212,9 @@ def report(
     table = tables.table(summaries, settings.metric, space.axes)
     best = tables.best(summaries)
     train = best_command(settings, space, best.point)
-    text = "\n".join([table, "", tables.verdict(summaries), *notes, *failed, "", train, ""])
+    parts = tables.parts_table(summaries)
+    shown = [table, "", *([parts, ""] if parts else []), tables.verdict(summaries)]
+    text = "\n".join([*shown, *notes, *failed, "", train, ""])
     plots = figures.figures(summaries, settings.metric, space.axes, configs)
     page = tables.page(
         f"Sweep {settings.name}",

@@ -10,7 +10,7 @@ from llip.config import TrainingConfig
 from tune.axes import Axis, drawn, grid, parse_all
 from tune.figures import IMPORTANCE, PARALLEL, against_each, figures
 from tune.points import Point, Space, select
-from tune.report import Summary, best, markdown, page, summarise, table, verdict
+from tune.report import Summary, best, markdown, page, parts_table, summarise, table, verdict
 from tune.results import Evaluation, TrialResult
 
 METRIC = "scenes/text_to_image_map"
@@ -58,6 +58,24 @@ def test_table_has_the_best_first_and_stopped_points_last() -> None:
     assert lines[2].split() == ["llip_tiny_k8", "4", "2", "0.6000", "±0.1414", "2", "0.0200", "1,000"]
     assert lines[3].split() == ["siglip_tiny", "0.3000", "1", "0.0200", "1,000"]
     assert lines[4].split()[:2] == ["llip_tiny_k8", "1"] and lines[4].split()[-2:] == ["500", "(stopped)"]
+
+
+def test_a_mean_over_types_is_shown_with_each_type() -> None:
+    def of(point: Point, seed: int, *values: float) -> TrialResult:
+        names = (f"{METRIC}_over_types", f"{METRIC}/object", f"{METRIC}/ground", f"{METRIC}_other")
+        levels = dict(zip(names, (0.02, 0.01, 0.03, 0.5), strict=True))
+        found = Evaluation(step=1, samples=1000, metrics=dict(zip(names, values, strict=True)), chance=levels)
+        return TrialResult(point=point, seed=seed, budget=1000, evaluations=(found,), state="finished")
+
+    results = [of(SIGLIP, 0, 0.2, 0.1, 0.3, 0.9), of(LLIP, 0, 0.5, 0.4, 0.6, 0.9), of(LLIP, 1, 0.7, 0.6, 0.8, 0.9)]
+    summaries = summarise(results, f"{METRIC}_over_types")
+    head, _, *lines = (line.split() for line in parts_table(summaries).splitlines())
+    assert head == ["point", "object", "ground"]
+    assert lines == [["chance", "0.010", "0.030"], [str(LLIP), "0.500", "0.700"], [str(SIGLIP), "0.100", "0.300"]]
+    note = markdown(summaries, METRIC, AXES, "train it")
+    html = page("Sweep", summaries, METRIC, AXES, command="train it", notes=[], plots={})
+    assert f"| {LLIP} | 0.500 | 0.700 |" in note and "What the metric is made of" in html and "0.700" in html
+    assert parts_table(summarise(RESULTS, METRIC)) == ""
 
 
 def test_the_page_and_the_note_have_the_verdict_the_command_and_every_point() -> None:

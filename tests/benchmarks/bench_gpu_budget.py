@@ -1,4 +1,4 @@
-"""What a training step does on one of many GPUs, counted without any: kernels, bytes, TFLOP, host synchronisations.
+"""What a training step does on one of many GPUs, counted without any: kernels, bytes, TFLOP, peak memory, waits.
 
     uv run tests/benchmarks/bench_gpu_budget.py
     uv run tests/benchmarks/bench_gpu_budget.py --recipes llip_b32_k64 --gpus 128
@@ -12,7 +12,8 @@ towers') or 40 % (the pairs'), those of fp32 at 70 % of 19.5. A kernel in Triton
 cache (`triton_costs.work`). Elementwise functions of the towers count as they run without a compiler. Below the table:
 whole blocks of both towers as AOT autograd and inductor make them for an A100; and what travels, at 45 GB/s a node, in
 the exchange, which a step waits for, and for parameters and gradients, which mostly travel beside the backward pass,
-with DDP and with FSDP2, whose collectives and copies are those that its hooks start.
+with DDP and with FSDP2, whose collectives and copies are those that its hooks start. Peak memory is that of all tensors
+of a DDP step that recomputes nothing, with AdamW's state, beside what `cluster/plan.py` expects of that.
 """
 
 import argparse
@@ -29,9 +30,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 
+from cluster import plan
 from llip import devices
+from llip.config import TrainingConfig
 from llip.contrastive import create_model
 from llip.model import packing
 from llip.model.features import Pooled
@@ -39,6 +43,7 @@ from llip.model.towers import Block
 from llip.pairs import accumulation, losses
 from llip.pairs.losses import loss_of_features
 from llip.recipes import recipe
+from llip.summary import summarise
 from llip.training.optimizer import build_optimizer
 from llip.training.parallel import World, _shard
 
@@ -114,6 +119,8 @@ class Step(NamedTuple):
     """Bytes that a rank sends in the exchange, in a ring."""
     synchronised: int
     """And for its parameters and gradients."""
+    memory: float
+    """Bytes of all tensors where they are most, but for AdamW's state the first time; 0 where nobody asked."""
 
     @property
     def tower_ms(self) -> float:
@@ -150,14 +157,17 @@ def ranks(size: int) -> Iterator[dist.ProcessGroup]:
 
 
 def count_step(
-    name: str, gpus: int, form: str, *, parallel: Literal["ddp", "fsdp"] = "ddp", layers: int | None = None
+    name: str,
+    gpus: int,
+    form: str,
+    *,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    layers: int | None = None,
+    memory: bool = False,
 ) -> Step:
-    """Count a step of a recipe; with `layers`, of towers with as many, for tests."""
-    config = replace(recipe(name), parallel=parallel)
+    """Count a step of a recipe, its memory where asked for; with `layers`, of towers with as many, for tests."""
+    config = configured(name, parallel, layers)
     model_config = config.model
-    if layers is not None:
-        vision, text = model_config.vision, model_config.text
-        model_config = replace(model_config, vision=replace(vision, layers=layers), text=replace(text, layers=layers))
     images = config.data.batch_size // gpus
     token_ids = captions(images, model_config.text.context_length, model_config.text.vocabulary)
     packed = packing.pack(token_ids, latents=0, context_length=model_config.text.context_length)
@@ -175,6 +185,10 @@ def count_step(
         optimizer = build_optimizer(model, config)
         pixels = torch.empty(images, 3, model_config.vision.image_size, model_config.vision.image_size)
         inputs = packing.PackedCaptions(*(mode.from_tensor(tensor) for tensor in packed))
+        tracker = MemTracker()
+        if memory:
+            tracker.track_external(model, pixels)
+            stack.enter_context(tracker)
         with towers, torch.autocast("cpu", torch.bfloat16):
             features = model(pixels, inputs)
         image_leaves, text_leaves = (accumulation._leaves(side) for side in features)
@@ -195,12 +209,29 @@ def count_step(
         outputs = [tensor for side in features for tensor in side]
         with towers:
             torch.autograd.backward(outputs, [torch.empty_like(tensor) for tensor in outputs])
+        peak = sum(of_device["Total"] for of_device in tracker.get_tracker_snapshot("peak").values()) if memory else 0
         with update:
             optimizer.step()
     synchronised += towers.bytes["collective"]
     width = model_config.embed_dim * (1 if isinstance(image_leaves, Pooled) else 2)
     exchanged = config.data.batch_size * width * (2 + 4)
-    return Step(part(towers), part(pairs), part(update), exchanged, synchronised)
+    return Step(part(towers), part(pairs), part(update), exchanged, synchronised, peak)
+
+
+def configured(name: str, parallel: Literal["ddp", "fsdp"] = "ddp", layers: int | None = None) -> TrainingConfig:
+    config = replace(recipe(name), parallel=parallel, activation_checkpointing=False)
+    if layers is None:
+        return config
+    vision, text = replace(config.model.vision, layers=layers), replace(config.model.text, layers=layers)
+    return replace(config, model=replace(config.model, vision=vision, text=text))
+
+
+def memories(name: str, gpus: int, step: Step, layers: int | None = None) -> tuple[float, float]:
+    """Bytes that are in use at the peak of a step: counted, and as the planner expects them."""
+    config = configured(name, layers=layers)
+    parameters = summarise(config.model, CAPTION_TOKENS).parameters
+    expected = plan.memory(config, parameters, config.data.batch_size // gpus, CAPTION_TOKENS)
+    return step.memory + expected.optimizer, expected.total
 
 
 def elementwise_of_blocks(name: str, gpus: int) -> tuple[float, float]:
@@ -244,7 +275,7 @@ def sent(size: int) -> str:
 
 def row(name: str, gpus: int) -> tuple[str, Step]:
     """A line of the table, and the step with fused pairs."""
-    steps = [count_step(name, gpus, form) for form in FORMS]
+    steps = [count_step(name, gpus, form, memory=form == "fused") for form in FORMS]
     last = steps[-1]
     pairs, towers = last.pairs, last.towers
     kernels, milliseconds = (
@@ -286,6 +317,13 @@ def test_sharded_parameters_travel_once_more_than_replicated_ones_and_are_update
 
 
 @pytest.mark.bench
+@pytest.mark.parametrize("name", ["clip_l14", "llip_l14_k32"])
+def test_memory_is_what_the_planner_expects(name: str) -> None:
+    counted, expected = memories(name, 128, count_step(name, 128, "fused", layers=6, memory=True), layers=6)
+    assert 0.8 < counted / expected < 1.1
+
+
+@pytest.mark.bench
 def test_compiled_blocks_of_a_tower_move_less() -> None:
     before, after = elementwise_of_blocks("clip_l14", 128)
     assert after < 0.8 * before
@@ -309,6 +347,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name}: blocks of the towers {before / 1e9:,.0f} GB elementwise, {after / 1e9:,.0f} compiled; "
             f"a step {compiled[name]:,.0f} ms with these compiled"
         )
+        counted, expected = memories(name, settings.gpus or PAPER.get(name, 128), step)
+        print(f"{name}: {counted / 2**30:.1f} GiB at the peak of a step, {expected / 2**30:.1f} by the planner")
         sharded = count_step(name, settings.gpus or PAPER.get(name, 128), "fused", parallel="fsdp")
         more = sharded.towers.elementwise_bytes - step.towers.elementwise_bytes
         print(

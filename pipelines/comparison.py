@@ -20,7 +20,7 @@ from llip.page import render, svg
 from llip.runs import run_folder
 from llip.runs.notebook import published
 from llip.runs.tracking import read_metrics
-from pipelines.evaluation_cache import SCORES, read_items, scores_of
+from pipelines.evaluation_cache import SCORES, metrics_of, read_items, scores_of
 
 ROUNDING = 1e-9
 CURVES = ("loss", "learning_rate")
@@ -46,20 +46,30 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: str) -> "RunRecord":
-        """Raises ValueError for a folder without an evaluation."""
-        uri = storage.join(folder, report.NAME)
-        if not storage.exists(uri):
+        """Takes the last evaluation of training where there is no other, as in trials of a sweep.
+
+        Raises ValueError for a folder without any.
+        """
+        uri, last = storage.join(folder, report.NAME), storage.join(folder, SCORES)
+        evaluated: dict[str, Any] = {}
+        scores: Callable[[str], Mapping[str, ItemScores]] = partial(read_items, folder)
+        if storage.exists(uri):
+            evaluated = storage.read_json(uri)
+            metrics = report.metrics_of(evaluated)
+        elif storage.exists(last):
+            content = storage.read_bytes(last)
+            metrics, scores = metrics_of(content), partial(_of_set, scores_of(content))
+        else:
             raise ValueError(f"{uri} does not exist: {folder} has not been evaluated (pipelines/evaluate.py does it)")
-        evaluated = storage.read_json(uri)
         config = storage.join(folder, run_folder.NAME)
         training = storage.read_json(config)["training"] if storage.exists(config) else {}
         return cls(
             name=folder.rstrip("/").rsplit("/", 1)[1],
             settings=_flat(training),
-            metrics=report.metrics_of(evaluated),
+            metrics=metrics,
             sets=evaluated.get("inputs", {}).get("sets", {}),
             curve=read_metrics(folder),
-            scores=partial(read_items, folder),
+            scores=scores,
         )
 
     @classmethod
@@ -87,7 +97,7 @@ class RunRecord:
             metrics=metrics,
             sets=evaluated["inputs"]["sets"],
             curve=[lines[step] for step in sorted(lines)],
-            scores=lambda data: scores.get(data, {}),
+            scores=partial(_of_set, scores),
         )
 
     def items(self, metric: str) -> ItemScores:
@@ -97,6 +107,10 @@ class RunRecord:
         if found is None or abs(found.value - self.metrics[metric].value) > ROUNDING:
             raise ValueError(f"{self.name} stored no scores of single items with it; evaluate it again")
         return found
+
+
+def _of_set(scores: Mapping[str, Mapping[str, ItemScores]], data: str) -> Mapping[str, ItemScores]:
+    return scores.get(data, {})
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,13 @@ def scores_of(content: bytes) -> dict[str, dict[str, ItemScores]]:
     return found
 
 
+def metrics_of(content: bytes) -> dict[str, Metric]:
+    """The metrics in a `scores_file`, named `set/metric`."""
+    head, _ = _opened(content)
+    of_sets = {data: of_set["metrics"] for data, of_set in head["sets"].items()}
+    return {f"{data}/{name}": Metric(**metric) for data, found in of_sets.items() for name, metric in found.items()}
+
+
 def _head(outcome: Outcome) -> dict[str, Any]:
     return {
         "metrics": {name: metric.stored() for name, metric in outcome.metrics.items()},

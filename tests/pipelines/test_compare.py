@@ -172,6 +172,16 @@ def test_groups_of_seeds_are_tested_item_by_item(
     assert test.sentence in page and page.count("<svg") == 3  # the curves, the set, the intervals
 
 
+def test_trials_are_compared_by_what_training_left_of_its_last_evaluation(seeds: tuple[str, ...]) -> None:
+    expected = Comparison([RunRecord.read(folder) for folder in seeds]).tests
+    for folder in seeds:
+        outcome = outcome_of(read_items(folder, "things")["top1"].score_I)
+        storage.write_bytes(f"{folder}/item_scores.npz", scores_file([outcome]))
+        Path(folder, "metrics.json").unlink()
+        shutil.rmtree(Path(folder, "evaluated"))
+    assert Comparison([RunRecord.read(folder) for folder in seeds]).tests == expected
+
+
 def test_runs_are_compared_from_mlflow_alone(
     seeds: tuple[str, ...], tmp_path: Path, mlflow_store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
     uv run tests/benchmarks/bench_faults.py
 
-Every line is what a test found: those that note what a run survived are run, one after the other. Takes half an hour;
+Every line is what a test found: those that note what a run survived are run, one after the other. Takes 25 minutes;
 with words behind the command, only those tests whose names hold one of them.
 """
 

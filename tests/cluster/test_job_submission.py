@@ -129,10 +129,9 @@ SMALL = "--steps 20 --batch-size 32 --corpus-images 192"
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Variables of somebody who has uv and nothing of Ray. Whatever runs in that home at the end is killed."""
-    for port in (6379, 8265):
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", port)):
-                pytest.skip(f"port {port} of Ray's own is taken: another Ray runs on this machine")
+    with socket.socket() as probe:
+        if not probe.connect_ex(("127.0.0.1", 6379)):
+            pytest.skip("port 6379 of Ray's own is taken: another head runs on this machine")
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     cache = subprocess.run(["uv", "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
     variables = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "MLFLOW_", "VIRTUAL_ENV", "PYTHON"))}
@@ -147,7 +146,7 @@ def newcomer(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def test_the_lines_of_the_pages_train_in_a_fresh_clone(newcomer: dict[str, str], tmp_path: Path) -> None:
-    """As they stand, but for folder, length and a port. README's train; the other page's, on that Ray, find it done.
+    """As they stand, but for folder, length and ports. README's train; the other page's, on that Ray, find it done.
 
     First in this file: they start Ray at its own ports.
     """
@@ -160,9 +159,11 @@ def test_the_lines_of_the_pages_train_in_a_fresh_clone(newcomer: dict[str, str],
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
     lines = [line.replace("--output /data/llip", small) for line in lines]
-    # Ray of the test that runs beside this one has the agent's port, and Ray takes no jobs where it is taken.
-    (agent,) = free_ports(1)
-    lines = [line.replace("--head", f"--head --dashboard-agent-listen-port={agent}") for line in lines]
+    # Ray of the test that runs beside this one has the other ports, and Ray takes no jobs where the agent's is taken.
+    dashboard, agent = free_ports(2)
+    ports = f"--head --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
+    lines = [line.replace("--head", ports) for line in lines]
+    newcomer |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     script = ["bash", "-ec", "\n".join(lines)]
     done = subprocess.run(script, cwd=clone, env=newcomer, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-6000:]

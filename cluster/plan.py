@@ -42,7 +42,7 @@ ACCELERATORS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Trained):
-    """What to plan."""
+    """Run to plan."""
 
     gpus: int
     """GPUs that train together, with shares of the batch as equal as its lanes allow."""

@@ -42,11 +42,11 @@ class Preflight:
     mib: int | None = None
     """MiB of a message and of a file (256 with GPUs and 16 without, where not given)."""
     seconds: float = 2.0
-    """How long each bandwidth is measured."""
+    """Seconds for which each bandwidth is measured."""
     tolerance: float = 0.7
     """A node falls behind below this fraction of the median of the others."""
     clock_seconds: float = 1.0
-    """How far the clock of a node may be from the others'."""
+    """Largest distance of a node's clock from the others'."""
     timeout: float = 600.0
     """Seconds to wait for nodes, and for each measurement."""
     output: str | None = setting(None, metavar="FILE")

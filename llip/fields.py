@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 
 Config = TypeVar("Config")
 NONE = "none"
-"""How a file and a sweep write None."""
+"""Spelling of None in a file and in a sweep."""
 
 
 def setting(
@@ -254,7 +254,7 @@ def _toml(value: Any) -> str:
 
 
 def differences(left: Any, right: Any, where: str = "") -> list[str]:
-    """Where two configurations differ, as lines `path: left → right`."""
+    """Differences of two configurations, as lines `path: left → right`."""
     a, b = (to_dict(c) if dataclasses.is_dataclass(c) else c for c in (left, right))
     if isinstance(a, dict) and isinstance(b, dict):
         return [

@@ -1,4 +1,4 @@
-"""How far work has got: a bar on a terminal, and a line of the log every so often where nobody watches it move."""
+"""Progress of work: a bar on a terminal, and a line of the log every so often where nobody watches it move."""
 
 import logging
 import sys

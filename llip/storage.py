@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 Uri = str | os.PathLike[str]
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 VERSION = "?versionId="
-"""Where s3fs takes the rest of a name for a version: what is done to such a name would be done to another."""
+"""Start of what s3fs takes for a version in a name: an operation on such a name would meet another file."""
 BLOCK = 1 << 24
 """Bytes that are read or written at once."""
 _THREADS = 16

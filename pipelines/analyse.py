@@ -33,7 +33,7 @@ class Analyse(WeightsOptions):
     batch_size: int = 64
     """Images encoded at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the models run; auto: a GPU where there is one."""
+    """Device of the models; auto: a GPU where there is one."""
 
     def __post_init__(self) -> None:
         if (self.probe_train is None) != (self.probe_test is None):

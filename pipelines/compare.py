@@ -26,7 +26,7 @@ RUNS = "runs:/"
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """What is compared, and where the pages go."""
+    """Runs to compare, and the folder of the pages."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders, ids of MLflow runs, or runs:/ID where the folder is out of reach."""
@@ -58,7 +58,7 @@ def compare(settings: Compare) -> "Comparison":
 
 
 def _in_mlflow(folders: Sequence[str]) -> str | None:
-    """Where MLflow compares the runs; None where they are not all in one store."""
+    """Address at which MLflow compares the runs; None where they are not all in one store."""
     from llip.runs.mlflow_writer import sqlite_file
     from llip.runs.tracking import tracking_of
     from pipelines import ui

@@ -17,7 +17,7 @@ from pipelines import command
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What to write, and where."""
+    """Corpus to write, and its folder."""
 
     output: str
     """Folder or URI; pool/, evaluation/, metadata.json and contact_sheet.png go into it."""

@@ -40,12 +40,12 @@ Curation = Literal["metaclip", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class PoolRules:
-    """How a pool is read, and the rules that drop rows and captions before anything is balanced."""
+    """Reading of a pool, and the rules that drop rows and captions before anything is balanced."""
 
     caption_column: str | None = None
     """Column, or field of JSON, that holds the captions, where it is not called captions, caption or text."""
     weights: tuple[float, ...] = ()
-    """How often rows of each pool are used, relative to each other: with 2 1 all rows of the first pool and half of
+    """Use of each pool's rows, relative to the others': with 2 1 all rows of the first pool and half of
     the second are matched (all pools weigh the same)."""
     preset: Preset = "none"
     """Defaults of the five rules below. datacomp_basic, DataComp's basic filter: 3 words, 6 characters, English, 200
@@ -88,7 +88,7 @@ class PoolRules:
 
 @dataclass(frozen=True, kw_only=True)
 class Curate(PoolRules):
-    """What a curated pool is made from."""
+    """Sources of a curated pool, and its rules."""
 
     pool: str | tuple[str, ...]
     """Images with captions: a folder or prefix of Parquet files, WebDataset tars, a CSV, TSV, JSONL or JSON of paths,

@@ -58,7 +58,7 @@ class EvaluationOptions(WeightsOptions):
     batch_size: int = 64
     """Images encoded at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto: a GPU where there is one."""
+    """Device of the model; auto: a GPU where there is one."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

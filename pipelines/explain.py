@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(WeightsOptions):
-    """Which model looks at what."""
+    """Model, image and captions to explain."""
 
     checkpoint: str
     """A run folder (its newest checkpoint is taken), a checkpoint folder, or a file of released weights."""

@@ -19,7 +19,7 @@ from pipelines import command
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What is exported, and where to."""
+    """Model to export, and its destination."""
 
     shards: str = "output/shards"
     """Folder of finished shards."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # imported once the options are right, so that --help and a r
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Which images are fetched, and how."""
+    """Images to fetch, and limits of the requests."""
 
     links: str
     """A folder, file or prefix of Parquet, CSV, TSV, JSONL or JSON with addresses and captions, or of .wat.gz files."""

@@ -56,7 +56,7 @@ class Run:
     command: str = ""
     """The command line that repeats the run."""
     documents: dict[str, dict[str, Any] | str] = field(default_factory=dict)
-    """How the shards were curated, for the tracker: JSON values and pages by file name."""
+    """Documents on how the shards were curated, for the tracker: JSON values and pages by file name."""
     profile: bool = False
     """Trace a few steps: see `llip.training.profiling`."""
 
@@ -239,10 +239,10 @@ def _forget_driver(run_folder: str, run_id: str) -> None:
 DRIVER = "driver.json"
 
 RESIZE_SECONDS = 60.0
-"""How often a run that has lost workers looks for new ones."""
+"""Seconds between looks of a run that has lost workers for new ones."""
 
 SECONDS_BETWEEN_LOOKS = 5.0
-"""How often the driver looks how far its workers are."""
+"""Seconds between the driver's looks at its workers' progress."""
 
 CHANCE = "chance:"
 """Prefix of a metric's chance level in what is reported."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported once the options are right, so that --help and a r
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """Where entries come from, in the order in which they fill the list."""
+    """Sources of the entries, in the order in which they fill the list."""
 
     wordnet: str | None = None
     """Folder of WordNet's database files (data.noun, data.verb, data.adj, data.adv): the lemmas of all synsets.

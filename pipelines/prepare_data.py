@@ -65,7 +65,7 @@ class TrainingData:
     evaluation: str | None
     """Folder of evaluation sets; None: nothing to evaluate with."""
     documents: dict[str, dict[str, Any] | str]
-    """How the shards were curated, by file name; nothing where they came ready."""
+    """Documents on how the shards were curated, by file name; none where they came ready."""
 
 
 def prepare(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch and Ray are imported once the options are right, so t
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(TrainedOnData):
-    """What is trained, on what, and where."""
+    """Model to train, its data, and the place of the run."""
 
     curation: Curation = "metaclip"
     """metaclip: match and balance the pool's captions as MetaCLIP does; none: check, encode and shuffle it as it is."""

@@ -41,7 +41,7 @@ BINS_PER_FILE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Shard(PoolRules):
-    """What shards are made from, and how."""
+    """Source of the shards, and their form."""
 
     curated: str | None = None
     """Folder that curation left; where it curated links, the folder that their images were fetched to
@@ -85,7 +85,7 @@ class Shard(PoolRules):
             )
 
     def as_curated(self, output: str) -> Curate:
-        """How the pool is made one that can be sharded, in a folder that stays until the shards are done."""
+        """Conversion of the pool to one that can be sharded, in a folder that stays until the shards are done."""
         assert self.pool is not None
         folder = storage.join(output, "progress")
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(PoolRules)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteOfTasks(Evaluate):
-    """What is evaluated, and how it is told."""
+    """Model and tasks to evaluate, and the form of the report."""
 
     suites: tuple[Literal["llip", "datacomp"], ...] = ("llip", "datacomp")
     """Collections of tasks to print."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch is imported once the options are right, so that --hel
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature(EvaluationOptions):
-    """What is evaluated, on what, and at which temperatures."""
+    """Models to evaluate, the sets, and the temperatures."""
 
     temperatures: tuple[float, ...] = ()
     """Besides the trained one, which is always among them; from an eighth to eight times it where none is given."""

@@ -31,7 +31,7 @@ SECONDS_TO_START = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Ui:
-    """What is shown, and where."""
+    """Store to show, and the server's address."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Run folders to compare; one opens that run, none the table of all."""
@@ -90,7 +90,7 @@ class Page:
 
 
 def address(uri: str, output: str, runs: Sequence[str] = ()) -> str:
-    """What to open: a page where `uri` is a server, else the command that starts one on the store in `output`."""
+    """A page to open where `uri` is a server, else the command that starts one on the store in `output`."""
     if sqlite_file(uri) is None:
         try:
             return _page(uri, runs)(uri)

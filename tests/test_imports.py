@@ -128,12 +128,15 @@ def test_no_two_classes_share_a_name() -> None:
 
 
 def test_sentences_of_docstrings_begin_with_their_subject() -> None:
-    """Also those of a field or a constant: what is said "of" something has to be named first."""
+    """Also those of a field or a constant: a noun, neither what is said "of" something nor a question's clause."""
     wrong = [
         f"{file.relative_to(ROOT)}, line {node.lineno}: {found[1]} …"
         for file in MODULES.values()
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for found in re.finditer(r"(?:^|\. )((?:Of|That of|That any|Those) .{20})", " ".join(node.value.value.split()))
+        for found in re.finditer(
+            r"((?:^|\. )(?:Of|That of|That any|Those) .{20}|^(?:What|Where|How|Which) .{20})",
+            " ".join(node.value.value.split()),
+        )
     ]
     assert not wrong

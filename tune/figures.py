@@ -89,7 +89,7 @@ def _others(point: Point, axis: Axis, axes: Sequence[Axis]) -> str:
 
 
 def _places(panel: "Axes", axis: Axis, summaries: Sequence[Summary]) -> Any:
-    """Where a point stands on the axis of a setting: numbers at their value, everything else side by side."""
+    """Position of a point on the axis of a setting: numbers at their value, everything else side by side."""
     values = [s.point.field(axis.path) for s in summaries]
     number = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     if number and values:

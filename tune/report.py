@@ -28,7 +28,7 @@ class Summary:
     """Whether every seed saw the whole budget: only then is it comparable with the others."""
     chance: float
     parts: Mapping[str, tuple[float, float]]
-    """What the metric is made of, each with its mean and its chance level; empty for most metrics."""
+    """Parts of the metric, each with its mean and its chance level; empty for most metrics."""
 
 
 def summarise(results: Sequence[TrialResult], metric: str) -> list[Summary]:
@@ -131,7 +131,7 @@ def _parts(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
 
 
 def parts_table(summaries: Sequence[Summary]) -> str:
-    """What the metric is made of, as aligned text; empty where that is nothing."""
+    """Parts of the metric, as aligned text; empty where it has none."""
     rows = _parts(summaries)
     return _aligned(rows) if rows else ""
 

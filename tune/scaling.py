@@ -46,7 +46,7 @@ EXTENDED = ("output", "name", "concurrency", "workers", "gpu", "seeds", "sizes",
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Experiment):
-    """What is trained, on what, and for how long."""
+    """Sizes to train, their data, and their lengths."""
 
     recipe: str = recipes.DEFAULT
     """Configuration that every size starts from: its head, loss and data."""

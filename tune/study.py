@@ -52,7 +52,7 @@ EXTENDED = ("output", "name", "concurrency", "workers", "gpu", "seeds", "curve_s
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Experiment):
-    """What is compared, on what, and for how long."""
+    """Variants to compare, their data, and their length."""
 
     recipe: str = "llip_dense_mini_k8"
     """Configuration that every variant starts from, a recipe of Llip; its head and its loss are what is varied. The

@@ -39,7 +39,7 @@ LOOKED_AT = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Experiment):
-    """What is varied, on what, and for how long."""
+    """Axes to vary, the data, and the length of a trial."""
 
     recipe: str = "llip_dense_mini_k8"
     """Configuration that every trial starts from, where recipes are not varied: see pretrain.py."""

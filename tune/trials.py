@@ -30,7 +30,7 @@ MOST_ON_SQLITE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """What is trained, on what, and how."""
+    """Trials to train, their data, and how they run."""
 
     trials: Mapping[str, Trial] = field(default_factory=dict)
     """By name; a name is also the trial's folder and its MLflow run."""

@@ -8,7 +8,7 @@ from typing import Literal
 from llip.fields import check, setting
 
 Head = Literal["class_token", "register", "mean", "learned_query", "text_query", "image_query"]
-"""How the outputs of a tower become the feature that is compared (Llip, section 3, and the ablation of its gain).
+"""Way from the outputs of a tower to the feature that is compared (Llip, section 3, and the ablation of its gain).
 
 - `class_token`: one token, projected (CLIP and SigLIP)
 - `register`: K tokens, only the first is kept
@@ -112,10 +112,10 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How towers are pooled and compared."""
+    """Pooling and comparison of the towers' outputs."""
 
     kind: Head = "text_query"
-    """How the outputs of a tower become the feature that is compared."""
+    """Way from the outputs of a tower to the feature that is compared."""
     heads: int = setting(8, short="heads")
     """M: heads of the mixture; they divide the embedding width."""
     temperature: float = setting(5.0, short="temperature")
@@ -167,7 +167,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """How an image becomes the pixels that a vision tower was trained on, in evaluation; its size is the tower's."""
+    """Way from an image to the pixels that a vision tower was trained on, in evaluation; their size is the tower's."""
 
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)

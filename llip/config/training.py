@@ -25,7 +25,7 @@ class ObjectiveConfig:
     teacher_scale: float | None = None
     """Factor of the teacher's cosines, in place of its own."""
     exchange: Literal["gather", "ring"] = setting("gather", operational=True)
-    """How captions travel between ranks: all at once, or block by block around a ring (less memory)."""
+    """Exchange of captions between ranks: all at once, or block by block around a ring (less memory)."""
     chunk: int | None = setting(None, operational=True)
     """Captions scored at once at most; memory grows with images times chunk. None: as many as suit the device."""
     split_gram: bool = True

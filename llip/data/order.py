@@ -50,7 +50,7 @@ class Samples:
 
 
 class SampleOrder:
-    """Which samples a step reads.
+    """Samples that a step reads.
 
     `group_rows` holds the rows of every row group. Raises ValueError where there are fewer samples than `batch_size`.
     """
@@ -92,7 +92,7 @@ class SampleOrder:
 
 
 class MixedOrder:
-    """Which samples a step reads, of sets with `group_rows` of their own; row groups are numbered through all sets.
+    """Samples that a step reads, of sets with `group_rows` of their own; row groups are numbered through all sets.
 
     Raises ValueError for weights that are not one positive number a set, or too small to count, and for a set with
     fewer samples than lanes.

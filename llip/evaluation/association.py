@@ -36,7 +36,7 @@ class Instance:
     rows: NDArray[np.int64]
     """Its images, by their rows in the set."""
     places: NDArray[np.int64]
-    """Where each of these rows lists the cue."""
+    """Place of the cue in the list of each of these rows."""
     true: NDArray[np.bool_]
     """Whether each of them is associated with the cue."""
 

@@ -31,7 +31,7 @@ class ItemScores:
     units: Mapping[str, NDArray[np.int64]]
     """The number of each item's unit [I], by the sort of unit."""
     stratum_I: NDArray[np.int64] | None = None
-    """Where given, the metric is the mean over strata of the mean in each: classes, or caption types."""
+    """Classes, or caption types. Where given, the metric is the mean over strata of the mean in each."""
     worst: bool = False
     """Whether the metric is that of the stratum with the lowest mean, in place of the mean over them."""
     predicted_I: NDArray[np.int64] | None = None

@@ -84,7 +84,7 @@ class TieGroups(NamedTuple):
 
 
 def tie_groups(scores_N: NDArray[np.floating], positives: NDArray[np.integer]) -> TieGroups:
-    """Where the positives of a query stand in its ranking of N items. `positives`: their indices, at least one."""
+    """Ranks of a query's positives among N items. `positives`: their indices, at least one."""
     value_G, count_G = np.unique(scores_N[positives], return_counts=True)
     # searchsorted counts, for every item, the positive values below it (left) and not above it (right); bins above g
     # are items above value g

@@ -83,7 +83,7 @@ class Captions:
         )
 
     def true_of(self, start: int, score_SN: Tensor) -> Tensor:
-        """Which of the captions from `start` on is true of which image, [S, N] bool like the scores."""
+        """Truth of the captions from `start` on for every image, [S, N] bool like the scores."""
         first, last = np.searchsorted(self.text_J, [start, start + len(score_SN)])
         text_J = torch.from_numpy(self.text_J[first:last] - start)
         image_J = torch.from_numpy(self.image_J[first:last])

@@ -1,4 +1,4 @@
-"""Which pairs of the global batch are positives where captions repeat.
+"""Positive pairs of the global batch where captions repeat.
 
 A caption is a positive of every image that has an equal one, token by token, among its captions: of its own image, and
 of others whose captions include the same words. That is UniCL's label space (arXiv 2204.03610), with the
@@ -54,6 +54,6 @@ class Positives:
 
 
 def _occurrences(among: Tensor, value: Tensor) -> Tensor:
-    """How often each value occurs among others, in the shape of the values."""
+    """Occurrences of each value among others, in the shape of the values."""
     ordered, value = among.sort().values, value.contiguous()
     return torch.searchsorted(ordered, value, right=True) - torch.searchsorted(ordered, value)

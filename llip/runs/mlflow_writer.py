@@ -97,7 +97,7 @@ class MlflowWriter:
         return f"{counts} were not delivered to {self._uri} ({_brief(self._error)})"
 
     def waiting(self) -> dict[str, int]:
-        """How many items of each kind the server has not taken yet."""
+        """Number of items of each kind that the server has not taken yet."""
         return {
             "metrics": len(self._metrics),
             "parameters": len(self._parameters.waiting()),

@@ -33,7 +33,7 @@ class Measure:
     unit: str
     reduction: Literal["last", "rate", "total", "peak"]
     ranks: Literal["mean", "max", "sum", "first"]
-    """How the ranks' values become one; first: rank 0 stands for all."""
+    """Reduction of the ranks' values to one; first: rank 0 stands for all."""
     meaning: str
 
 

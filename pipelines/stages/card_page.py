@@ -95,7 +95,7 @@ def _balancing(matching: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _funnel(name: str, counts: Mapping[str, Any], reasons: Sequence[str]) -> str:
-    """How many are left after each rule, in the order of the rules."""
+    """Numbers left after each rule, in the order of the rules."""
     left = counts["in"]
     lines = [_step("in the pool", left, 0, 1.0)]
     for reason in reasons:

@@ -10,7 +10,7 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
 
 
 def set_in_lists(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """How many flags of each list are set, int32 [N].
+    """Number of flags of each list that are set, int32 [N].
 
     flags: bool, of the lists' elements, one after another; offsets: int32 [N + 1], where the lists begin, as those of
     a slice counted from any number.

@@ -13,7 +13,7 @@ from numba import types
 
 
 def _cache_folder() -> str:
-    """Where machine code is kept: beside the source as numba does, else (an image mounted read-only) in the
+    """Place of the machine code: beside the source as numba has it, else (an image mounted read-only) in the
     temporary folder."""
     beside = Path(__file__).parent
     if os.access(beside, os.W_OK):

@@ -39,7 +39,7 @@ BLUR = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How images are stored."""
+    """Form in which images are stored."""
 
     max_side: int
     """Longest side, pixels; larger images are scaled down."""

@@ -37,7 +37,7 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dedup:
-    """Which duplicates of images are dropped."""
+    """Kinds of duplicate images that are dropped."""
 
     duplicates: bool = False
     """Keep one of the rows of the pool with the same image: the one whose id has the smallest hash."""

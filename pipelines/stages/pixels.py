@@ -69,7 +69,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int | None:
-    """How the camera was held, 1 to 8; 1, upright, where EXIF does not say it; None where it cannot be read."""
+    """Orientation of the camera, 1 to 8; 1, upright, where EXIF does not say it; None where it cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION)
     except Exception:  # of as many kinds as there are ways to break EXIF, which is no part of the image

@@ -46,7 +46,7 @@ class PlannedShard:
     skip: int
     """Rows of the bins that come before the shard's first."""
     pieces: tuple[Piece, ...]
-    """Where the shard's bins are in each partition's file."""
+    """Position of the shard's bins in each partition's file."""
 
 
 def scatter_partition(
@@ -92,7 +92,7 @@ def shard_name(index: int) -> str:
 
 
 def plan(folder: str, results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[PlannedShard]:
-    """Which bytes make up each shard. results: those of `scatter_partition`; sizes: rows of each shard, in order."""
+    """Byte ranges of each shard. results: those of `scatter_partition`; sizes: rows of each shard, in order."""
     rows = np.array([r["rows"] for r in results]).sum(axis=0)
     bin_ends = np.cumsum(rows)
     files = [storage.join(folder, spill_name(partition)) for partition in range(len(results))]

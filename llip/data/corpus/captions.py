@@ -138,7 +138,7 @@ def _relation(scene: Scene, random: Random) -> str:
 
 
 def related(one: Placement, other: Placement, random: Random, noun: Callable[[Placement], str]) -> str:
-    """How two placements of different quarters lie, each called by its noun."""
+    """Relation of two placements in different quarters, each called by its noun."""
     axis, first, second = in_order(one, other, random)
     template = random.choice(RELATION[("row", "column")[axis]])
     return template.format(a=with_article(noun(first)), b=with_article(noun(second)))
@@ -160,7 +160,7 @@ def taken(scene: Scene) -> str:
 
 
 def laid_out(placements: Sequence[Placement]) -> str:
-    """Where plates lie, in reading order: `a red plate at the top left and a blue plate at the bottom right`."""
+    """Places of plates, in reading order: `a red plate at the top left and a blue plate at the bottom right`."""
     ordered = sorted(placements, key=lambda p: QUARTERS.index(p.quarter))
     return " and ".join(f"{with_article(plate_noun(p.plate))} at the {place_name(p.quarter)}" for p in ordered)
 
@@ -206,7 +206,7 @@ def _ground(scene: Scene, random: Random) -> str:
 
 
 def counted(scene: Scene) -> list[str]:
-    """How many plates of each colour, of each shape, and of each of both there are: `two red plates`."""
+    """Counts of the plates of each colour, of each shape, and of both together: `two red plates`."""
     kinds = ((True, False), (False, True), (True, True))
     nouns = Counter(plate_noun(p.plate, color=c, shape=s) for c, s in kinds for p in scene.placements)
     return [f"{NUMBERS[count]} {noun}{'s' * (count > 1)}" for noun, count in nouns.items()]

@@ -226,7 +226,7 @@ def _cast(where: str, column: str, table: pa.Table, kind: pa.DataType) -> pa.Chu
 
 
 def _rows(mask: pa.ChunkedArray) -> str:
-    """How many rows a mask marks, and which is the first of them."""
+    """Number of rows that a mask marks, with the first of them."""
     return f"{pc.sum(mask).as_py()} rows, first in row {pc.index(mask, True).as_py()}"
 
 

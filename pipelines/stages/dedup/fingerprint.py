@@ -45,7 +45,7 @@ def perceptual(data: bytes) -> np.ndarray:
 
 
 def masks(distance: int, rows: int) -> np.ndarray:
-    """Which bits make up each key, uint64 [K, 4]: fingerprints of a pool of `rows` that differ in at most `distance`
+    """Bits that make up each key, uint64 [K, 4]: fingerprints of a pool of `rows` that differ in at most `distance`
     bits agree on all bits of at least one mask."""
     if distance == 0:
         return np.full((1, WORDS), np.iinfo(np.uint64).max, np.uint64)
@@ -80,7 +80,7 @@ def keys(fingerprints: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 @jit(types.uint64(types.uint64))
 def _ones(x):
-    """How many bits are set."""
+    """Number of bits that are set."""
     x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)

@@ -1,4 +1,4 @@
-"""Which metadata entries occur in a caption (Xu et al., "Demystifying CLIP Data", arXiv 2309.16671, section 3)."""
+"""Metadata entries that occur in a caption (Xu et al., "Demystifying CLIP Data", arXiv 2309.16671, section 3)."""
 
 from collections.abc import Sequence
 

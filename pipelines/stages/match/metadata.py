@@ -36,7 +36,7 @@ COUNTED = pa.schema([("text", pa.string()), ("pair", pa.bool_()), ("count", pa.i
 MIN_COUNT = 2
 """Occurrences of a word or pair that make it an entry, where nothing else is asked for."""
 WORD = r"^[\p{L}\p{N}].*[\p{L}\p{N}]$|^[\p{L}\p{N}]$"
-"""What may be an entry: begins and ends with a letter or a digit."""
+"""Form of an entry: it begins and ends with a letter or a digit."""
 
 
 def load(uri: str) -> list[str]:

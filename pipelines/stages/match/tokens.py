@@ -18,7 +18,7 @@ from pipelines.stages.match.trie import capacity
 
 ORDINARY, SPACE, PUNCTUATION = 0, 1, 2
 CLASSES = np.zeros(256, np.uint8)
-"""What `spaced` does with a byte: nothing, turn it into a space, or put a space on both sides."""
+"""Treatment of a byte by `spaced`: nothing, turn it into a space, or put a space on both sides."""
 CLASSES[[ord(c) for c in " \t\n\r"]] = SPACE
 CLASSES[[ord(c) for c in ",.;:?!`"]] = PUNCTUATION
 

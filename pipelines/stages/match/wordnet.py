@@ -8,7 +8,7 @@ from llip.data import text_files
 PARTS = ("noun", "verb", "adj", "adv")
 """WordNet's database files are `data.noun` and so on."""
 MARKER = re.compile(r"\((a|p|ip)\)$")
-"""Where an adjective may stand, behind its lemma."""
+"""Mark of an adjective's position, behind its lemma."""
 
 
 def lemmas(folder: str) -> list[str]:

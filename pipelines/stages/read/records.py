@@ -45,7 +45,7 @@ class Record:
     """A line of a list."""
 
     line: int
-    """Where it begins, from 1; of a JSON file, the number of the object."""
+    """Line at which it begins, from 1; of a JSON file, the number of the object."""
     values: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     """Why it has no values: a name of `rules.ROW_REASONS`."""

@@ -13,7 +13,7 @@ GROUPS, GROUP = 64, 8
 
 
 def total(partitions: Sequence[Partition], entries_of: Callable[[Partition], np.ndarray], entries: int) -> np.ndarray:
-    """How often each entry occurs in what `entries_of` gives for all partitions (int [N] of entry ids), int64 [E]."""
+    """Occurrences of each entry in what `entries_of` gives for all partitions (int [N] of entry ids), int64 [E]."""
     import ray
 
     tasks = min(GROUPS, -(-len(partitions) // GROUP))

@@ -126,14 +126,14 @@ def _dataset(partitions: Sequence[tuple[int, Any]], work: Callable[[pa.Table], I
 
 
 def worker_count(partitions: int, resource: str = "CPU") -> int:
-    """How many tasks run at a time, each on one of a resource."""
+    """Number of tasks that run at a time, each on one of a resource."""
     import ray
 
     return min(partitions, int(ray.cluster_resources().get(resource, 1)))
 
 
 def task_sizes(partitions: int, workers: int) -> list[int]:
-    """How many partitions each task takes: long tasks first, since every task costs its worker a pause, then shorter
+    """Number of partitions of each task: long tasks first, since every task costs its worker a pause, then shorter
     ones, which end together."""
     sizes = []
     least = math.ceil(LEAST * partitions / workers)

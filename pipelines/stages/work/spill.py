@@ -25,12 +25,12 @@ def write(uri: str, table: pa.Table, order: np.ndarray, rows: np.ndarray) -> lis
 
 
 def ends(sizes: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Where the bins of each file end, int64 [bins + 1] after a zero. sizes: what `write` returned for each."""
+    """Ends of the bins of each file, int64 [bins + 1] after a zero. sizes: what `write` returned for each."""
     return [np.concatenate([[0], np.cumsum(of_file)]).astype(np.int64) for of_file in sizes]
 
 
 def pieces(files: Sequence[str], ends_in_files: Sequence[np.ndarray], first: int, last: int) -> tuple[Piece, ...]:
-    """Where bins `first` to `last` lie in each file."""
+    """Position of bins `first` to `last` in each file."""
     places = zip(files, ends_in_files, strict=True)
     return tuple((file, int(ends_of[first]), int(ends_of[last + 1])) for file, ends_of in places)
 

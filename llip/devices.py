@@ -5,6 +5,7 @@ seen, tested and counted on a machine without one.
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import logging
@@ -59,6 +60,9 @@ A100 = Device(
 )
 """Every GPU is taken for one: forms and tiles that suit it suit the larger ones too."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGEST_ON_HEAP = 32 << 20
+"""Bytes of the largest buffer that glibc takes from its heap, and can keep."""
 _answer: Device | None = None
 
 
@@ -109,6 +113,18 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     current.wait_stream(beside)
     sent.record_stream(current)
     return sent
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory for its next buffers, where the C library is glibc.
+
+    A step on the CPU frees and takes buffers of many megabytes; glibc returns them to the kernel, which clears each
+    page once more.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
 
 
 @functools.cache

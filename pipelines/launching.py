@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from llip import storage
+from llip import devices, storage
 from llip.config import TrainingConfig
 from llip.contrastive import ContrastiveModel
 from llip.evaluation import Metric
@@ -79,6 +79,8 @@ def train_and_evaluate(
     stop, or `preempted()` said so on any rank.
     """
     world = current_world()
+    if world.device.type == "cpu":
+        devices.keep_freed_memory()
     metrics: dict[str, Metric] = {}
     first = world.rank == 0
     if first:

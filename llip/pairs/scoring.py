@@ -298,6 +298,10 @@ class Span(NamedTuple):
     columns: slice
 
 
+WIDE_WITHOUT_GRADIENTS = 256
+"""Columns of a tile at least, where no gradient wants rows as long: a row's own Gram matrix meets as many at once."""
+
+
 def iterate_tiles(
     tiles: Tiles, rows: int, columns: int, chunk: int | None, groups: tuple[int, int] = (1, 1)
 ) -> Iterator[Span]:
@@ -311,6 +315,7 @@ def iterate_tiles(
     square = math.isqrt(4 * pairs)  # about four times as wide as high
     if device.fused:  # a power of two divides most batches; few rows leave room for more
         square = max(1 << (square.bit_length() - 1), pairs // row_size // 64 * 64)
+    square = square if tiles.gradients else max(square, WIDE_WITHOUT_GRADIENTS)
     wide = min(column_size, chunk or device.columns or column_size, _ceil(square, 64) * 64)
     high = _ceil(row_size, _ceil(row_size, max(1, pairs // wide)))
     for row_span in _spans(rows, row_size, high):

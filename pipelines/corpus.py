@@ -28,9 +28,9 @@ def write_corpus(settings: Corpus) -> None:
     """Write everything. Raises ValueError for an output that holds another corpus."""
     from llip.evaluation.sets.corpus import write_evaluation
 
-    with sole_writer(settings.output):
-        pool = corpus.write_pool(storage.join(settings.output, "pool"), settings.corpus)
-        write_evaluation(storage.join(settings.output, "evaluation"), settings.corpus)
+    with sole_writer(settings.output), corpus.spread_over_cores(settings.corpus.rows) as spread:
+        pool = corpus.write_pool(storage.join(settings.output, "pool"), settings.corpus, spread=spread)
+        write_evaluation(storage.join(settings.output, "evaluation"), settings.corpus, spread=spread)
         corpus.write_metadata(storage.join(settings.output, "metadata.json"), settings.corpus)
         corpus.write_contact_sheet(storage.join(settings.output, "contact_sheet.png"), settings.corpus)
     print(f"{pool.rows:,} images, {pool.bytes / 1e6:.0f} MB in {settings.output}")

@@ -1,11 +1,13 @@
 """Data for training: a pool becomes shards. Each stage leaves what it finds done."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from llip import storage
 from llip.data import manifest
-from llip.fields import setting
+from llip.fields import setting, to_dict
+from pipelines import command
 from pipelines.command import Trained
 
 Curation = Literal["metaclip", "none"]
@@ -124,8 +126,19 @@ def _corpus(output: str, images: int | None) -> tuple[str, str, str]:
         config = replace(config, rows=images, evaluation_images=min(config.evaluation_images, max(16, images // 8)))
     pool, sets = storage.join(output, "pool"), storage.join(output, "evaluation")
     metadata = storage.join(output, "metadata.json")
-    corpus.write_pool(pool, config)
-    write_evaluation(sets, config)
+
+    def draw() -> None:
+        with corpus.spread_over_cores(config.rows) as spread:
+            corpus.write_pool(pool, config, spread=spread)
+            write_evaluation(sets, config, spread=spread)
+
+    if manifest.is_done(pool, "pool", to_dict(config)):
+        write_evaluation(sets, config)
+    else:
+        with ThreadPoolExecutor(1) as beside:
+            drawn = beside.submit(draw)
+            command.start_ray()  # for curation: most of its start is waiting, and only the main thread can do it
+            drawn.result()
     if not storage.exists(metadata):
         corpus.write_metadata(metadata, config)
     return pool, metadata, sets

@@ -2,10 +2,14 @@
 
 import hashlib
 import io
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +19,7 @@ from llip import storage
 from llip.data import corpus, manifest
 from llip.data.corpus import captions, contact_sheet, names, palette, sources
 from llip.data.corpus.catalogue import Catalogue, catalogue
-from llip.data.corpus.pool import SCHEMA, captioned, rows
+from llip.data.corpus.pool import SCHEMA, WORTH_A_PROCESS, captioned, rows
 from llip.evaluation.sets import find_sets
 from llip.evaluation.sets.corpus import write_evaluation
 from pipelines.corpus import Corpus, write_corpus
@@ -62,6 +66,47 @@ def test_a_finished_pool_is_left_alone_and_other_settings_are_refused(pool: str)
     assert {f: Path(f).stat().st_mtime_ns for f in storage.listing(pool)} == before
     with pytest.raises(ValueError, match="seed: 0 → 1"):
         corpus.write_pool(pool, replace(CONFIG, seed=1), progress=False)
+
+
+def test_processes_draw_the_same_corpus(pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("llip.data.corpus.pool.AT_ONCE", 7)
+    one, several = str(tmp_path / "one"), str(tmp_path / "several")
+    write_evaluation(one, CONFIG, progress=False)
+    with corpus.spread_over_cores(2 * WORTH_A_PROCESS) as spread:
+        assert spread is not map
+        written = corpus.write_pool(several, CONFIG, progress=False, spread=spread)
+        folders = write_evaluation(f"{several}-sets", CONFIG, progress=False, spread=spread)
+    assert written == manifest.read(pool, "pool")
+    assert [found.digest() for found in find_sets(one)] == [found.digest() for found in find_sets(f"{several}-sets")]
+    assert len(folders) == len(find_sets(one))
+
+
+def test_few_images_are_drawn_by_this_process() -> None:
+    with corpus.spread_over_cores(2 * WORTH_A_PROCESS - 1) as spread:
+        assert spread is map
+
+
+def test_processes_that_draw_end_with_their_parent(tmp_path: Path) -> None:
+    """Also where nothing can end them: it is killed."""
+    code = (
+        "from llip.data import corpus; import os\n"
+        "os.sched_getaffinity = lambda _: {0, 1}\n"
+        "with corpus.spread_over_cores(1_000_000) as spread:\n"
+        f"    corpus.write_pool({str(tmp_path / 'pool')!r}, corpus.CorpusConfig(rows=1_000_000), spread=spread)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        drawing: list[psutil.Process] = []
+        while len(drawing) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+            drawing = [child for child in psutil.Process(process.pid).children() if child.cpu_times().user > 1]
+    finally:
+        process.kill()
+        process.wait()
+    assert psutil.wait_procs(drawing, timeout=30)[1] == []
 
 
 def test_a_row_depends_on_settings_and_index_alone() -> None:

@@ -1,12 +1,20 @@
 """The training pool: Parquet files of images with their captions, and the metadata that these can be matched with."""
 
+import contextlib
 import hashlib
 import io
+import multiprocessing
+import os
 import re
+import signal
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +50,13 @@ SAMPLE = 4_000
 MIN_COUNT = 4
 """Occurrences that a word or a pair needs."""
 
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""Maps a function over values, in their order: `map`, or that of an executor."""
+AT_ONCE = 250
+"""Rows that are drawn in one go."""
+WORTH_A_PROCESS = 2_000
+"""Images that take longer to draw than a process takes to start."""
+
 
 def encode(pixels: np.ndarray) -> bytes:
     """Lossless PNG of uint8 RGB [H, W, 3]."""
@@ -72,8 +87,39 @@ def rows(config: CorpusConfig, start: int, stop: int) -> Iterator[dict[str, obje
         }
 
 
-def write_pool(folder: str, config: CorpusConfig, *, progress: bool = True) -> Manifest:
-    """Write the training pool, its manifest last; a finished one is left as it is.
+@contextlib.contextmanager
+def spread_over_cores(images: int) -> Iterator[Spread]:
+    """Mapping by a process on each core where there are so many images to draw, else `map`."""
+    processes = min(len(os.sched_getaffinity(0)), images // WORTH_A_PROCESS)
+    if processes < 2:
+        yield map
+        return
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_end_with_the_parent)
+    try:
+        yield executor.map
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _end_with_the_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it does, however that happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _rows_of(span: tuple[int, int], config: CorpusConfig) -> list[dict[str, object]]:
+    return list(rows(config, *span))
+
+
+def write_pool(folder: str, config: CorpusConfig, *, progress: bool = True, spread: Spread = map) -> Manifest:
+    """Write the training pool, its manifest last; a finished one is left as it is. `spread` maps what draws rows.
 
     Raises ValueError where the folder holds a pool of other settings, or where a package is missing.
     """
@@ -81,12 +127,16 @@ def write_pool(folder: str, config: CorpusConfig, *, progress: bool = True) -> M
         return manifest.read(folder, "pool")
     files: list[FileEntry] = []
     with progress_bar(total=config.rows, desc="drawing the corpus", unit="image", disable=not progress) as bar:
-        for start in range(0, config.rows, config.rows_per_file):
-            drawn = []
-            for row in rows(config, start, min(start + config.rows_per_file, config.rows)):
-                drawn.append(row)
-                bar.update()
-            files.append(_write_file(folder, f"data-{len(files):05d}.parquet", drawn))
+
+        def drawn() -> Iterator[dict[str, object]]:
+            spans = [(start, min(start + AT_ONCE, config.rows)) for start in range(0, config.rows, AT_ONCE)]
+            for part in spread(partial(_rows_of, config=config), spans):
+                bar.update(len(part))
+                yield from part
+
+        row = drawn()
+        while of_file := list(islice(row, config.rows_per_file)):
+            files.append(_write_file(folder, f"data-{len(files):05d}.parquet", of_file))
     packages = sorted({s.package for s in SOURCES.values()})
     finished = Manifest(
         kind="pool",

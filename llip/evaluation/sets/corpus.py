@@ -14,6 +14,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pyarrow as pa
 
@@ -21,7 +22,7 @@ from llip import storage
 from llip.data.corpus.catalogue import TRAINING_EMOJI_STYLES, Catalogue, catalogue
 from llip.data.corpus.config import CorpusConfig
 from llip.data.corpus.names import Concept
-from llip.data.corpus.pool import encode
+from llip.data.corpus.pool import Spread, encode
 from llip.data.corpus.scenes import Scene, compose, random_of, render, single
 from llip.data.corpus.sources import HELD_OUT_STYLE, ICON_STYLES, Drawing
 from llip.data.corpus.statements import hard_negatives, object_statement, statements
@@ -36,8 +37,9 @@ TEMPLATES = ("{}", "a {}", "a drawing of a {}", "a picture of a {}", "an emoji o
 GROUP_TEMPLATES = ("{}", "something of the group {}", "a picture from {}")
 
 
-def write_evaluation(folder: str, config: CorpusConfig, *, progress: bool = True) -> list[str]:
+def write_evaluation(folder: str, config: CorpusConfig, *, progress: bool = True, spread: Spread = map) -> list[str]:
     """Write every set into its own folder under `folder` and return these folders; finished ones are left as they are.
+    `spread` maps what draws sets.
 
     Raises ValueError where the folder holds sets of other settings, or where a package is missing.
     """
@@ -48,11 +50,19 @@ def write_evaluation(folder: str, config: CorpusConfig, *, progress: bool = True
                 f"{folder} was made with other settings ({'; '.join(changed)}); choose another folder or remove it"
             )
         return [found.uri for found in find_sets(folder)]
-    for make in bar(BUILDERS, desc="evaluation sets", unit="set", disable=not progress):
-        for data in make(catalogue(config), config):
+    made = spread(partial(_made, config=config), BUILDERS)
+    for sets in bar(made, total=len(BUILDERS), desc="evaluation sets", unit="set", disable=not progress):
+        for data in sets:
             evaluation_set.write(storage.join(folder, data.name), data)
     storage.write_json(marker, to_dict(config))
     return [found.uri for found in find_sets(folder)]
+
+
+Builder = Callable[[Catalogue, CorpusConfig], list[EvaluationSet]]
+
+
+def _made(make: Builder, config: CorpusConfig) -> list[EvaluationSet]:
+    return make(catalogue(config), config)
 
 
 def _scenes(drawings: Catalogue, config: CorpusConfig, stream: str, styles: Sequence[str]) -> list[Scene]:

@@ -4,7 +4,9 @@ The options of a command are the fields of its settings, a frozen dataclass. Set
 every leaf of `TrainingConfig` as an option too, by its dotted path and with the recipe's own value as its default.
 """
 
+import atexit
 import dataclasses
+import gc
 import hashlib
 import itertools
 import logging
@@ -98,6 +100,7 @@ def run(settings: type[Settings], main: Callable[[Settings], object], descriptio
     Exit codes: 2 for a mistake that the user can mend, with one line that says how; 1 for a storage that does not
     answer; 3 for a run that no restart helps; 143 for a run that SIGTERM stopped.
     """
+    atexit.register(gc.freeze)  # else the interpreter looks for cycles in PyTorch and Ray for two seconds as it ends
     level: Any = _given(LOG_LEVEL, sys.argv[1:]) or logs.DEFAULT
     try:
         parsed = parse(settings, sys.argv[1:], description)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,10 @@ SECONDS_BETWEEN_WRITES = 10.0
 EXPERIMENT = "llip"
 """MLflow experiment of all runs."""
 QUIET = {"mlflow": "WARNING", "mlflow.store.db.utils": "WARNING", "mlflow.utils.environment": "ERROR"}
+CREATION = "mlflow.llip.creation"
+"""Tag of a run by which its maker finds it again. MLflow's page shows no tags with this prefix."""
+_unanswered: dict[str, str] = {}
+"""Marks of runs that a server was asked for, by run folder, until it has answered."""
 MODELS = "models:/"
 """Scheme of MLflow's models."""
 IMPATIENCE = {
@@ -147,7 +152,9 @@ def _new_run(client: Any, tracking: Tracking, run_folder: str) -> str:
     tags = {"mlflow.source.git.commit": commit, "run_folder": run_folder} | tracking.tags
     if tracking.parent_run_id:
         tags["mlflow.parentRunId"] = tracking.parent_run_id
-    run_id = client.create_run(experiment_id, run_name=tracking.run_name, tags=tags).info.run_id
+    mark = _unanswered.setdefault(run_folder, uuid.uuid4().hex)
+    run_id = _create_once(client, experiment_id, tracking.run_name, tags | {CREATION: mark})
+    _unanswered.pop(run_folder, None)
     note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id, "experiment_id": experiment_id}
     storage.write_json(storage.join(run_folder, NAME), note)
     user = lineage.Maker(tracking.run_name, run_id, experiment_id)
@@ -155,7 +162,19 @@ def _new_run(client: Any, tracking: Tracking, run_folder: str) -> str:
         lineage.note_use(client, tracking.made_from, tracking.uri, user)
     except Exception as error:  # a run before was deleted: what is made now is there all the same
         logger.warning("MLflow at %s: what the run was made from is not linked (%s)", tracking.uri, error)
-    return str(run_id)
+    return run_id
+
+
+def _create_once(client: Any, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """Id of a new run, of which there is one: where the answer of a server is lost, the client and the writer ask again
+    and the server makes another."""
+    same = [experiment_id], f"tags.`{CREATION}` = '{tags[CREATION]}'"
+    if not client.search_runs(*same):
+        client.create_run(experiment_id, run_name=name, tags=tags)
+    run, *others = client.search_runs(*same)
+    for other in others:
+        client.delete_run(other.info.run_id)
+    return str(run.info.run_id)
 
 
 @contextlib.contextmanager

@@ -137,6 +137,33 @@ def test_what_a_server_did_not_take_is_sent_when_it_is_back(monkeypatch: pytest.
     assert client.taken == [7.0, 8.0] and client.status == "FINISHED"
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["asked twice", "no answer"])
+def test_a_lost_answer_leaves_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    """The client asks again where the server has made a run and its answer does not come, and then gives up."""
+    from mlflow import MlflowClient
+
+    make = MlflowClient.create_run
+
+    def create_run(client: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        make(client, *arguments, **named)
+        run = make(client, *arguments, **named)
+        monkeypatch.setattr(MlflowClient, "create_run", make)
+        if lost:
+            raise TimeoutError
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracking, folder = Tracking(uri=uri, run_name="run"), str(tmp_path / "run")
+    if lost:
+        with pytest.raises(TimeoutError):
+            open_run(tracking, folder)
+    client, run_id = open_run(tracking, folder)
+    experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
+    assert [run.info.run_id for run in client.search_runs([experiment])] == [run_id]
+    assert open_run(tracking, folder)[1] == run_id
+
+
 def test_other_ranks_leave_nothing(tmp_path: Path) -> None:
     with Tracker(_sqlite(tmp_path), str(tmp_path / "run"), enabled=False) as tracker:
         tracker.log(1, {"loss": 1.0})

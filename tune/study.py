@@ -6,7 +6,7 @@
 
 First the clock: seconds of a training step, one model at a time. Then every head with either loss chooses a learning
 rate, an initial scale, an initial bias and a mixing temperature, as far as it has them, one after the other from the
-recipe's own, in shorter trials on a seed of its own; what varies K or heads takes its head's. Then every variant trains
+recipe's own, in trials on a seed of its own; what varies K or heads takes its head's. Then every variant trains
 for the same steps, and CLIP, SigLIP and the paper's Llip also for the steps that fit into the FLOPs and into the time
 of the default recipe: all of them on one seed, then on the next, with the report written after each. Run again, it goes
 on where it was; other variants and more seeds add what is missing.
@@ -56,7 +56,7 @@ class Study(Experiment):
 
     recipe: str = "llip_dense_mini_k8"
     """Configuration that every variant starts from, a recipe of Llip; its head and its loss are what is varied. The
-    default is the smallest size, at which everything takes about four hours of two cores."""
+    default is the smallest size, at which everything takes about five hours of two cores."""
     only: tuple[str, ...] = ()
     """Names of the variants that are trained, with * for any letters; all where not given."""
     ks: tuple[int, ...] = (1, 4, 8, 16)
@@ -74,8 +74,8 @@ class Study(Experiment):
     """Initial biases to choose from, for the sigmoid loss."""
     temperatures: tuple[float, ...] = (1.0, 5.0)
     """Temperatures of the mixing to choose from, where a query mixes."""
-    choice_share: float = 0.25
-    """Steps of a trial that chooses settings, as a share of `steps`."""
+    choice_share: float = 1.0
+    """Steps of a trial that chooses settings, as a share of `steps`. Shorter ones choose what is ahead early."""
     metric: str = "scenes_in_style/text_to_image_map_over_types"
     """Metric by which settings are chosen, and which is plotted."""
     name: str = "small_scale"

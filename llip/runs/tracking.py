@@ -29,7 +29,7 @@ QUIET = {"mlflow": "WARNING", "mlflow.store.db.utils": "WARNING", "mlflow.utils.
 CREATION = "mlflow.llip.creation"
 """Tag of a run by which its maker finds it again. MLflow's page shows no tags with this prefix."""
 _unanswered: dict[str, str] = {}
-"""Marks of runs that a server was asked for, by run folder, until it has answered."""
+"""Marks of runs that a server was asked for, by run folder, until the folder has a note of it."""
 MODELS = "models:/"
 """Scheme of MLflow's models."""
 IMPATIENCE = {
@@ -154,15 +154,24 @@ def _new_run(client: Any, tracking: Tracking, run_folder: str) -> str:
         tags["mlflow.parentRunId"] = tracking.parent_run_id
     mark = _unanswered.setdefault(run_folder, uuid.uuid4().hex)
     run_id = _create_once(client, experiment_id, tracking.run_name, tags | {CREATION: mark})
-    _unanswered.pop(run_folder, None)
-    note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id, "experiment_id": experiment_id}
-    storage.write_json(storage.join(run_folder, NAME), note)
     user = lineage.Maker(tracking.run_name, run_id, experiment_id)
     try:
         lineage.note_use(client, tracking.made_from, tracking.uri, user)
     except Exception as error:  # a run before was deleted: what is made now is there all the same
+        if _without_answer(error):
+            raise
         logger.warning("MLflow at %s: what the run was made from is not linked (%s)", tracking.uri, error)
+    note = {"tracking": dataclasses.asdict(tracking), "run_id": run_id, "experiment_id": experiment_id}
+    storage.write_json(storage.join(run_folder, NAME), note)
+    _unanswered.pop(run_folder, None)
     return run_id
+
+
+def _without_answer(error: Exception) -> bool:
+    """Whether a server did not answer, which it may when it is asked again."""
+    from mlflow.exceptions import RestException
+
+    return getattr(error, "error_code", "") == "INTERNAL_ERROR" and not isinstance(error, RestException)
 
 
 def _create_once(client: Any, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ Where MLFLOW_TRACKING_URI names a server, nothing is started: the page is there.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ def ui(settings: Ui) -> None:
     if file is None:
         print(page(uri))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(command.STOPPED))  # else the server would outlive this process
     with serving(uri, settings.host, settings.port, None) as (server, process):
         print(f"\n{page(server)}\n\nCtrl-C ends it.", flush=True)
         try:

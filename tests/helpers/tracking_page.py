@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.browser import SHOW_CHILDREN, browser
 from helpers.ports import free_ports
+from pipelines.command import STOPPED
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT, TABLE, LONG, COLOURS = 1200, 760, 500, 2000, 128
@@ -25,14 +27,18 @@ WIDTH, HEIGHT, TABLE, LONG, COLOURS = 1200, 760, 500, 2000, 128
 
 @contextmanager
 def printed_by_ui(output: Path, *runs: str) -> Iterator[str]:
-    """The page that `pipelines/ui.py` prints of the runs in a folder, for as long as the block lasts."""
+    """The page that `pipelines/ui.py` prints of the runs in a folder, for as long as the block lasts. SIGTERM ends it,
+    with the server that it has started."""
     command = [sys.executable, "pipelines/ui.py", *runs, "--output", str(output), "--port", str(free_ports(1)[0])]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield next(line.strip() for line in process.stdout if line.startswith("http"))
+            page = next(line.strip() for line in process.stdout if line.startswith("http"))
+            server = psutil.Process(process.pid).children(recursive=True)
+            yield page
         finally:
             process.terminate()
+    assert process.returncode == STOPPED and not any(child.is_running() for child in server)
 
 
 def main(output: Path, sweep: str, report: Path, folder: Path = ROOT / ".github") -> None:
